@@ -1,0 +1,235 @@
+"""Synthetic arithmetic: problems made on the spot, each family at any of several difficulties.
+
+**puzzle** (difficulty k, the count of digits). Sign the digits so that they make the target:
+`3725=03`. An attempt gives each digit its sign and says what then remains to the target,
+`+00-07-05-00`. Each step is easy; choosing the signs is hard, for the first must be right before
+the last can be seen. A wrong attempt ends in its own miss d, and giving the digit d/2 the other
+sign mends it: a second attempt can read off what a first had to foresee.
+
+**addition**, **multiplication** (difficulty: digits of each number). `417+85=` → `502`. What a
+wrong digit owes to a lost carry can be seen afterwards, but there is no shortcut to mending it.
+
+The corpus that a base model is trained on holds transcripts of two attempts, as unhelpful as the
+paper found pretrained models to be: see `Corpus`.
+"""
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+import tiktoken
+
+from data.task import Problem, Task, text_hash
+from rewards import number_reward, parse_puzzle, puzzle_reward, puzzle_step
+
+STEP = re.compile(r"([+-])-?\d\d")  # of a puzzle's attempt; the group is the sign given
+END, RETRY = "<|end|>", "<|There might be an error. Try again.|>"
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """How the transcripts of two attempts are drawn, and what a base model learns from them.
+
+    A first attempt is right with probability `right`, else a right one with a slip. A second one
+    repeats the first with probability `copy`, right or not, and is otherwise a fresh draw: right
+    with probability `right` (of several right answers the one nearest to the first), else slipped.
+    So accuracy does not rise from the first attempt to the second, and the likeliest second attempt
+    is the first again; but corrections occur, as they do in what language models are trained on.
+    """
+
+    right: float = 0.5
+    copy: float = 0.5
+
+
+class Puzzle:
+    """Sign k digits so that they make the target."""
+
+    name, default, difficulties = "puzzle", 5, range(2, 9)
+    alphabet = "0123456789+-="
+    pattern = r"=\d\d|[+-]-?\d\d|[\d+=-]"
+    # One token a target and one a step, which keeps an attempt as short as it has digits.
+    words = [f"={n:02d}" for n in range(100)] + [
+        f"{sign}{minus}{n:02d}" for sign in "+-" for minus in ("", "-") for n in range(100)
+        if not (minus and n == 0)
+    ]
+
+    def __init__(self, difficulty: int):
+        self.difficulty = difficulty
+        self.max_new_tokens = difficulty + 1
+        bits = np.arange(2**difficulty)[:, None] >> np.arange(difficulty)
+        self.choices = 1 - 2 * (bits & 1)  # (2^k, k): every way to sign k digits
+
+    def draw(self, rng: np.random.Generator) -> str:
+        """A solvable prompt: digits and signs are drawn, the target is what they make. No attempt
+        can leave the two digits that a step has room for."""
+        while True:
+            digits = rng.integers(1, 10, self.difficulty)
+            target = int(digits @ self.choices[rng.integers(len(self.choices))])
+            if 0 <= target <= 99 - digits.sum():
+                return "".join(map(str, digits)) + f"={target:02d}"
+
+    def canonical(self, prompt: str) -> str:
+        """The same for every order of the digits: such puzzles are one puzzle to the splits."""
+        digits, target = prompt.split("=")
+        return "".join(sorted(digits)) + "=" + target
+
+    def spell(self, prompt: str, signs: np.ndarray) -> str:
+        digits, remains = parse_puzzle(prompt)
+        steps = []
+        for digit, sign in zip(digits, signs):
+            text, remains = puzzle_step("+" if sign > 0 else "-", remains, digit)
+            steps.append(text)
+        return "".join(steps)
+
+    def attempt(
+        self, prompt: str, right: bool, previous: str | None, rng: np.random.Generator
+    ) -> str:
+        """Signs that make the target, the nearest to the previous attempt's if there is one (drawn
+        evenly among several); one of them flipped if it shall be wrong. Every step is computed
+        without a mistake."""
+        digits, target = parse_puzzle(prompt)
+        solutions = self.choices[self.choices @ digits == target]  # (n, k)
+        score = rng.random(len(solutions))
+        if previous is not None:
+            before = np.array([-1 if sign == "-" else 1 for sign in STEP.findall(previous)])
+            score += solutions @ before  # two apart for every sign that agrees
+        signs = solutions[score.argmax()].copy()
+        if not right:
+            signs[rng.integers(len(signs))] *= -1
+        return self.spell(prompt, signs)
+
+    def reward(self, prompt: str, response: str) -> float:
+        return puzzle_reward(prompt, response)
+
+
+class Numbers:
+    """The sum or product of two numbers of at most n digits."""
+
+    pattern = r"[\d+*=]"
+    words: list[str] = []
+    alphabet = "0123456789+*="
+
+    def __init__(self, difficulty: int):
+        self.difficulty = difficulty
+        self.max_new_tokens = 2 * difficulty + 1
+
+    def draw(self, rng: np.random.Generator) -> str:
+        left, right = rng.integers(0, 10**self.difficulty, 2)
+        return f"{left}{self.operator}{right}="
+
+    def canonical(self, prompt: str) -> str:
+        """The same for a+b and b+a."""
+        return self.operator.join(sorted(prompt.removesuffix("=").split(self.operator)))
+
+    def attempt(
+        self, prompt: str, right: bool, previous: str | None, rng: np.random.Generator
+    ) -> str:
+        """The answer, or the answer with each digit redrawn with probability one half."""
+        left, other = map(int, prompt.removesuffix("=").split(self.operator))
+        answer = str(left + other if self.operator == "+" else left * other)
+        if right:
+            return answer
+        digits = [str(rng.integers(10)) if rng.random() < 0.5 else digit for digit in answer]
+        return str(int("".join(digits)))
+
+    def reward(self, prompt: str, response: str) -> float:
+        return number_reward(prompt, response)
+
+
+class Addition(Numbers):
+    name, operator, default, difficulties = "addition", "+", 3, range(2, 10)
+
+
+class Multiplication(Numbers):
+    name, operator, default, difficulties = "multiplication", "*", 2, range(2, 6)
+
+
+FAMILIES = {family.name: family for family in (Puzzle, Addition, Multiplication)}
+
+# Hash buckets, out of 20. A problem's bucket is a property of the problem alone.
+SPLITS = {"train": range(3, 20), "val": range(0, 1), "test": range(1, 3)}
+
+
+class ArithmeticTask(Task):
+    """One family at one difficulty. Raises ValueError for a difficulty outside its range."""
+
+    def __init__(self, family: type, difficulty: int | None = None):
+        difficulty = family.default if difficulty is None else difficulty
+        if difficulty not in family.difficulties:
+            low, high = family.difficulties[0], family.difficulties[-1]
+            raise ValueError(
+                f"difficulty {difficulty} of {family.name} is not between {low} and {high}"
+            )
+        self.family = family(difficulty)
+        self.name = family.name
+        self.encoding = arithmetic_encoding(family)
+        self.eos, retry = (self.encoding.encode_single_token(text) for text in (END, RETRY))
+        self.revise = [retry]
+        self.max_new_tokens = self.family.max_new_tokens
+        self._foreign = re.compile(f"[^{re.escape(family.alphabet)}]")
+
+    def split(self, prompt: str) -> str:
+        """The split that a prompt belongs to, by a hash of its canonical form."""
+        bucket = text_hash(self.family.canonical(prompt)) % 20
+        return next(name for name, buckets in SPLITS.items() if bucket in buckets)
+
+    def _draw(self, split: str, rng: np.random.Generator) -> str:
+        while True:
+            prompt = self.family.draw(rng)
+            if self.split(prompt) == split:
+                return prompt
+
+    def batch(self, seed: int, step: int, count: int) -> list[Problem]:
+        rng = np.random.default_rng([seed, step, text_hash("batch")])
+        return [Problem(self._draw("train", rng)) for _ in range(count)]
+
+    def held_out(self, split: str, count: int) -> list[Problem]:
+        rng = np.random.default_rng([text_hash(split)])
+        prompts: dict[str, None] = {}
+        for _ in range(100 * count):
+            if len(prompts) == count:
+                return [Problem(prompt) for prompt in prompts]
+            prompts[self._draw(split, rng)] = None
+        raise ValueError(f"{self.name}'s {split} split holds fewer than {count} problems")
+
+    def transcripts(
+        self, seed: int, step: int, count: int, corpus: Corpus
+    ) -> list[tuple[str, str, str]]:
+        """(prompt, first attempt, second attempt) of `count` training problems."""
+        rng = np.random.default_rng([seed, step, text_hash("corpus")])
+        rows = []
+        for _ in range(count):
+            prompt = self._draw("train", rng)
+            first = self.family.attempt(prompt, rng.random() < corpus.right, None, rng)
+            second = first
+            if rng.random() >= corpus.copy:
+                second = self.family.attempt(prompt, rng.random() < corpus.right, first, rng)
+            rows.append((prompt, first, second))
+        return rows
+
+    def reward(self, problem: Problem, response: str) -> float:
+        return self.family.reward(problem.prompt, response)
+
+    def encode(self, text: str) -> list[int]:
+        foreign = self._foreign.search(text)
+        if foreign:
+            raise ValueError(
+                f"{foreign.group()!r} at position {foreign.start()} is not in {self.name}'s "
+                f"alphabet {self.family.alphabet!r}"
+            )
+        return self.encoding.encode_ordinary(text)
+
+
+def arithmetic_encoding(family: type) -> tiktoken.Encoding:
+    """A tokenizer made offline from the family's alphabet and words. The pattern cuts text into
+    pieces, and a piece that is a word is one token, so no merges are needed between the two."""
+    pieces = list(family.alphabet) + family.words
+    ranks = {piece.encode(): rank for rank, piece in enumerate(pieces)}
+    special = {END: len(ranks), RETRY: len(ranks) + 1}
+    return tiktoken.Encoding(
+        f"score-{family.name}",
+        pat_str=family.pattern,
+        mergeable_ranks=ranks,
+        special_tokens=special,
+        explicit_n_vocab=len(ranks) + len(special),
+    )

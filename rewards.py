@@ -1,0 +1,48 @@
+"""Verifiers: text in, number out. They run at training time only and never tell the model anything.
+
+A verifier is the one thing that a policy under reinforcement can win against instead of the task,
+so each is strict and total: any string gets a verdict, nothing raises, and a right answer has
+exactly one spelling, the verifier's own. It rebuilds that spelling and compares; it never parses
+numbers out of the response, for that is where leniency creeps in (int() takes "1_3", " 13", "+13"
+and "１３").
+
+What the arithmetic verifiers refuse, each tried in test_score.py: a wrong step on the way to the
+right end; the end without the steps; steps left out, repeated, reordered or added after the end;
+a restated problem with another target; a sum that is right modulo 100; negative zero; leading
+zeros and signs; underscores, exponents, blanks, line ends and digits of other scripts; text before
+or after the answer; a control token's text; two answers of which one is right; nothing at all.
+"""
+
+def puzzle_step(sign: str, remains: int, digit: int) -> tuple[str, int]:
+    """One step of an attempt as it is spelled, the sign given to the digit joined with what then
+    remains to the target, and that number: ("+", 13, 3) → ("+10", 10)."""
+    remains -= digit if sign == "+" else -digit
+    return f"{sign}{'-' if remains < 0 else ''}{abs(remains):02d}", remains
+
+
+def parse_puzzle(prompt: str) -> tuple[list[int], int]:
+    """"3725=13" → ([3, 7, 2, 5], 13). The prompt is the task's own text, never the model's."""
+    digits, target = prompt.split("=")
+    return [int(digit) for digit in digits], int(target)
+
+
+def puzzle_reward(prompt: str, response: str) -> float:
+    """1.0 if the response signs the prompt's digits, in order, so that nothing remains at the end.
+
+    "3725=13" has one right answer, "+10+03+01-06" … none: each step's number must be what remains.
+    """
+    digits, remains = parse_puzzle(prompt)
+    for digit in digits:
+        text, remains = puzzle_step("+" if response.startswith("+") else "-", remains, digit)
+        if not response.startswith(text):
+            return 0.0
+        response = response[len(text) :]
+    return float(response == "" and remains == 0)
+
+
+def number_reward(prompt: str, response: str) -> float:
+    """1.0 if the response is the value of "a+b=" or "a*b=", in the only decimal spelling."""
+    operator = "+" if "+" in prompt else "*"
+    left, right = prompt.removesuffix("=").split(operator)
+    value = int(left) + int(right) if operator == "+" else int(left) * int(right)
+    return float(response == str(value))

@@ -1,0 +1,641 @@
+"""The command line: train the base model, Stage I and Stage II; evaluate; keep everything safe.
+
+    python train.py --stage 1            Stage I of SCoRe, training the base model first
+    python train.py --stage 2            Stage II, running first whatever is missing
+    python train.py --eval out/puzzle/stage2
+
+Everything a stage leaves behind lies in OUT/TASK/{base,stage1,stage2}/: model.pt (the checkpoint
+with the highest training reward), state.pt (all that --resume needs), metrics.jsonl (one line a
+step) and results.json (the evaluation on held-out problems).
+"""
+
+import os
+
+# Before torch starts its threads: on cores that others share, busy waiting costs a factor of ten.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import argparse
+import contextlib
+import inspect
+import json
+import math
+import pickle
+import re
+import resource
+import shlex
+import signal
+import sys
+import time
+import types
+import typing
+from dataclasses import MISSING, asdict, dataclass, fields, replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+import data
+import score
+from data.arithmetic import Corpus
+from model import GPT, GPTConfig
+
+
+class BadInput(Exception):
+    """What the user gave cannot be used: one line on stderr, exit code 2."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of training: where it is kept, what it maximises, and its schedule."""
+
+    folder: str
+    title: str
+    returns: score.Returns | None  # None: the base model, which learns from transcripts
+    steps: int
+    lr: float
+
+
+STAGES = (
+    Stage("base", "base", None, steps=1200, lr=2e-3),
+    Stage("stage1", "Stage I", score.stage1_returns, steps=300, lr=5e-4),
+    Stage("stage2", "Stage II", score.stage2_returns, steps=400, lr=3e-4),
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """The settings of a run beside the algorithm's own (score.Config)."""
+
+    data: str = "arithmetic"  # where problems come from: arithmetic
+    task: str = "puzzle"  # family of arithmetic: puzzle, addition, multiplication
+    difficulty: int | None = None  # of the family's problems; its own default if not given
+    out: str = "out"  # folder for all that is written
+    seed: int = 0  # of the initial weights and of everything drawn
+    steps: int | None = None  # of this stage; its own default if not given
+    lr: float | None = None  # peak learning rate of this stage; its own default if not given
+    warmup: int = 20  # steps until the peak; from there linearly down to 0 at the end
+    layers: int = 3  # of the base model
+    heads: int = 4  # of the base model
+    width: int = 64  # of the base model
+    transcripts: int = 256  # a step of base training
+    device: str = "auto"  # auto takes cuda, then mps, then cpu
+    dtype: str = "float32"  # float32, or bfloat16 for the forward passes (autocast)
+    attempts: int = 2  # of an evaluation; training makes two
+    split: str = "test"  # held-out problems of the evaluation: test, or val for development
+    eval_problems: int = 2000  # held-out problems of the evaluation
+
+    def __post_init__(self):
+        for name in ("steps", "lr", "layers", "heads", "width", "transcripts", "eval_problems"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name} must be finite and positive: {value}")
+        for name, known in (
+            ("data", ["arithmetic"]),
+            ("dtype", ["float32", "bfloat16"]),
+            ("split", ["val", "test"]),
+        ):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}: {getattr(self, name)}")
+        if self.attempts < 2 or self.warmup < 0 or self.seed < 0:
+            raise ValueError("attempts must be at least 2, warmup and seed not negative")
+
+
+# ---------------------------------------------------------------------------------------------
+# Checkpoints and logs
+
+
+def write_atomically(path: Path, write) -> None:
+    """A file is whole or absent: a kill in the middle leaves the old one."""
+    partial = path.with_name(path.name + ".partial")
+    write(partial)
+    os.replace(partial, path)
+
+
+def write_json(path: Path, content: dict) -> None:
+    write_atomically(path, lambda p: p.write_text(json.dumps(content, indent=2) + "\n"))
+
+
+def read_pt(path: Path, keys: set[str]) -> dict:
+    """A dictionary that this program saved. Never unpickles code. BadInput if it is anything else."""
+    if not path.is_file():
+        raise BadInput(f"no such file: {path}")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        reason = str(error).strip().splitlines()[0][:100] if str(error).strip() else "unreadable"
+        raise BadInput(f"{path} is truncated or not a checkpoint ({reason})") from None
+    if not isinstance(content, dict) or not keys <= content.keys():
+        raise BadInput(f"{path} is not a checkpoint of this program: no {', '.join(sorted(keys))}")
+    return content
+
+
+def load_model(folder: Path, task: data.Task, device: torch.device) -> GPT:
+    """The model of a stage's folder. BadInput if it is missing, broken or for another vocabulary."""
+    path = folder / "model.pt"
+    content = read_pt(path, {"config", "model"})
+    try:
+        model = GPT(GPTConfig(**content["config"]))
+        model.load_state_dict(content["model"])
+    except (TypeError, ValueError, RuntimeError, AttributeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise BadInput(f"{path} is not a model of this program ({reason})") from None
+    if model.config.vocab_size != task.encoding.n_vocab:
+        raise BadInput(
+            f"{path} has a vocabulary of {model.config.vocab_size}, but {task.name} needs "
+            f"{task.encoding.n_vocab}; was it trained on another task?"
+        )
+    return model.to(device)
+
+
+def save_model(path: Path, config: GPTConfig, weights: dict) -> None:
+    content = {"config": asdict(config), "model": weights}
+    write_atomically(path, lambda p: torch.save(content, p))
+
+
+def copy_weights(model: GPT) -> dict:
+    return {name: w.detach().to("cpu", copy=True) for name, w in model.state_dict().items()}
+
+
+class Log:
+    """metrics.jsonl, one object a step. On resuming, lines after the saved step are dropped: those
+    steps are run again."""
+
+    def __init__(self, path: Path, step: int):
+        lines = path.read_text().splitlines()[:step] if step and path.exists() else []
+        write_atomically(path, lambda p: p.write_text("".join(line + "\n" for line in lines)))
+        self.file = path.open("a")
+
+    def add(self, metrics: dict) -> None:
+        self.file.write(json.dumps(metrics) + "\n")
+        self.file.flush()
+
+
+class Best:
+    """The weights with the highest training reward, averaged over the last WINDOW steps (a single
+    step's is too noisy to choose by) and looked at every EVERY steps and after the last one."""
+
+    WINDOW, EVERY = 20, 10
+
+    def __init__(self):
+        self.recent: list[float] = []
+        self.reward = -math.inf
+        self.weights: dict | None = None
+
+    def add(self, step: int, steps: int, reward: float, model: GPT) -> None:
+        self.recent = (self.recent + [reward])[-self.WINDOW :]
+        mean = sum(self.recent) / len(self.recent)
+        looked_at = step == steps or (step % self.EVERY == 0 and step >= self.WINDOW)
+        if looked_at and mean > self.reward:
+            self.reward, self.weights = mean, copy_weights(model)
+
+
+# ---------------------------------------------------------------------------------------------
+# Training
+
+
+def base_step(
+    model: GPT, optimizer, task: data.Task, transcripts: list[tuple[str, str, str]], clip: float
+) -> dict:
+    """Cross-entropy on both attempts' tokens, eos included; laid out as the policy will meet them."""
+    rows, weights = [], []
+    for prompt, first, second in transcripts:
+        x = task.encode(prompt)
+        y1, y2 = (task.encode(text) + [task.eos] for text in (first, second))
+        rows.append(x + y1 + task.revise + y2)
+        weights.append([0] * len(x) + [1] * len(y1) + [0] * len(task.revise) + [1] * len(y2))
+    T = max(map(len, rows))
+    tokens = torch.tensor([row + [0] * (T - len(row)) for row in rows], device=model.device)
+    scored = torch.tensor([w + [0] * (T - len(w)) for w in weights], device=model.device).bool()
+    # Padding on the right is after everything that is scored, so no mask is needed to hide it.
+    hidden = model.hidden(tokens[:, :-1])  # (B, T − 1, C)
+    loss = F.cross_entropy(model.logits(hidden[scored[:, 1:]]), tokens[scored])
+    optimizer.zero_grad()
+    loss.backward()
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+    optimizer.step()
+    return {"loss": loss.item(), "grad_norm": norm.item(), "tokens": int(scored.sum())}
+
+
+def learning_rate(step: int, steps: int, warmup: int, peak: float) -> float:
+    """Of step 1 … steps: up linearly over `warmup` steps, down linearly to 0 just after the last."""
+    return peak * min(step / (warmup + 1), (steps - step + 1) / max(1, steps - warmup), 1.0)
+
+
+@dataclass
+class Trainer:
+    """One stage in progress: everything that changes from step to step, and how it is kept."""
+
+    run: Run
+    cfg: score.Config
+    stage: Stage
+    folder: Path
+    task: data.Task
+    policy: GPT
+    ref: GPT | None
+    step: int = 0
+    samples: int = 0
+    seconds: float = 0.0
+
+    def __post_init__(self):
+        self.steps = self.run.steps or self.stage.steps
+        self.peak = self.run.lr or self.stage.lr
+        self.best = Best()
+        self.optimizer = torch.optim.Adam(
+            self.policy.parameters(), lr=self.peak, betas=(0.9, 0.99), fused=True
+        )
+
+    def settings(self) -> dict:
+        """What a resumed or reused run must agree on."""
+        free = ("out", "device", "attempts", "split", "eval_problems")
+        run = {name: value for name, value in asdict(self.run).items() if name not in free}
+        return run | asdict(self.cfg) | {"steps": self.steps, "lr": self.peak}
+
+    def save(self) -> None:
+        best = self.best.weights if self.best.weights is not None else copy_weights(self.policy)
+        save_model(self.folder / "model.pt", self.policy.config, best)
+        state = {
+            "settings": self.settings(),
+            "step": self.step,
+            "steps": self.steps,
+            "samples": self.samples,
+            "seconds": self.seconds,
+            "model": copy_weights(self.policy),
+            "optimizer": self.optimizer.state_dict(),
+            "best": {"recent": self.best.recent, "reward": self.best.reward, "weights": best},
+        }
+        write_atomically(self.folder / "state.pt", lambda p: torch.save(state, p))
+
+    def restore(self, state: dict) -> None:
+        for name, value in self.settings().items():
+            if state["settings"].get(name) != value:
+                raise BadInput(
+                    f"{self.folder} was begun with {name} {state['settings'].get(name)}, not "
+                    f"{value}; give the same settings, or another --out"
+                )
+        self.policy.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.samples, self.seconds = state["step"], state["samples"], state["seconds"]
+        self.best.recent, self.best.reward = state["best"]["recent"], state["best"]["reward"]
+        self.best.weights = state["best"]["weights"] if self.best.reward > -math.inf else None
+
+    def advance(self) -> dict:
+        """One step. Everything random in it is a function of (seed, stage, step)."""
+        self.step += 1
+        started = time.perf_counter()
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.step, self.steps, self.run.warmup, self.peak)
+        seed = self.run.seed * 1_000_003 + STAGES.index(self.stage)
+        if self.stage.returns is None:
+            rows = self.task.transcripts(seed, self.step, self.run.transcripts, Corpus())
+            metrics = base_step(self.policy, self.optimizer, self.task, rows, self.cfg.clip)
+        else:
+            problems = self.task.batch(seed, self.step, self.cfg.problems)
+            metrics = score.train_step(
+                self.policy,
+                self.ref,
+                self.optimizer,
+                self.task,
+                problems,
+                self.stage.returns,
+                self.cfg,
+                seed * 1_000_003 + self.step,
+            )
+            self.best.add(self.step, self.steps, metrics["reward"], self.policy)
+        self.samples += metrics.get("samples", 0)
+        seconds = time.perf_counter() - started
+        self.seconds += seconds
+        metrics["tokens_per_second"] = metrics.pop("tokens") / seconds
+        head = {"step": self.step, "stage": STAGES.index(self.stage), "seconds": seconds}
+        return head | metrics
+
+
+SAVE_EVERY = 50
+
+
+def train(trainer: Trainer, precision) -> None:
+    """Runs a stage to its end, or until Ctrl-C, which is honoured between two steps so that what is
+    saved is never half an update. Raises KeyboardInterrupt after saving."""
+    interrupted: list[int] = []
+
+    def note(signum, frame):
+        if interrupted:
+            raise SystemExit(130)  # asked twice: stop at once, the last save stands
+        interrupted.append(signum)
+
+    log = Log(trainer.folder / "metrics.jsonl", trainer.step)
+    old = {which: signal.signal(which, note) for which in (signal.SIGINT, signal.SIGTERM)}
+    bar = tqdm(
+        total=trainer.steps, initial=trainer.step, desc=trainer.stage.title, unit="step",
+        mininterval=1, dynamic_ncols=True,
+    )
+    try:
+        with bar, precision():
+            while trainer.step < trainer.steps and not interrupted:
+                metrics = trainer.advance()
+                log.add(metrics)
+                bar.set_postfix_str(progress(metrics), refresh=False)
+                bar.update()
+                if trainer.step % SAVE_EVERY == 0 or trainer.step == trainer.steps or interrupted:
+                    trainer.save()
+    finally:
+        for which, handler in old.items():
+            signal.signal(which, handler)
+        log.file.close()
+    if interrupted and trainer.step < trainer.steps:
+        raise KeyboardInterrupt
+
+
+def progress(metrics: dict) -> str:
+    if "reward" not in metrics:
+        return f"loss {metrics['loss']:.3f}"
+    return (
+        f"reward {metrics['reward']:.3f} t1 {metrics['acc_t1']:.3f} t2 {metrics['acc_t2']:.3f} "
+        f"Δ {metrics['delta']:+.3f} KL {metrics['kl_1']:.2f}/{metrics['kl_2']:.2f}"
+    )
+
+
+def cost(folder: Path, trainer: Trainer) -> str:
+    """What the stage's steps cost, from its own log."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+    def mean(name: str) -> float:
+        return sum(row[name] for row in rows) / len(rows)
+
+    parts = ""
+    if "rollout_seconds" in rows[0]:
+        parts = f" (rollouts {mean('rollout_seconds'):.3f}, update {mean('update_seconds'):.3f})"
+    if torch.cuda.is_available() and trainer.policy.device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated() / 2**20
+    else:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return (
+        f"{trainer.stage.title}: {trainer.seconds:.0f} s for {trainer.step} steps, "
+        f"{mean('seconds'):.3f} s a step{parts}, {mean('tokens_per_second'):,.0f} tokens/s, "
+        f"peak memory {peak:,.0f} MiB"
+    )
+
+
+# ---------------------------------------------------------------------------------------------
+# Evaluation and reports
+
+
+def evaluate(folder: Path, model: GPT, run: Run, task: data.Task, facts: dict) -> score.Evaluation:
+    """Evaluates a model greedily on held-out problems and writes the folder's results.json."""
+    problems = task.held_out(run.split, run.eval_problems)
+    result = score.evaluate(model, task, problems, attempts=run.attempts, seed=run.seed)
+    content = {
+        "data": run.data,
+        "task": run.task,
+        "stage": facts["stage"],
+        "split": run.split,
+        "n": len(problems),
+        "seed": run.seed,
+        "temperature": 0.0,
+        **result.metrics,
+        **{name: facts[name] for name in ("seconds", "steps", "samples")},  # of the training
+        "config": facts["config"],
+        "command": shlex.join(["python"] + sys.argv),
+    }
+    write_json(folder / "results.json", content)
+    return result
+
+
+def table(folders: list[tuple[str, Path]]) -> str:
+    """The results of several stages in per cent, ± one standard error."""
+    names = ("acc_t1", "acc_t2", "delta", "fixed", "broken", "changed")
+    titles = ("acc@t1", "acc@t2", "Δ(t1,t2)", "Δ i→c", "Δ c→i", "changed")
+    lines = ["".join([f"{'':10}"] + [f"{title:>14}" for title in titles])]
+    for title, folder in folders:
+        results = json.loads((folder / "results.json").read_text())
+        cells = [f"{100 * results[n]:.1f} ± {100 * results['se'][n]:.1f}" for n in names]
+        lines.append("".join([f"{title:10}"] + [f"{cell:>14}" for cell in cells]))
+    return "\n".join(lines)
+
+
+def transcripts(result: score.Evaluation, task: data.Task) -> str:
+    """One problem each that the second attempt fixed, kept right, and broke."""
+    first, second = result.rewards[0], result.rewards[1]
+    lines = []
+    for title, chosen in (
+        ("fixed", (first == 0) & (second == 1)),
+        ("kept", (first == 1) & (second == 1)),
+        ("broken", (first == 1) & (second == 0)),
+    ):
+        where = chosen.nonzero()[:, 0].tolist()
+        if not where:
+            lines.append(f"{title:7} (none of {len(first)})")
+            continue
+        x = where[0]
+        said = task.decode(task.revise).join(answers[x] for answers in result.responses[:2])
+        lines.append(f"{title:7} {result.problems[x].prompt}  {said}")
+    return "\n".join(lines)
+
+
+# ---------------------------------------------------------------------------------------------
+# Stages
+
+
+def pick_device(name: str) -> torch.device:
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise BadInput(f"device {name}: {str(error).splitlines()[0]}") from None
+    return device
+
+
+def new_policy(run: Run, number: int, task: data.Task, device: torch.device) -> GPT:
+    """What a stage starts from: fresh weights for the base model, else the stage before."""
+    if number > 0:
+        return load_model(stage_folder(run, number - 1), task, device)
+    torch.manual_seed(run.seed)
+    room = 16 + 2 * (task.max_new_tokens + len(task.revise))
+    config = GPTConfig(
+        vocab_size=task.encoding.n_vocab,
+        context=max(64, room),
+        layers=run.layers,
+        heads=run.heads,
+        kv_heads=run.heads,
+        width=run.width,
+    )
+    return GPT(config).to(device)
+
+
+def stage_folder(run: Run, number: int) -> Path:
+    return Path(run.out) / run.task / STAGES[number].folder
+
+
+def frozen(model: GPT) -> GPT:
+    """A reference: it is given no gradient and nothing updates it."""
+    return model.requires_grad_(False).eval()
+
+
+def run_stage(run: Run, cfg: score.Config, number: int, last: int, resume: bool, env) -> None:
+    """Trains one stage of `--stage last`, or goes on with it, or finds it finished."""
+    task, device, precision = env
+    stage, folder = STAGES[number], stage_folder(run, number)
+    if number < last:
+        run = replace(run, steps=None, lr=None)  # those flags are the last stage's
+    state = None
+    if (folder / "state.pt").exists():
+        state = read_pt(folder / "state.pt", {"settings", "step", "steps", "model", "optimizer"})
+        check_same_problems(folder, state["settings"], run)
+        if state["step"] < state["steps"] and not resume:
+            raise BadInput(
+                f"{folder} holds an unfinished run (step {state['step']} of {state['steps']}): "
+                "add --resume to go on with it, or choose another --out"
+            )
+        if state["step"] >= state["steps"] and number < last:
+            return say(f"{stage.title}: using {folder}, finished after {state['steps']} steps")
+    elif (folder / "model.pt").exists():
+        return say(f"{stage.title}: using {folder}/model.pt")
+    elif number < last:
+        say(f"{STAGES[last].title} needs the {stage.title} model; {folder} has none: training it")
+    policy = new_policy(run, number, task, device)
+    ref = frozen(load_model(stage_folder(run, 0), task, device)) if number else None
+    trainer = Trainer(run, cfg, stage, folder, task, policy, ref)
+    if state is not None:
+        trainer.restore(state)
+        if trainer.step >= trainer.steps:
+            return say(f"{stage.title}: {folder} is finished, nothing to train")
+        say(f"{stage.title}: going on after step {trainer.step} of {trainer.steps}")
+    train(trainer, precision)
+    say(cost(folder, trainer))
+
+
+def check_same_problems(folder: Path, settings: dict, run: Run) -> None:
+    """A stage found on disk is of use only to the same problems and seed."""
+    for name in ("task", "difficulty", "seed"):
+        if settings.get(name) != getattr(run, name):
+            raise BadInput(
+                f"{folder} was made with {name} {settings.get(name)}, not {getattr(run, name)}; "
+                "choose another --out"
+            )
+
+
+def say(line: str) -> None:
+    print(line, flush=True)
+
+
+def evaluate_folder(folder: Path, run: Run, task: data.Task, device, precision):
+    """Evaluates a checkpoint folder; what its training cost is read from its state, if it is there."""
+    model = load_model(folder, task, device)
+    facts = {"stage": None, "seconds": None, "steps": None, "samples": None, "config": asdict(run)}
+    if (folder / "state.pt").exists():
+        state = read_pt(folder / "state.pt", {"settings", "step", "seconds", "samples"})
+        facts = {
+            "stage": next((n for n, s in enumerate(STAGES) if s.folder == folder.name), None),
+            "seconds": state["seconds"],
+            "steps": state["step"],
+            "samples": state["samples"],
+            "config": state["settings"],
+        }
+    with precision():
+        return evaluate(folder, model, run, task, facts)
+
+
+def check_writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise BadInput(f"cannot write to {folder}: {error.strerror}") from None
+
+
+# ---------------------------------------------------------------------------------------------
+# The command line
+
+
+def add_flags(parser: argparse.ArgumentParser, config: type) -> None:
+    """One flag a field of a dataclass, with its type, default and comment."""
+    comments = dict(re.findall(r"^    (\w+): .*?# (.+)$", inspect.getsource(config), re.MULTILINE))
+    hints = typing.get_type_hints(config)
+    for field in fields(config):
+        kind = hints[field.name]
+        if isinstance(kind, types.UnionType):
+            kind = typing.get_args(kind)[0]
+        flag = "--" + field.name.replace("_", "-")
+        text = comments[field.name].replace("%", "%%")
+        default = "" if field.default in (None, MISSING) else f" [{field.default}]"
+        parser.add_argument(flag, type=kind, default=field.default, help=text + default)
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        raise BadInput(message)
+
+
+def parse(argv: list[str]) -> tuple[argparse.Namespace, Run, score.Config]:
+    """The flags, or BadInput for one that does not exist or has an impossible value."""
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--stage", type=int, choices=range(len(STAGES)), help="train up to a stage")
+    what.add_argument("--eval", metavar="DIR", help="evaluate the checkpoint in a stage's folder")
+    parser.add_argument("--resume", action="store_true", help="go on where a run was stopped")
+    add_flags(parser.add_argument_group("run"), Run)
+    add_flags(parser.add_argument_group("algorithm (score.Config)"), score.Config)
+    args = parser.parse_args(argv)
+    try:
+        run, cfg = (
+            kind(**{f.name: getattr(args, f.name) for f in fields(kind)})
+            for kind in (Run, score.Config)
+        )
+    except ValueError as error:
+        raise BadInput(str(error)) from None
+    return args, run, cfg
+
+
+def command(argv: list[str]) -> None:
+    args, run, cfg = parse(argv)
+    device = pick_device(run.device)
+
+    def precision():
+        if run.dtype == "float32":
+            return contextlib.nullcontext()
+        return torch.autocast(device.type, torch.bfloat16)
+
+    try:
+        task = data.load(run.task, run.difficulty)
+    except ValueError as error:
+        raise BadInput(str(error)) from None
+    if args.eval:
+        folders = [(Path(args.eval).name, Path(args.eval))]
+    else:
+        folders = [(STAGES[n].title, stage_folder(run, n)) for n in range(args.stage + 1)]
+        for _, folder in folders:
+            check_writable(folder)
+        for number in range(args.stage + 1):
+            run_stage(run, cfg, number, args.stage, args.resume, (task, device, precision))
+    try:
+        for _, folder in folders:
+            result = evaluate_folder(folder, run, task, device, precision)
+    except ValueError as error:  # too many problems for the split, or attempts for the context
+        raise BadInput(str(error)) from None
+    say(f"\n{run.eval_problems} {run.split} problems, greedy, in per cent ± one standard error")
+    say(table(folders))
+    say("\n" + transcripts(result, task))
+
+
+def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        command(argv)
+    except BadInput as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        again = shlex.join(["python", "train.py", *(a for a in argv if a != "--resume"), "--resume"])
+        print(f"train.py: interrupted, all saved; go on with: {again}", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
