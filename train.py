@@ -54,12 +54,13 @@ class Stage:
     returns: score.Returns | None  # None: the base model, which learns from transcripts
     steps: int
     lr: float
+    number: int  # enters the seeds, so that stages meet problems of their own
 
 
 STAGES = (
-    Stage("base", "base", None, steps=1200, lr=2e-3),
-    Stage("stage1", "Stage I", score.stage1_returns, steps=300, lr=5e-4),
-    Stage("stage2", "Stage II", score.stage2_returns, steps=400, lr=3e-4),
+    Stage("base", "base", None, steps=1200, lr=2e-3, number=0),
+    Stage("stage1", "Stage I", score.stage1_returns, steps=300, lr=5e-4, number=1),
+    Stage("stage2", "Stage II", score.stage2_returns, steps=400, lr=3e-4, number=2),
 )
 
 
@@ -249,7 +250,8 @@ class Trainer:
         """What a resumed or reused run must agree on."""
         free = ("out", "device", "attempts", "split", "eval_problems")
         run = {name: value for name, value in asdict(self.run).items() if name not in free}
-        return run | asdict(self.cfg) | {"steps": self.steps, "lr": self.peak}
+        own = {"stage": self.stage.number, "steps": self.steps, "lr": self.peak}
+        return run | asdict(self.cfg) | own
 
     def save(self) -> None:
         best = self.best.weights if self.best.weights is not None else copy_weights(self.policy)
@@ -285,7 +287,7 @@ class Trainer:
         started = time.perf_counter()
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, self.steps, self.run.warmup, self.peak)
-        seed = self.run.seed * 1_000_003 + STAGES.index(self.stage)
+        seed = self.run.seed * 1_000_003 + self.stage.number
         if self.stage.returns is None:
             rows = self.task.transcripts(seed, self.step, self.run.transcripts, Corpus())
             metrics = base_step(self.policy, self.optimizer, self.task, rows, self.cfg.clip)
@@ -306,7 +308,7 @@ class Trainer:
         seconds = time.perf_counter() - started
         self.seconds += seconds
         metrics["tokens_per_second"] = metrics.pop("tokens") / seconds
-        head = {"step": self.step, "stage": STAGES.index(self.stage), "seconds": seconds}
+        head = {"step": self.step, "stage": self.stage.number, "seconds": seconds}
         return head | metrics
 
 
@@ -330,7 +332,7 @@ def train(trainer: Trainer, precision) -> None:
         mininterval=1, dynamic_ncols=True,
     )
     try:
-        with bar, precision():
+        with bar, precision:
             while trainer.step < trainer.steps and not interrupted:
                 metrics = trainer.advance()
                 log.add(metrics)
@@ -449,20 +451,30 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def precision(run: Run, device: torch.device):
+    """A context for forward passes in the run's dtype. Weights and optimizer stay in float32."""
+    if run.dtype == "float32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, torch.bfloat16)
+
+
 def new_policy(run: Run, number: int, task: data.Task, device: torch.device) -> GPT:
     """What a stage starts from: fresh weights for the base model, else the stage before."""
     if number > 0:
         return load_model(stage_folder(run, number - 1), task, device)
     torch.manual_seed(run.seed)
     room = 16 + 2 * (task.max_new_tokens + len(task.revise))
-    config = GPTConfig(
-        vocab_size=task.encoding.n_vocab,
-        context=max(64, room),
-        layers=run.layers,
-        heads=run.heads,
-        kv_heads=run.heads,
-        width=run.width,
-    )
+    try:
+        config = GPTConfig(
+            vocab_size=task.encoding.n_vocab,
+            context=max(64, room),
+            layers=run.layers,
+            heads=run.heads,
+            kv_heads=run.heads,
+            width=run.width,
+        )
+    except ValueError as error:
+        raise BadInput(str(error)) from None
     return GPT(config).to(device)
 
 
@@ -475,9 +487,10 @@ def frozen(model: GPT) -> GPT:
     return model.requires_grad_(False).eval()
 
 
-def run_stage(run: Run, cfg: score.Config, number: int, last: int, resume: bool, env) -> None:
+def run_stage(
+    run: Run, cfg: score.Config, number: int, last: int, resume: bool, task, device
+) -> None:
     """Trains one stage of `--stage last`, or goes on with it, or finds it finished."""
-    task, device, precision = env
     stage, folder = STAGES[number], stage_folder(run, number)
     if number < last:
         run = replace(run, steps=None, lr=None)  # those flags are the last stage's
@@ -504,7 +517,7 @@ def run_stage(run: Run, cfg: score.Config, number: int, last: int, resume: bool,
         if trainer.step >= trainer.steps:
             return say(f"{stage.title}: {folder} is finished, nothing to train")
         say(f"{stage.title}: going on after step {trainer.step} of {trainer.steps}")
-    train(trainer, precision)
+    train(trainer, precision(run, device))
     say(cost(folder, trainer))
 
 
@@ -522,20 +535,22 @@ def say(line: str) -> None:
     print(line, flush=True)
 
 
-def evaluate_folder(folder: Path, run: Run, task: data.Task, device, precision):
+def evaluate_folder(
+    folder: Path, run: Run, task: data.Task, device: torch.device
+) -> score.Evaluation:
     """Evaluates a checkpoint folder; what its training cost is read from its state, if it is there."""
     model = load_model(folder, task, device)
     facts = {"stage": None, "seconds": None, "steps": None, "samples": None, "config": asdict(run)}
     if (folder / "state.pt").exists():
         state = read_pt(folder / "state.pt", {"settings", "step", "seconds", "samples"})
         facts = {
-            "stage": next((n for n, s in enumerate(STAGES) if s.folder == folder.name), None),
+            "stage": state["settings"]["stage"],
             "seconds": state["seconds"],
             "steps": state["step"],
             "samples": state["samples"],
             "config": state["settings"],
         }
-    with precision():
+    with precision(run, device):
         return evaluate(folder, model, run, task, facts)
 
 
@@ -595,12 +610,6 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, Run, score.Config]:
 def command(argv: list[str]) -> None:
     args, run, cfg = parse(argv)
     device = pick_device(run.device)
-
-    def precision():
-        if run.dtype == "float32":
-            return contextlib.nullcontext()
-        return torch.autocast(device.type, torch.bfloat16)
-
     try:
         task = data.load(run.task, run.difficulty)
     except ValueError as error:
@@ -611,11 +620,13 @@ def command(argv: list[str]) -> None:
         folders = [(STAGES[n].title, stage_folder(run, n)) for n in range(args.stage + 1)]
         for _, folder in folders:
             check_writable(folder)
+        if args.resume and not any((folder / "state.pt").exists() for _, folder in folders):
+            raise BadInput(f"nothing to resume: no state.pt in {folders[-1][1]} or its predecessors")
         for number in range(args.stage + 1):
-            run_stage(run, cfg, number, args.stage, args.resume, (task, device, precision))
+            run_stage(run, cfg, number, args.stage, args.resume, task, device)
     try:
         for _, folder in folders:
-            result = evaluate_folder(folder, run, task, device, precision)
+            result = evaluate_folder(folder, run, task, device)
     except ValueError as error:  # too many problems for the split, or attempts for the context
         raise BadInput(str(error)) from None
     say(f"\n{run.eval_problems} {run.split} problems, greedy, in per cent ± one standard error")

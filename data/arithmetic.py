@@ -124,13 +124,14 @@ class Numbers:
     def attempt(
         self, prompt: str, right: bool, previous: str | None, rng: np.random.Generator
     ) -> str:
-        """The answer, or the answer with each digit redrawn with probability one half."""
+        """The answer, or the answer with one digit changed."""
         left, other = map(int, prompt.removesuffix("=").split(self.operator))
         answer = str(left + other if self.operator == "+" else left * other)
         if right:
             return answer
-        digits = [str(rng.integers(10)) if rng.random() < 0.5 else digit for digit in answer]
-        return str(int("".join(digits)))
+        place = rng.integers(len(answer))
+        digit = (int(answer[place]) + rng.integers(1, 10)) % 10
+        return str(int(answer[:place] + str(digit) + answer[place + 1 :]))
 
     def reward(self, prompt: str, response: str) -> float:
         return number_reward(prompt, response)
@@ -186,11 +187,17 @@ class ArithmeticTask(Task):
     def held_out(self, split: str, count: int) -> list[Problem]:
         rng = np.random.default_rng([text_hash(split)])
         prompts: dict[str, None] = {}
-        for _ in range(100 * count):
-            if len(prompts) == count:
-                return [Problem(prompt) for prompt in prompts]
-            prompts[self._draw(split, rng)] = None
-        raise ValueError(f"{self.name}'s {split} split holds fewer than {count} problems")
+        repeats = 0
+        while len(prompts) < count:
+            prompt = self._draw(split, rng)
+            repeats = repeats + 1 if prompt in prompts else 0
+            prompts[prompt] = None
+            if repeats > 1000:
+                raise ValueError(
+                    f"the {split} split of {self.name}, difficulty {self.family.difficulty}, has "
+                    f"about {len(prompts)} problems, not {count}"
+                )
+        return [Problem(prompt) for prompt in prompts]
 
     def transcripts(
         self, seed: int, step: int, count: int, corpus: Corpus

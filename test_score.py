@@ -1,0 +1,925 @@
+"""What makes the rest believable, in order of trust.
+
+1. The gradient: the estimator's expectation over every possible rollout of a toy policy equals
+   autograd of the exact objective, and mutants of the algorithm fail that very test.
+2. The sampler: it draws from the distribution that the scorer scores, whatever the batch.
+3. The verifiers and the data.  4. The command line.  5. A tiny run learns.
+"""
+
+import dataclasses
+import itertools
+import json
+import math
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+import types
+
+import pytest
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import torch
+
+import data
+import model as model_module
+import score
+import train
+from data import Problem
+from data.arithmetic import SPLITS, Corpus
+from model import GPT, GPTConfig, generate, row_keys
+from rewards import number_reward, puzzle_reward
+
+HERE = pathlib.Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def puzzle() -> data.Task:
+    return data.load("puzzle", 3)
+
+
+@pytest.fixture
+def tiny(puzzle) -> GPT:
+    return tiny_gpt(puzzle)
+
+
+def tiny_gpt(task: data.Task, seed: int = 0, **shape) -> GPT:
+    """A small random model for a task, with weights large enough to prefer some tokens."""
+    torch.manual_seed(seed)
+    shape = {"layers": 2, "heads": 4, "kv_heads": 2, "width": 32} | shape
+    gpt = GPT(GPTConfig(vocab_size=task.encoding.n_vocab, **shape))
+    with torch.no_grad():
+        gpt.tokens.weight.normal_(std=0.3)
+        gpt.positions.weight.normal_(std=0.3)
+    return gpt
+
+
+# ---------------------------------------------------------------------------------------------
+# 1. The gradient
+
+# A toy world of three tokens: 0 and 1 are words, 2 ends an attempt, 0 also says "try again". An
+# attempt has at most two tokens, so there are seven, of lengths one and two, ended and cut.
+END, PROMPT, REVISE = 2, [0, 1, 1], [0]
+ATTEMPTS = [[2], [0, 2], [1, 2], [0, 0], [0, 1], [1, 0], [1, 1]]
+REWARDS = torch.tensor([0.0, 1.0, 0.0, 1.0, 0.0, 0.0, 1.0], dtype=torch.float64)
+
+
+def toy_gpt(seed: int) -> GPT:
+    """Double precision, and far enough from uniform that every term of the gradient matters."""
+    torch.manual_seed(seed)
+    config = GPTConfig(vocab_size=3, context=8, layers=1, heads=2, kv_heads=1, width=8, tied=False)
+    gpt = GPT(config).double()
+    with torch.no_grad():
+        for weight in gpt.parameters():
+            weight.normal_(std=0.5)
+    return gpt
+
+
+def padded(attempts: list[list[int]]) -> model_module.Generation:
+    tokens = torch.tensor([a + [0] * (2 - len(a)) for a in attempts])
+    mask = torch.tensor([[True] * len(a) + [False] * (2 - len(a)) for a in attempts])
+    ended = torch.tensor([a[-1] == END for a in attempts])
+    return model_module.Generation(tokens, mask, torch.zeros(tokens.shape), ended)
+
+
+def exact_gradient(policy: GPT, ref: GPT, stage: int, cfg: score.Config) -> torch.Tensor:
+    """Autograd of the γ = 0 objective, from unpadded forwards of one sequence at a time. Attempt 2's
+    term does not differentiate the probability of attempt 1: that is what γ = 0 means."""
+
+    def logprob(gpt: GPT, before: list[int], attempt: list[int]) -> torch.Tensor:
+        logits = gpt(torch.tensor([before + attempt]))[0]
+        rows = torch.arange(len(before) - 1, len(before) + len(attempt) - 1)
+        return logits.log_softmax(-1)[rows, torch.tensor(attempt)].sum()
+
+    objective = torch.zeros((), dtype=torch.float64)
+    for y1, r1 in zip(ATTEMPTS, REWARDS):
+        mine, other = (logprob(gpt, PROMPT, y1) for gpt in (policy, ref))
+        if stage == 1:
+            objective = objective - mine.exp() * cfg.beta2 * (mine - other)
+        else:
+            objective = objective + mine.exp() * (r1 - cfg.beta1 * (mine - other))
+        for y2, r2 in zip(ATTEMPTS, REWARDS):
+            mine2, other2 = (logprob(gpt, PROMPT + y1 + REVISE, y2) for gpt in (policy, ref))
+            gain = r2 if stage == 1 else r2 + cfg.alpha * (r2 - r1)
+            value = gain - cfg.beta1 * (mine2 - other2)
+            objective = objective + mine.exp().detach() * mine2.exp() * value
+    grads = torch.autograd.grad(-objective, list(policy.parameters()))
+    return torch.cat([grad.flatten() for grad in grads])
+
+
+def expected_gradient(code, policy: GPT, ref: GPT, stage: int, K: int, M: int) -> torch.Tensor:
+    """The gradient that the module `code` (score.py or a mutant) follows, averaged over every
+    possible draw of K first attempts and M second attempts to each, weighted by its probability."""
+    cfg = code.Config(alpha=3.0, beta1=0.3, beta2=0.7, samples=K, seconds=M)
+    n = len(ATTEMPTS)
+    # Each packed row holds one first attempt and all seven second attempts to it.
+    first, second = padded(ATTEMPTS), padded(ATTEMPTS * n)
+    packed = code.pack([PROMPT], first, REVISE, second, K=n, M=n)
+    every = code.Rollout(
+        first, second, REWARDS, REWARDS.repeat(n), torch.zeros(n * n), True, *packed
+    )
+    tables = [code.attempt_logprobs(gpt, every, temperature=1.0) for gpt in (policy, ref)]
+    logp1, logp2 = (part.sum(1) for part in tables[0])
+
+    seconds = torch.tensor(list(itertools.product(range(n), repeat=M)))  # (n^M, M)
+    tree = [torch.arange(n), torch.arange(len(seconds))] * K
+    draws = torch.cartesian_prod(*tree)  # (n^K · n^(M·K), 2·K)
+    i = draws[:, 0::2]  # (draws, K): which first attempts
+    j = seconds[draws[:, 1::2]]  # (draws, K, M): which second attempts
+    pair = i[:, :, None] * n + j
+    weight = (logp1[i].sum(1) + logp2[pair].sum((1, 2))).exp().detach()
+    assert weight.sum().item() == pytest.approx(1.0, abs=1e-12) or code is not score
+
+    i, pair = i.reshape(-1), pair.reshape(-1)
+    drawn = dataclasses.replace(every, r1=REWARDS[i], r2=REWARDS[j.reshape(-1)])
+    pairs = [(table[0][i], table[1][pair]) for table in tables]
+    losses = code.policy_loss(*pairs, drawn, getattr(code, f"stage{stage}_returns"), cfg)
+    loss = sum((weight * part.view(len(weight), -1).mean(1)).sum() for part in losses)
+    grads = torch.autograd.grad(loss, list(policy.parameters()))
+    return torch.cat([grad.flatten() for grad in grads])
+
+
+def relative_error(code, stage: int, K: int, M: int) -> float:
+    policy, ref = toy_gpt(0), toy_gpt(1)
+    cfg = code.Config(alpha=3.0, beta1=0.3, beta2=0.7)
+    exact = exact_gradient(policy, ref, stage, cfg)
+    return ((expected_gradient(code, policy, ref, stage, K, M) - exact).norm() / exact.norm()).item()
+
+
+@pytest.mark.parametrize("K, M", [(2, 1), (3, 1), (2, 2)])
+@pytest.mark.parametrize("stage", [1, 2])
+def test_expected_gradient_is_exact(stage, K, M):
+    assert relative_error(score, stage, K, M) < 1e-9
+
+
+MUTANTS = {
+    # name: (stage, K, M, in score.py, put instead)
+    "alpha's sign": (2, 2, 1, "cfg.alpha * (r2 - r1)", "cfg.alpha * (r1 - r2)"),
+    "beta1 for beta2": (1, 2, 1, "-cfg.beta2 * kl1", "-cfg.beta1 * kl1"),
+    "beta2 for beta1": (1, 2, 1, "r2 - cfg.beta1 * kl2", "r2 - cfg.beta2 * kl2"),
+    "gamma 1": (2, 2, 1, "return return1, return2", "return return1 + return2, return2"),
+    "no KL on attempt 1, I": (1, 2, 1, "return1 = -cfg.beta2 * kl1", "return1 = 0 * kl1"),
+    "no KL on attempt 1, II": (2, 2, 1, "return1 = r1 - cfg.beta1 * kl1", "return1 = r1"),
+    "no reward on attempt 1": (2, 2, 1, "return1 = r1 - cfg", "return1 = -cfg"),
+    "KL of the wrong attempt": (1, 2, 1, "-cfg.beta2 * kl1", "-cfg.beta2 * kl2"),
+    "KL backwards": (1, 2, 1, "(mine - other).sum(1)", "(other - mine).sum(1)"),
+    "KL averaged": (1, 2, 1, "(mine - other).sum(1)", "(mine - other).mean(1)"),
+    "KL not detached": (1, 2, 1, "(mine - other).sum(1).detach()", "(mine - other).sum(1)"),
+    "token mean": (2, 2, 1, "-second * logprobs[1].sum(1)", "-second * logprobs[1].mean(1)"),
+    "baseline with itself": (
+        2, 2, 1, "(groups.sum(1, keepdim=True) - groups) / (samples - 1)",
+        "groups.mean(1, keepdim=True)",
+    ),
+    "firsts grouped as seconds": (2, 2, 2, "return1.view(-1, M).mean(1), K", "return1[: len(r1)], K"),
+    "no mask": (2, 2, 1, "logits.logsumexp(2)) * attempt.mask", "logits.logsumexp(2))"),
+    "eos not trained": (
+        2, 2, 1, "logsumexp(2)) * attempt.mask", "logsumexp(2)) * attempt.mask * (attempt.tokens != 2)"
+    ),
+    "first states one late": (2, 2, 1, "X - 1 + torch.arange(T1", "X + torch.arange(T1"),
+    "second states one early": (2, 2, 1, "(M, 1), trunk - 1", "(M, 1), trunk - 2"),
+    "branches see each other": (2, 2, 2, "repeat_interleave(T2)", "repeat_interleave(T2) * 0"),
+    "instruction left out": (2, 2, 1, "torch.ones_like(p).bool()", "torch.zeros_like(p).bool()"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_mutants_fail_the_oracle(name):
+    stage, K, M, old, new = MUTANTS[name]
+    source = (HERE / "score.py").read_text()
+    assert old in source, "the mutant no longer applies to score.py"
+    mutant = types.ModuleType("mutant")
+    sys.modules["mutant"] = mutant  # dataclasses look their module up
+    try:
+        exec(compile(source.replace(old, new), "mutant", "exec"), mutant.__dict__)
+        assert relative_error(mutant, stage, K, M) > 1e-3
+    finally:
+        del sys.modules["mutant"]
+
+
+def test_returns_by_hand():
+    """The table of the paper: with α = 10, w→r 11, r→r 1, w→w 0, r→w −10."""
+    r1, r2 = torch.tensor([0.0, 1.0, 0.0, 1.0]), torch.tensor([1.0, 1.0, 0.0, 0.0])
+    kl1, kl2 = torch.tensor([0.0, 1.0, 2.0, 0.0]), torch.tensor([3.0, 0.0, 0.0, 1.0])
+    no_kl = score.Config(alpha=10.0, beta1=0.0, beta2=0.0)
+    first, second = score.stage2_returns(r1, r2, kl1, kl2, no_kl)
+    assert first.tolist() == r1.tolist() and second.tolist() == [11.0, 1.0, 0.0, -10.0]
+    cfg = score.Config(alpha=10.0, beta1=0.5, beta2=0.25)
+    first, second = score.stage1_returns(r1, r2, kl1, kl2, cfg)
+    assert first.tolist() == [0.0, -0.25, -0.5, 0.0]
+    assert second.tolist() == [-0.5, 1.0, 0.0, -0.5]
+    first, second = score.stage2_returns(r1, r2, kl1, kl2, cfg)
+    assert first.tolist() == [0.0, 0.5, -1.0, 1.0]
+    assert second.tolist() == [9.5, 1.0, 0.0, -10.5]
+
+
+def test_leave_one_out_by_hand():
+    returns = torch.tensor([1.0, 0.0, 0.0, 2.0, 2.0, 5.0])
+    assert score.leave_one_out(returns, 3).tolist() == [1.0, -0.5, -0.5, -1.5, -1.5, 3.0]
+    assert returns.tolist() == [1.0, 0.0, 0.0, 2.0, 2.0, 5.0]  # arguments are left alone
+
+
+@pytest.mark.parametrize("alpha", [0.5, 10.0])
+def test_bonus_multiplies_the_gradient_of_attempt_2(alpha):
+    """Given y1, −α·r1 is a constant: against other seconds to the same first, the bonus multiplies
+    attempt 2's advantage by exactly 1 + α. Against whole rollouts it also adds variance."""
+    torch.manual_seed(0)
+    K, M, problems = 4, 4, 500
+    r1 = torch.randint(2, (problems * K,)).double()
+    r2 = torch.randint(2, (problems * K * M,)).double()
+    none = torch.zeros(1, dtype=torch.float64)
+
+    def second(alpha: float, M: int) -> torch.Tensor:
+        cfg = score.Config(alpha=alpha, beta1=0.0, samples=K, seconds=M)
+        chosen = r2.view(-1, 4)[:, :M].reshape(-1)
+        kl1, kl2 = none.expand(len(r1)), none.expand(len(chosen))
+        return score.advantages(r1, chosen, kl1, kl2, score.stage2_returns, cfg)[1]
+
+    assert torch.allclose(second(alpha, 4), (1 + alpha) * second(0.0, 4))
+    assert second(alpha, 1).var() > (1 + alpha) ** 2 * second(0.0, 1).var() * 1.1
+
+
+def test_expected_gradient_of_bonus_is_one_plus_alpha():
+    """The same of the exact objective: attempt 2's gradient under α is 1 + α times that without."""
+    policy, ref = toy_gpt(0), toy_gpt(1)
+
+    def gradient(alpha: float) -> torch.Tensor:
+        cfg = score.Config(alpha=alpha, beta1=0.0)
+        return exact_gradient(policy, ref, 2, cfg)
+
+    first = exact_gradient(policy, ref, 1, score.Config(beta1=0.0, beta2=0.0))  # r2 alone
+    assert torch.allclose(gradient(3.0) - gradient(0.0), 3.0 * first, atol=1e-12)
+
+
+def test_offline_first_attempts_are_prompts_only(puzzle, tiny):
+    """Attempts that the reference wrote train attempt 2 and never attempt 1."""
+    cfg = score.Config(samples=2, seconds=2, beta2=1.0)
+    ref = GPT(tiny.config)
+    rolled = score.rollout(tiny, puzzle, puzzle.batch(0, 0, 4), cfg, 0, first_by=ref)
+    logprobs = [score.attempt_logprobs(gpt, rolled, 1.0) for gpt in (tiny, ref)]
+    logprobs[1] = tuple(part.detach() for part in logprobs[1])
+    rolled = dataclasses.replace(rolled, r2=torch.arange(16.0) % 2)
+    first, second = score.policy_loss(*logprobs, rolled, score.stage1_returns, cfg)
+    assert first.abs().max() == 0 and second.abs().max() > 0
+    assert torch.allclose(logprobs[1][0], rolled.first.logprobs, atol=1e-5)  # the ref wrote y1
+    assert torch.allclose(logprobs[0][1], rolled.second.logprobs, atol=1e-5)  # the policy y2
+
+
+# ---------------------------------------------------------------------------------------------
+# 2. The model and the sampler
+
+
+def ragged_gpt(**shape) -> GPT:
+    """A vocabulary of 12 and an end token that is drawn often, so that lengths vary."""
+    torch.manual_seed(3)
+    shape = {"layers": 2, "heads": 4, "kv_heads": 2, "width": 32, "context": 64} | shape
+    gpt = GPT(GPTConfig(vocab_size=12, **shape))
+    with torch.no_grad():
+        gpt.tokens.weight.normal_(std=0.3)
+        gpt.positions.weight.normal_(std=0.3)
+    return gpt
+
+
+RAGGED = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 1, 2], [3, 3], [2, 9, 9, 9]]
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_cached_equals_uncached(kv_heads):
+    """Prefill, single steps and feedback on a warm cache give the logits of one full forward."""
+    gpt = ragged_gpt(kv_heads=kv_heads)
+    tokens = torch.randint(12, (3, 50))
+    cache = model_module.Cache.empty(gpt.config, 3, gpt.device, torch.float32)
+    hidden, at = [], 0
+    for length in (7, 1, 1, 1, 4, 1, 30, 1, 1, 3):
+        part = tokens[:, at : at + length]
+        hidden.append(gpt.extend(cache, part, torch.ones_like(part, dtype=torch.bool)))
+        at += length
+    assert torch.allclose(gpt.logits(torch.cat(hidden, 1)), gpt(tokens), atol=1e-5)
+
+
+def test_padding_changes_nothing():
+    """Left padding, holes and what stands in them: a row's logits stay those of its own tokens."""
+    gpt = ragged_gpt()
+    row = torch.randint(12, (1, 9))
+    slots = torch.tensor([2, 3, 5, 6, 7, 10, 11, 13, 14])
+    for filler in (0, 7):
+        tokens = torch.full((1, 18), filler)
+        ok = torch.zeros(1, 18, dtype=torch.bool)
+        tokens[:, slots], ok[:, slots] = row, True
+        assert torch.allclose(gpt(tokens, ok)[:, slots], gpt(row), atol=1e-5)
+    assert torch.isfinite(gpt(tokens, torch.zeros_like(ok))).all()  # rows of nothing at all
+
+
+def test_branches_are_rows_of_their_own():
+    """Two continuations packed behind one trunk score as two separate rows."""
+    gpt = ragged_gpt()
+    trunk, one, two = (torch.randint(12, (1, n)) for n in (4, 3, 3))
+    branch = torch.tensor([0] * 4 + [1] * 3 + [2] * 3)
+    packed = gpt(torch.cat([trunk, one, two], 1), None, branch)
+    assert torch.allclose(packed[:, :7], gpt(torch.cat([trunk, one], 1)), atol=1e-5)
+    assert torch.allclose(packed[:, 7:], gpt(torch.cat([trunk, two], 1))[:, 4:], atol=1e-5)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_initial_loss_is_that_of_the_uniform_distribution(tied):
+    torch.manual_seed(0)
+    gpt = GPT(GPTConfig(vocab_size=200, layers=4, width=128, tied=tied))
+    tokens = torch.randint(200, (16, 40))
+    loss = torch.nn.functional.cross_entropy(gpt(tokens).flatten(0, 1), torch.randint(200, (640,)))
+    assert abs(loss.item() - math.log(200)) < (0.1 if tied else 0.7)
+    assert (gpt.head.weight is gpt.tokens.weight) == tied
+
+
+@pytest.mark.parametrize("field, value", [("width", 65), ("kv_heads", 3), ("layers", 0)])
+def test_impossible_shapes_are_named(field, value):
+    with pytest.raises(ValueError, match=field):
+        GPTConfig(vocab_size=10, **{field: value})
+
+
+def answers(generation: model_module.Generation) -> list[list[int]]:
+    return [row[mask].tolist() for row, mask in zip(generation.tokens, generation.mask)]
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_sampler_is_scorer(temperature):
+    """Log-probabilities that the sampler used = teacher-forced scores of prompt + answer."""
+    gpt = ragged_gpt()
+    made = generate(gpt, RAGGED, 20, samples=3, temperature=temperature, eos=0, seed=5)
+    lengths = {len(answer) for answer in answers(made)}
+    assert len(lengths) > 3 and max(lengths) == 20  # ragged, and some are cut
+    for n, answer in enumerate(answers(made)):
+        prompt = RAGGED[n // 3]
+        scores = gpt(torch.tensor([prompt + answer]))[0] / temperature
+        scores = scores.log_softmax(-1)[len(prompt) - 1 : -1].gather(1, torch.tensor([answer]).T)
+        assert (made.logprobs[n][made.mask[n]] - scores[:, 0]).abs().max() < 1e-5
+
+
+def test_mask_ends_at_eos_and_not_before():
+    made = generate(ragged_gpt(), RAGGED, 20, samples=3, eos=0, seed=5)
+    for row, mask, ended in zip(made.tokens, made.mask, made.ended):
+        n = int(mask.sum())
+        assert mask[:n].all() and not mask[n:].any()
+        assert (row[: n - 1] != 0).all()  # eos nowhere but at the end
+        assert (row[n - 1] == 0) == ended and (ended or n == 20)
+
+
+class Toy(data.Task):
+    """Eleven words and an end token; a two-token instruction; nothing is ever right."""
+
+    name, eos, revise, max_new_tokens = "toy", 0, [11, 4], 12
+
+    def encode(self, text):
+        return [int(word) for word in text.split()]
+
+    def decode(self, tokens):
+        return " ".join(map(str, tokens))
+
+    def reward(self, problem, response):
+        return float(response.startswith("5"))
+
+    def batch(self, seed, step, count):
+        raise NotImplementedError
+
+    held_out = batch
+
+
+def toy_problems(prompts: list[list[int]]) -> list[Problem]:
+    return [Problem(" ".join(map(str, prompt))) for prompt in prompts]
+
+
+def test_rollout_scores_both_attempts_as_sampled():
+    """Ragged prompts, ragged first and second attempts, a warm cache, rows dropped and put back."""
+    gpt, cfg = ragged_gpt(), score.Config(samples=4, seconds=3)
+    rolled = score.rollout(gpt, Toy(), toy_problems(RAGGED), cfg, seed=9)
+    assert len(set(rolled.first.mask.sum(1).tolist())) > 5
+    assert len(set(rolled.second.mask.sum(1).tolist())) > 5
+    packed = score.attempt_logprobs(gpt, rolled, 1.0)
+    for scored, sampled in zip(packed, (rolled.first, rolled.second)):
+        assert (scored - sampled.logprobs).abs().max() < 1e-5
+    # and against plain rows [x, y1, p, y2], one at a time, built without any of the packing
+    firsts, seconds = answers(rolled.first), answers(rolled.second)
+    for n, y2 in enumerate(seconds):
+        before = RAGGED[n // 12] + firsts[n // 3] + Toy.revise
+        scores = gpt(torch.tensor([before + y2]))[0].log_softmax(-1)
+        scores = scores[len(before) - 1 : -1].gather(1, torch.tensor([y2]).T)[:, 0]
+        assert (rolled.second.logprobs[n][rolled.second.mask[n]] - scores).abs().max() < 1e-5
+
+
+def test_tokens_do_not_depend_on_the_batch():
+    """A prompt's samples are the same alone, among others, in any order, and with more samples."""
+    gpt = ragged_gpt()
+    together = answers(generate(gpt, RAGGED, 20, samples=3, eos=0, seed=5))
+    backwards = answers(generate(gpt, RAGGED[::-1], 20, samples=3, eos=0, seed=5))
+    for b, prompt in enumerate(RAGGED):
+        alone = answers(generate(gpt, [prompt], 20, samples=3, eos=0, seed=5))
+        more = answers(generate(gpt, [prompt], 20, samples=7, eos=0, seed=5))
+        there = len(RAGGED) - 1 - b
+        assert alone == together[3 * b : 3 * b + 3] == more[:3]
+        assert alone == backwards[3 * there : 3 * there + 3]
+    assert together != answers(generate(gpt, RAGGED, 20, samples=3, eos=0, seed=6))
+    keyed = answers(generate(gpt, [[1, 2], [1, 2]], 20, eos=0, keys=[7, 8]))
+    assert keyed[0] != keyed[1]
+
+
+def test_rollout_does_not_depend_on_the_batch():
+    gpt, cfg, problems = ragged_gpt(), score.Config(samples=2, seconds=2), toy_problems(RAGGED)
+    together = score.rollout(gpt, Toy(), problems, cfg, seed=9)
+    alone = score.rollout(gpt, Toy(), problems[2:3], cfg, seed=9)
+    assert answers(alone.first) == answers(together.first)[4:6]
+    assert answers(alone.second) == answers(together.second)[8:12]
+
+
+def test_samples_of_a_prompt_differ_from_the_first_token_on():
+    made = generate(ragged_gpt(), [[1, 2, 3]], 1, samples=64)
+    assert len(set(made.tokens[:, 0].tolist())) > 3
+
+
+def test_attempts_draw_independently():
+    """The second attempt's randomness is not the first's: same state, other tokens."""
+    key = torch.tensor([1, 2, 3])
+    first, second = (row_keys(key, 4, seed=0, attempt=a) for a in (0, 1))
+    assert len(set(first.tolist()) | set(second.tolist())) == 24
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.0])
+def test_sampler_draws_from_the_softmax(temperature):
+    """Chi-square over 200,000 draws, with cells of no mass and of next to none."""
+    logits = torch.tensor([[2.0, -math.inf, 0.0, 1.0, -3.0, 1.5, -math.inf, -1.0, -30.0]])
+    N = 200_000
+    keys = row_keys(torch.arange(N), 1, seed=11)
+    token, logprob = model_module.sample(logits.expand(N, -1), temperature, keys, 0)
+    p = (logits[0].double() / temperature).softmax(-1)
+    assert torch.allclose(logprob.double(), p.log()[token], atol=1e-6)
+    counts = torch.bincount(token, minlength=9).double()
+    assert counts[p < 1e-9].sum() == 0
+    cells = p > 1e-6
+    chi2 = ((counts - N * p)[cells] ** 2 / (N * p)[cells]).sum().item()
+    assert chi2 < 22.5  # 6 degrees of freedom: exceeded once in a thousand
+
+
+def test_uniform_stays_inside_the_interval():
+    ends = torch.tensor([0, (1 << 23) - 1]).float()
+    u = (ends + 0.5) * 2.0**-23
+    assert u[0] > 0 and u[1] < 1
+    many = model_module.uniform(torch.arange(100_000), 3)
+    assert abs(many.mean().item() - 0.5) < 0.005 and 0 < many.min() and many.max() < 1
+
+
+def test_greedy_is_argmax_without_randomness():
+    gpt = ragged_gpt()
+    first = answers(generate(gpt, RAGGED, 8, temperature=0.0, seed=1))
+    assert first == answers(generate(gpt, RAGGED, 8, temperature=0.0, seed=2))
+    row = list(RAGGED[2])
+    for token in first[2]:
+        assert token == gpt(torch.tensor([row]))[0, -1].argmax()
+        row.append(token)
+
+
+@pytest.mark.parametrize(
+    "prompts, options",
+    [([], {}), ([[1], []], {}), ([[1] * 60], {}), ([[1]], {"temperature": -1.0}),
+     ([[1]], {"samples": 0}), ([[1]], {"keys": [1, 2]})],
+)  # fmt: skip
+def test_generate_refuses_what_it_cannot_do(prompts, options):
+    with pytest.raises(ValueError):
+        generate(ragged_gpt(), prompts, 20, **options)
+
+
+def test_reference_never_moves(puzzle, tiny):
+    ref = GPT(tiny.config)
+    ref.load_state_dict(tiny.state_dict())
+    ref = train.frozen(ref)
+    before = [weight.clone() for weight in ref.parameters()]
+    storage = {weight.data_ptr() for weight in tiny.parameters()}
+    assert not storage & {weight.data_ptr() for weight in ref.parameters()}
+    optimizer = torch.optim.Adam(tiny.parameters(), lr=1e-2)
+    cfg = score.Config(samples=2, seconds=2, beta2=1.0)
+    start = [weight.clone() for weight in tiny.parameters()]
+    for step in range(3):
+        problems = puzzle.batch(0, step, 4)
+        always = dataclasses.replace(cfg, offline=0.5)
+        score.train_step(
+            tiny, ref, optimizer, puzzle, problems, learnable_returns, always, step
+        )
+    assert all(torch.equal(a, b) for a, b in zip(before, ref.parameters()))
+    assert any(not torch.equal(a, b) for a, b in zip(start, tiny.parameters()))
+
+
+def learnable_returns(r1, r2, kl1, kl2, cfg):
+    """Returns that vary where a random model's rewards, all 0, would not."""
+    noise = torch.arange(float(len(r2))) % 3
+    return -cfg.beta2 * kl1, noise - cfg.beta1 * kl2
+
+
+# ---------------------------------------------------------------------------------------------
+# 3. Verifiers and data
+
+RIGHT, PUZZLE = "+10+03+05-00", "3725=13"  # 3 + 7 − 2 + 5 = 13, what remains after each
+
+
+@pytest.mark.parametrize("prompt, response", [("3725=13", "+10+03-05+00"), ("11=00", "+-01-00")])
+def test_puzzle_accepts(prompt, response):
+    assert puzzle_reward(prompt, response) == 1.0
+
+
+@pytest.mark.parametrize(
+    "name, response",
+    [
+        ("a wrong step, the right end", "+10+04-05+00"),
+        ("the right signs, no sums", "++-+"),
+        ("only the end", "+00"),
+        ("a step left out", "+10+03+00"),
+        ("a step more", "+10+03-05+00+00"),
+        ("steps reordered", "+03+10-05+00"),
+        ("another target", "3725=00"),
+        ("right modulo 100", "+10+03-05+100"),
+        ("negative zero", "+10+03-05+-00"),
+        ("one digit a number", "+10+3-5+0"),
+        ("leading zeros", "+010+003-005+000"),
+        ("blanks", "+10 +03 -05 +00"),
+        ("a line end", "+10+03-05+00\n"),
+        ("a blank before", " +10+03-05+00"),
+        ("digits of another script", "+１0+03-05+00"),
+        ("a minus of another script", "+10+03−05+00"),
+        ("two answers", "+10+03-05+00+10+03-05+00"),
+        ("a wrong answer, then a right one", "-16+09-11+06+10+03-05+00"),
+        ("a control token's text", "+10+03-05+00<|end|>"),
+        ("the problem restated", "3725=13+10+03-05+00"),
+        ("the wrong way", "-16-23+21-26"),
+        ("computed well, missed", "+10+03+01-06"),
+        ("nothing", ""),
+        ("a null byte", "+10+03-05+00\0"),
+        ("a surrogate", "\ud800"),
+    ],
+)
+def test_puzzle_refuses(name, response):
+    assert puzzle_reward(PUZZLE, response) == 0.0
+
+
+@pytest.mark.parametrize("response", ["0502", "+502", "502.0", "5_02", " 502", "502 ", "５02", "502=",
+                                      "5.02e2", "417+85=502", "501502", "", "<|end|>", "502\n"])  # fmt: skip
+def test_number_refuses(response):
+    assert number_reward("417+85=", response) == 0.0
+
+
+def test_number_accepts():
+    assert number_reward("417+85=", "502") == 1.0
+    assert number_reward("12*12=", "144") == 1.0
+    assert number_reward("0+0=", "0") == 1.0
+
+
+@pytest.mark.parametrize("name", data.FAMILIES)
+def test_verifiers_are_total(name):
+    """Any tokens at all, control tokens among them, get a verdict."""
+    task = data.load(name)
+    torch.manual_seed(0)
+    problem = task.batch(0, 0, 1)[0]
+    for row in torch.randint(task.encoding.n_vocab, (500, 8)).tolist():
+        assert task.reward(problem, task.decode(row)) in (0.0, 1.0)
+
+
+def test_every_spelling_of_a_small_puzzle():
+    """Of all texts with three steps of two-digit numbers that the alphabet allows, only the right
+    ones pass: checked against plain arithmetic."""
+    digits, target = [1, 2, 3], 4
+    right = set()
+    for signs in itertools.product((1, -1), repeat=3):
+        remains, text = target, ""
+        for sign, digit in zip(signs, digits):
+            remains -= sign * digit
+            text += ("+" if sign > 0 else "-") + ("-" if remains < 0 else "") + f"{abs(remains):02d}"
+        if remains == 0:
+            right.add(text)
+    steps = [f"{s}{m}{n:02d}" for s in "+-" for m in ("", "-") for n in range(12)]
+    accepted = {
+        "".join(text)
+        for text in itertools.product(steps, repeat=3)
+        if puzzle_reward("123=04", "".join(text))
+    }
+    assert accepted == right and right
+
+
+@pytest.mark.parametrize("name", data.FAMILIES)
+def test_splits_are_disjoint(name):
+    """No problem, in any order of its numbers, is in two splits; batches come from train alone."""
+    task = data.load(name, {"puzzle": 4}.get(name))
+    canon = {split: set() for split in SPLITS}
+    for step in range(20):
+        for problem in task.batch(0, step, 50):
+            canon["train"].add(task.family.canonical(problem.prompt))
+        for prompt, *_ in task.transcripts(0, step, 50, Corpus()):
+            canon["train"].add(task.family.canonical(prompt))
+    for split in ("val", "test"):
+        problems = task.held_out(split, 300)
+        assert len({problem.prompt for problem in problems}) == 300
+        canon[split] = {task.family.canonical(problem.prompt) for problem in problems}
+    assert not canon["train"] & canon["val"]
+    assert not canon["train"] & canon["test"]
+    assert not canon["val"] & canon["test"]
+    buckets = sorted(bucket for buckets in SPLITS.values() for bucket in buckets)
+    assert buckets == list(range(20))
+
+
+def test_held_out_is_finite_and_says_so():
+    with pytest.raises(ValueError, match="the test split of addition, difficulty 2, has about"):
+        data.load("addition", 2).held_out("test", 5000)
+
+
+@pytest.mark.parametrize("name", data.FAMILIES)
+def test_tokenizer_round_trips_and_names_what_it_cannot_read(name):
+    task = data.load(name)
+    for prompt, first, second in task.transcripts(0, 0, 200, Corpus()):
+        for text in (prompt, first, second):
+            assert task.decode(task.encode(text)) == text
+        assert len(task.encode(first)) < task.max_new_tokens  # and the end token
+    for text, position in (("12x3", 2), ("é", 0), ("1 2", 1), ("<|end|>", 0)):
+        with pytest.raises(ValueError, match=f"position {position} "):
+            task.encode(text)
+
+
+@pytest.mark.parametrize("name", data.FAMILIES)
+def test_corpus_is_as_documented(name):
+    """Half of the first attempts are right, and second attempts are neither better nor worse."""
+    task = data.load(name)
+    rows = task.transcripts(0, 0, 4000, Corpus())
+    first, second = (
+        torch.tensor([task.reward(Problem(row[0]), row[i]) for row in rows]) for i in (1, 2)
+    )
+    assert abs(first.mean() - Corpus.right) < 0.03 and abs((second - first).mean()) < 0.03
+    same = sum(row[1] == row[2] for row in rows) / len(rows)
+    assert same > Corpus.copy
+
+
+def test_problems_and_keys_are_the_same_in_every_process(puzzle):
+    assert puzzle.batch(1, 2, 3) == puzzle.batch(1, 2, 3) != puzzle.batch(1, 3, 3)
+    assert Problem("3725=13").key == 4661076521832272753
+    assert puzzle.held_out("test", 5) == puzzle.held_out("test", 50)[:5]
+
+
+# ---------------------------------------------------------------------------------------------
+# 4. The command line
+
+SMALL = "--difficulty 2 --layers 1 --width 16 --transcripts 8 --problems 4 --samples 2 --seconds 2"
+SMALL = SMALL.split() + ["--eval-problems", "20", "--device", "cpu"]
+
+
+def run(*args: object) -> int:
+    return train.main([str(arg) for arg in args] + SMALL)
+
+
+def weights(path: pathlib.Path) -> dict:
+    return torch.load(path, weights_only=True)["model"]
+
+
+def same_weights(one: pathlib.Path, other: pathlib.Path) -> bool:
+    a, b = weights(one), weights(other)
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def without_times(path: pathlib.Path) -> list[dict]:
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return [{k: v for k, v in row.items() if "second" not in k} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> pathlib.Path:
+    """Stage 2 from nothing: it runs the base and Stage I first, a few steps each."""
+    out = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        few = tuple(dataclasses.replace(stage, steps=6) for stage in train.STAGES)
+        patch.setattr(train, "STAGES", few)
+        assert run("--stage", 2, "--out", out) == 0
+    return out / "puzzle"
+
+
+@pytest.fixture
+def few_steps(monkeypatch):
+    few = tuple(dataclasses.replace(stage, steps=6) for stage in train.STAGES)
+    monkeypatch.setattr(train, "STAGES", few)
+
+
+def test_stages_leave_what_the_contract_says(trained):
+    for number, name in enumerate(("base", "stage1", "stage2")):
+        model = torch.load(trained / name / "model.pt", weights_only=True)
+        assert set(model) == {"config", "model"}
+        GPT(GPTConfig(**model["config"])).load_state_dict(model["model"])
+        rows = [json.loads(row) for row in (trained / name / "metrics.jsonl").open()]
+        assert [row["step"] for row in rows] == list(range(1, 7))
+        expected = {"step", "stage", "seconds", "loss", "grad_norm", "tokens_per_second"}
+        if number > 0:
+            expected |= {"reward", "acc_t1", "acc_t2", "delta", "kl_1", "kl_2", "changed", "truncated"}
+        assert expected <= rows[0].keys()
+        results = json.loads((trained / name / "results.json").read_text())
+        named = "data task stage n seed temperature acc_t1 acc_t2 delta fixed broken changed"
+        named += " truncated acc se seconds steps samples config command"
+        assert set(named.split()) <= results.keys()
+        assert results["stage"] == number and results["n"] == 20 and results["steps"] == 6
+        assert results["samples"] == (6 * 4 * (2 + 2 * 2) if number else 0)
+        assert results["delta"] == pytest.approx(results["fixed"] - results["broken"])
+    ref = json.loads((trained / "stage1" / "metrics.jsonl").open().readline())
+    assert abs(ref["kl_1"]) < 1e-5  # the first step's policy is the reference
+
+
+def test_finished_stages_are_reused_and_named(trained, few_steps, capsys):
+    before = (trained / "stage2" / "model.pt").stat().st_mtime_ns
+    assert run("--stage", 2, "--out", trained.parent) == 0
+    said = capsys.readouterr().out
+    assert f"base: using {trained / 'base'}" in said and f"{trained / 'stage2'} is finished" in said
+    assert "Stage II" in said and "fixed" in said and "broken" in said
+    assert (trained / "stage2" / "model.pt").stat().st_mtime_ns == before
+
+
+def test_evaluation_is_repeatable(trained, few_steps):
+    results = trained / "stage1" / "results.json"
+    assert run("--eval", trained / "stage1") == 0
+    first = json.loads(results.read_text())
+    assert run("--eval", trained / "stage1") == 0
+    assert json.loads(results.read_text()) == first
+    assert run("--eval", trained / "stage1", "--attempts", 4) == 0
+    assert len(json.loads(results.read_text())["acc"]) == 4
+
+
+@pytest.mark.parametrize("stage", [0, 1])
+def test_killed_and_resumed_equals_uninterrupted(stage, tmp_path, few_steps, monkeypatch):
+    """Bit for bit: weights, optimizer, best checkpoint and log of a run killed between two saves."""
+    monkeypatch.setattr(train, "SAVE_EVERY", 4)
+    for out in ("whole", "killed"):
+        assert run("--stage", 0, "--out", tmp_path / out) == 0 if stage else True
+    assert run("--stage", stage, "--out", tmp_path / "whole", "--steps", 11) == 0
+    advance = train.Trainer.advance
+
+    def killed(trainer):
+        if trainer.step == 6 and trainer.steps == 11:
+            raise MemoryError("as good as a SIGKILL: nothing is saved")
+        return advance(trainer)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Trainer, "advance", killed)
+        with pytest.raises(MemoryError):
+            run("--stage", stage, "--out", tmp_path / "killed", "--steps", 11)
+    assert run("--stage", stage, "--out", tmp_path / "killed", "--steps", 11) == 2  # unfinished
+    assert run("--stage", stage, "--out", tmp_path / "killed", "--steps", 11, "--resume") == 0
+    folder = train.STAGES[stage].folder
+    whole, killed = (tmp_path / out / "puzzle" / folder for out in ("whole", "killed"))
+    assert same_weights(whole / "model.pt", killed / "model.pt")
+    assert same_weights(whole / "state.pt", killed / "state.pt")
+    assert without_times(whole / "metrics.jsonl") == without_times(killed / "metrics.jsonl")
+    a, b = (torch.load(f / "state.pt", weights_only=True)["optimizer"] for f in (whole, killed))
+    for name, moment in a["state"][0].items():
+        assert torch.equal(moment, b["state"][0][name])
+
+
+def test_interrupt_saves_and_says_how_to_go_on(tmp_path):
+    """A real process, a real SIGINT in the middle of training, and the run that continues it."""
+    command = [sys.executable, "train.py", "--stage", "0", "--steps", "150", *SMALL, "--out"]
+    stopped = subprocess.Popen(
+        command + [tmp_path / "stopped"], cwd=HERE, stderr=subprocess.PIPE, text=True
+    )
+    log = tmp_path / "stopped" / "puzzle" / "base" / "metrics.jsonl"
+    deadline = time.monotonic() + 60
+    while not (log.exists() and len(log.read_text().splitlines()) >= 3):
+        assert time.monotonic() < deadline and stopped.poll() is None
+        time.sleep(0.01)
+    stopped.send_signal(signal.SIGINT)
+    _, stderr = stopped.communicate(timeout=60)
+    assert stopped.returncode == 130 and stderr.rstrip().endswith("--resume"), stderr
+    assert run("--stage", 0, "--steps", 150, "--out", tmp_path / "stopped", "--resume") == 0
+    assert run("--stage", 0, "--steps", 150, "--out", tmp_path / "whole") == 0
+    folders = [tmp_path / out / "puzzle" / "base" for out in ("whole", "stopped")]
+    assert same_weights(*(folder / "model.pt" for folder in folders))
+    assert without_times(log) == without_times(folders[0] / "metrics.jsonl")
+
+
+def damage(folder: pathlib.Path, how: str) -> None:
+    path = folder / "model.pt"
+    if how == "missing":
+        path.unlink()
+    elif how == "truncated":
+        path.write_bytes(path.read_bytes()[:2000])
+    elif how == "empty":
+        path.write_bytes(b"")
+    elif how == "text":
+        path.write_text("not a checkpoint")
+    elif how == "pickle":
+        torch.save({"config": pathlib.Path("x"), "model": {}}, path)
+    elif how == "foreign":
+        torch.save({"weights": torch.zeros(3)}, path)
+    elif how == "list":
+        torch.save([1, 2], path)
+    elif how == "other shape":
+        content = torch.load(path, weights_only=True)
+        content["config"]["width"] = 32
+        torch.save(content, path)
+    elif how == "other config":
+        content = torch.load(path, weights_only=True)
+        content["config"] = {"n_layer": 3}
+        torch.save(content, path)
+
+
+@pytest.mark.parametrize(
+    "how",
+    ["missing", "truncated", "empty", "text", "pickle", "foreign", "list", "other shape",
+     "other config"],
+)  # fmt: skip
+def test_bad_checkpoint_is_one_line(how, trained, tmp_path, capsys):
+    folder = tmp_path / "stage1"
+    folder.mkdir()
+    (folder / "model.pt").write_bytes((trained / "stage1" / "model.pt").read_bytes())
+    damage(folder, how)
+    before = sorted(path.name for path in folder.iterdir())
+    assert run("--eval", folder) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and str(folder / "model.pt") in lines[0]
+    assert sorted(path.name for path in folder.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    "args, named",
+    [
+        (["--stage", "3"], "3"),
+        (["--stage", "1", "--task", "chess"], "chess"),
+        (["--stage", "1", "--lr", "fast"], "fast"),
+        (["--stage", "1", "--lr", "nan"], "lr"),
+        (["--stage", "1", "--steps", "0"], "steps"),
+        (["--stage", "1", "--samples", "1"], "samples"),
+        (["--stage", "1", "--alpha", "-1"], "alpha"),
+        (["--stage", "1", "--beta2", "inf"], "beta2"),
+        (["--stage", "1", "--temperature", "0"], "temperature"),
+        (["--stage", "1", "--seed", "-1"], "seed"),
+        (["--stage", "1", "--device", "abacus"], "abacus"),
+        (["--stage", "1", "--dtype", "float8"], "float8"),
+        (["--stage", "1", "--difficulty", "99"], "99"),
+        (["--stage", "1", "--no-such-flag"], "--no-such-flag"),
+        (["--stage", "0", "--heads", "3"], "heads"),
+        (["--data", "arithmetic"], "--stage"),
+        (["--eval", "/nowhere"], "/nowhere"),
+        (["--stage", "0", "--out", "/dev/null/x"], "/dev/null/x"),
+        (["--stage", "0", "--resume"], "resume"),
+    ],
+)
+def test_bad_flag_is_one_line(args, named, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    defaults = [a for i in range(0, len(SMALL), 2) if SMALL[i] not in args for a in SMALL[i : i + 2]]
+    assert train.main(args + defaults) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and named in lines[0], lines
+    assert not list(tmp_path.rglob("*.pt"))
+
+
+def test_other_settings_do_not_overwrite(trained, few_steps, capsys):
+    """A finished stage is not trained over with other settings, nor reused for another seed."""
+    before = (trained / "stage1" / "model.pt").read_bytes()
+    assert run("--stage", 1, "--out", trained.parent, "--beta2", 0.7) == 2
+    assert "beta2" in capsys.readouterr().err
+    assert run("--stage", 2, "--out", trained.parent, "--seed", 1) == 2
+    assert "seed" in capsys.readouterr().err
+    assert (trained / "stage1" / "model.pt").read_bytes() == before
+
+
+def test_checkpoint_of_another_task_is_refused(trained, capsys):
+    args = ["--eval", str(trained / "stage1"), "--task", "addition", "--eval-problems", "20"]
+    assert train.main(args) == 2
+    assert "vocabulary" in capsys.readouterr().err
+
+
+def test_best_checkpoint_is_the_one_with_the_highest_mean_reward():
+    """Rewards rise, then fall: what is kept is the peak of the 20-step mean, not a lucky step."""
+    gpt, best = toy_gpt(0), train.Best()
+    rewards = [step / 40 if step <= 40 else (80 - step) / 40 for step in range(1, 81)]
+    rewards[9] = 5.0  # one lucky step, gone from the mean by the time of the peak
+    for step, reward in enumerate(rewards, start=1):
+        with torch.no_grad():
+            gpt.norm.bias.fill_(step)
+        best.add(step, 80, reward, gpt)
+    assert best.weights["norm.bias"][0] == 50 or best.weights["norm.bias"][0] == 20
+
+
+def test_learning_rate_rises_and_falls():
+    rates = [train.learning_rate(step, 100, 10, 1.0) for step in range(1, 101)]
+    assert rates[0] == 1 / 11 and max(rates) == 1.0 and rates[-1] == pytest.approx(1 / 90)
+    assert rates[:10] == sorted(rates[:10]) and rates[11:] == sorted(rates[11:], reverse=True)
+
+
+def test_run_time_packages_are_the_four_named():
+    """model, score, rewards, data and train import torch, numpy, tiktoken, tqdm, and the dependencies
+    point one way."""
+    ours = {"model", "score", "rewards", "data", "train"}
+    allowed = {
+        "model.py": set(),
+        "rewards.py": set(),
+        "score.py": {"model", "rewards", "data"},
+        "train.py": {"score", "model", "rewards", "data"},
+        "data/__init__.py": {"data", "rewards"},
+        "data/task.py": set(),
+        "data/arithmetic.py": {"data", "rewards"},
+    }
+    for name, mine in allowed.items():
+        words = [line.split() for line in (HERE / name).read_text().splitlines()]
+        imported = {w[1].split(".")[0] for w in words if len(w) > 1 and w[0] in ("import", "from")}
+        assert imported & ours <= mine, name
+        others = imported - ours - set(sys.stdlib_module_names)
+        assert others <= {"torch", "numpy", "tiktoken", "tqdm"}, name
+    files = {str(path.relative_to(HERE)) for path in HERE.glob("data/*.py")}
+    assert files <= allowed.keys()
