@@ -38,11 +38,13 @@ class GPTConfig:
     context: int = 64  # most tokens that a row may hold
     layers: int = 3  # L
     heads: int = 4  # H
-    kv_heads: int = 4  # G: fewer than H is grouped-query attention, 1 is multi-query
+    kv_heads: int | None = None  # G; fewer than H is grouped-query attention. None: as many as H
     width: int = 64  # C
     tied: bool = True  # the output head is the token embedding
 
     def __post_init__(self):
+        if self.kv_heads is None:
+            object.__setattr__(self, "kv_heads", self.heads)
         for name in ("vocab_size", "context", "layers", "heads", "kv_heads", "width"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
@@ -390,30 +392,29 @@ def decode(
     tokens = torch.zeros(N, max_new_tokens, dtype=torch.int64, device=device)
     mask = torch.zeros(N, max_new_tokens, dtype=torch.bool, device=device)
     logprobs = torch.zeros(N, max_new_tokens, device=device)
-    rows = torch.arange(N, device=device)  # of the live batch, in the whole
-    alive = torch.ones(N, dtype=torch.bool, device=device)  # of the live batch
-    parked: list[tuple[Tensor, Cache]] = []
+    ended = torch.zeros(N, dtype=torch.bool, device=device)
+    rows = torch.arange(N, device=device)  # the live batch's rows in the whole
+    parked: list[tuple[Tensor, Cache]] = []  # finished rows and what they have read
     every = 1 if device.type == "cpu" else 8
     for t in range(max_new_tokens):
+        alive = ~ended[rows]  # (live,)
         if t > 0:
-            hidden = model.extend(cache, token[:, None], alive[:, None])[:, -1]
+            hidden = model.extend(cache, tokens[rows, t - 1, None], alive[:, None])[:, -1]
         token, logprob = sample(model.logits(hidden), temperature, keys[rows], t)
-        token, logprob = token * alive, logprob * alive
-        tokens[rows, t], mask[rows, t], logprobs[rows, t] = token, alive, logprob
-        if eos is not None:
-            alive = alive & (token != eos)
-        if (t + 1) % every == 0 and eos is not None:
-            live = int(alive.sum())
-            if live == 0:
-                break
-            if live <= len(rows) // 2:
-                if keep_cache:
-                    parked.append((rows[~alive], cache.take((~alive).nonzero()[:, 0])))
-                keep = alive.nonzero()[:, 0]
-                cache, rows, token, alive = cache.take(keep), rows[keep], token[keep], alive[keep]
-    ended = torch.zeros(N, dtype=torch.bool, device=device)
-    if eos is not None:
-        ended = ((tokens == eos) & mask).any(1)
+        tokens[rows, t], mask[rows, t], logprobs[rows, t] = token * alive, alive, logprob * alive
+        if eos is None:
+            continue
+        ended[rows] |= alive & (token == eos)
+        if (t + 1) % every:
+            continue
+        live = (~ended[rows]).nonzero()[:, 0]  # the host waits here
+        if len(live) == 0:
+            break
+        if len(live) <= len(rows) // 2:
+            if keep_cache:
+                done = ended[rows].nonzero()[:, 0]
+                parked.append((rows[done], cache.take(done)))
+            cache, rows = cache.take(live), rows[live]
     T = t + 1
     whole = Cache.join(parked + [(rows, cache)]) if keep_cache else None
     return Generation(tokens[:, :T], mask[:, :T], logprobs[:, :T], ended, whole)

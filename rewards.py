@@ -13,6 +13,7 @@ zeros and signs; underscores, exponents, blanks, line ends and digits of other s
 or after the answer; a control token's text; two answers of which one is right; nothing at all.
 """
 
+
 def puzzle_step(sign: str, remains: int, digit: int) -> tuple[str, int]:
     """One step of an attempt as it is spelled, the sign given to the digit joined with what then
     remains to the target, and that number: ("+", 13, 3) → ("+10", 10)."""
@@ -21,7 +22,7 @@ def puzzle_step(sign: str, remains: int, digit: int) -> tuple[str, int]:
 
 
 def parse_puzzle(prompt: str) -> tuple[list[int], int]:
-    """"3725=13" → ([3, 7, 2, 5], 13). The prompt is the task's own text, never the model's."""
+    """ "3725=13" → ([3, 7, 2, 5], 13). The prompt is the task's own text, never the model's."""
     digits, target = prompt.split("=")
     return [int(digit) for digit in digits], int(target)
 

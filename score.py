@@ -58,8 +58,8 @@ class Config:
     """What the algorithm needs to know. The paper's values are those for MATH."""
 
     alpha: float = 10.0  # α, weight of the progress bonus (paper: 10)
-    beta1: float = 0.01  # β1, KL weight on what is being trained (paper: 0.01)
-    beta2: float = 0.1  # β2, KL weight that holds attempt 1 in Stage I (paper: 0.1)
+    beta1: float = 0.05  # β1, KL weight on what is being trained (paper: 0.01)
+    beta2: float = 0.5  # β2, KL weight that holds attempt 1 in Stage I (paper: 0.1)
     problems: int = 32  # P, problems a step (paper: 512 of problems or rollouts, it does not say)
     samples: int = 4  # K, first attempts a problem (paper: not given)
     seconds: int = 4  # M, second attempts to each first (paper: not given; 1 is plain RLOO)
@@ -203,7 +203,12 @@ def rollout(
 
 
 def pack(
-    prompts: list[list[int]], first: Generation, revise: list[int], second: Generation, K: int, M: int
+    prompts: list[list[int]],
+    first: Generation,
+    revise: list[int],
+    second: Generation,
+    K: int,
+    M: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Lays [x, y1, p, y2·1, …, y2·M] into one row a first attempt; see Rollout for what returns."""
     device, (N, T1), T2 = first.tokens.device, first.tokens.shape, second.tokens.shape[1]
@@ -363,9 +368,7 @@ def train_step(
     with torch.no_grad():
         ref_logprobs = [attempt_logprobs(ref, rolled, cfg.temperature) for rolled in rollouts]
     logprobs = [attempt_logprobs(policy, rolled, cfg.temperature) for rolled in rollouts]
-    losses = [
-        policy_loss(*parts, returns, cfg) for parts in zip(logprobs, ref_logprobs, rollouts)
-    ]
+    losses = [policy_loss(*parts, returns, cfg) for parts in zip(logprobs, ref_logprobs, rollouts)]
     loss = losses[0][0].mean() + torch.cat([second for _, second in losses]).mean()
     optimizer.zero_grad()
     loss.backward()
@@ -404,9 +407,9 @@ def evaluate(
     batch: int = 512,
 ) -> Evaluation:
     """The paper's metrics on held-out problems, greedy by default. All are fractions of all
-    problems: acc_t1, acc_t2, delta = acc_t2 − acc_t1 = fixed − broken, fixed (wrong → right), broken
-    (right → wrong), changed (y2 ≠ y1), truncated (of all attempts), acc of every attempt, and their
-    standard errors `se` (delta's is paired)."""
+    problems: acc_t1, acc_t2, delta = acc_t2 − acc_t1 = fixed − broken, fixed (wrong → right),
+    broken (right → wrong), changed (y2 ≠ y1), truncated (of all attempts), acc of every attempt,
+    and standard errors `se` (delta's is paired)."""
     if attempts < 2:
         raise ValueError(f"attempts must be at least 2 to compare two: {attempts}")
     said: list[list[str]] = [[] for _ in range(attempts)]

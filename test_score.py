@@ -86,7 +86,7 @@ def padded(attempts: list[list[int]]) -> model_module.Generation:
 
 
 def exact_gradient(policy: GPT, ref: GPT, stage: int, cfg: score.Config) -> torch.Tensor:
-    """Autograd of the γ = 0 objective, from unpadded forwards of one sequence at a time. Attempt 2's
+    """Autograd of the γ = 0 objective, from unpadded forwards of one sequence each. Attempt 2's
     term does not differentiate the probability of attempt 1: that is what γ = 0 means."""
 
     def logprob(gpt: GPT, before: list[int], attempt: list[int]) -> torch.Tensor:
@@ -146,7 +146,9 @@ def relative_error(code, stage: int, K: int, M: int) -> float:
     policy, ref = toy_gpt(0), toy_gpt(1)
     cfg = code.Config(alpha=3.0, beta1=0.3, beta2=0.7)
     exact = exact_gradient(policy, ref, stage, cfg)
-    return ((expected_gradient(code, policy, ref, stage, K, M) - exact).norm() / exact.norm()).item()
+    return (
+        (expected_gradient(code, policy, ref, stage, K, M) - exact).norm() / exact.norm()
+    ).item()
 
 
 @pytest.mark.parametrize("K, M", [(2, 1), (3, 1), (2, 2)])
@@ -173,10 +175,13 @@ MUTANTS = {
         2, 2, 1, "(groups.sum(1, keepdim=True) - groups) / (samples - 1)",
         "groups.mean(1, keepdim=True)",
     ),
-    "firsts grouped as seconds": (2, 2, 2, "return1.view(-1, M).mean(1), K", "return1[: len(r1)], K"),
+    "firsts grouped as seconds": (
+        2, 2, 2, "return1.view(-1, M).mean(1), K", "return1[: len(r1)], K"
+    ),
     "no mask": (2, 2, 1, "logits.logsumexp(2)) * attempt.mask", "logits.logsumexp(2))"),
     "eos not trained": (
-        2, 2, 1, "logsumexp(2)) * attempt.mask", "logsumexp(2)) * attempt.mask * (attempt.tokens != 2)"
+        2, 2, 1, "logsumexp(2)) * attempt.mask",
+        "logsumexp(2)) * attempt.mask * (attempt.tokens != 2)",
     ),
     "first states one late": (2, 2, 1, "X - 1 + torch.arange(T1", "X + torch.arange(T1"),
     "second states one early": (2, 2, 1, "(M, 1), trunk - 1", "(M, 1), trunk - 2"),
@@ -500,9 +505,7 @@ def test_reference_never_moves(puzzle, tiny):
     for step in range(3):
         problems = puzzle.batch(0, step, 4)
         always = dataclasses.replace(cfg, offline=0.5)
-        score.train_step(
-            tiny, ref, optimizer, puzzle, problems, learnable_returns, always, step
-        )
+        score.train_step(tiny, ref, optimizer, puzzle, problems, learnable_returns, always, step)
     assert all(torch.equal(a, b) for a, b in zip(before, ref.parameters()))
     assert any(not torch.equal(a, b) for a, b in zip(start, tiny.parameters()))
 
@@ -558,8 +561,11 @@ def test_puzzle_refuses(name, response):
     assert puzzle_reward(PUZZLE, response) == 0.0
 
 
-@pytest.mark.parametrize("response", ["0502", "+502", "502.0", "5_02", " 502", "502 ", "５02", "502=",
-                                      "5.02e2", "417+85=502", "501502", "", "<|end|>", "502\n"])  # fmt: skip
+@pytest.mark.parametrize(
+    "response",
+    ["0502", "+502", "502.0", "5_02", " 502", "502 ", "５02", "502=", "5.02e2", "417+85=502",
+     "501502", "", "<|end|>", "502\n"],
+)  # fmt: skip
 def test_number_refuses(response):
     assert number_reward("417+85=", response) == 0.0
 
@@ -589,7 +595,9 @@ def test_every_spelling_of_a_small_puzzle():
         remains, text = target, ""
         for sign, digit in zip(signs, digits):
             remains -= sign * digit
-            text += ("+" if sign > 0 else "-") + ("-" if remains < 0 else "") + f"{abs(remains):02d}"
+            text += (
+                ("+" if sign > 0 else "-") + ("-" if remains < 0 else "") + f"{abs(remains):02d}"
+            )
         if remains == 0:
             right.add(text)
     steps = [f"{s}{m}{n:02d}" for s in "+-" for m in ("", "-") for n in range(12)]
@@ -604,12 +612,12 @@ def test_every_spelling_of_a_small_puzzle():
 @pytest.mark.parametrize("name", data.FAMILIES)
 def test_splits_are_disjoint(name):
     """No problem, in any order of its numbers, is in two splits; batches come from train alone."""
-    task = data.load(name, {"puzzle": 4}.get(name))
+    task = data.load(name)
     canon = {split: set() for split in SPLITS}
     for step in range(20):
         for problem in task.batch(0, step, 50):
             canon["train"].add(task.family.canonical(problem.prompt))
-        for prompt, *_ in task.transcripts(0, step, 50, Corpus()):
+        for prompt, *_ in task.transcripts(0, step, 50, 0.0, Corpus()):
             canon["train"].add(task.family.canonical(prompt))
     for split in ("val", "test"):
         problems = task.held_out(split, 300)
@@ -630,7 +638,7 @@ def test_held_out_is_finite_and_says_so():
 @pytest.mark.parametrize("name", data.FAMILIES)
 def test_tokenizer_round_trips_and_names_what_it_cannot_read(name):
     task = data.load(name)
-    for prompt, first, second in task.transcripts(0, 0, 200, Corpus()):
+    for prompt, first, second in task.transcripts(0, 0, 200, 0.0, Corpus()):
         for text in (prompt, first, second):
             assert task.decode(task.encode(text)) == text
         assert len(task.encode(first)) < task.max_new_tokens  # and the end token
@@ -641,13 +649,14 @@ def test_tokenizer_round_trips_and_names_what_it_cannot_read(name):
 
 @pytest.mark.parametrize("name", data.FAMILIES)
 def test_corpus_is_as_documented(name):
-    """Half of the first attempts are right, and second attempts are neither better nor worse."""
+    """Half of the first attempts are right (and a habit is right now and then); second attempts are
+    neither better nor worse."""
     task = data.load(name)
-    rows = task.transcripts(0, 0, 4000, Corpus())
+    rows = task.transcripts(0, 0, 4000, 0.0, Corpus())
     first, second = (
         torch.tensor([task.reward(Problem(row[0]), row[i]) for row in rows]) for i in (1, 2)
     )
-    assert abs(first.mean() - Corpus.right) < 0.03 and abs((second - first).mean()) < 0.03
+    assert abs(first.mean() - Corpus.right) < 0.06 and abs((second - first).mean()) < 0.03
     same = sum(row[1] == row[2] for row in rows) / len(rows)
     assert same > Corpus.copy
 
@@ -709,7 +718,16 @@ def test_stages_leave_what_the_contract_says(trained):
         assert [row["step"] for row in rows] == list(range(1, 7))
         expected = {"step", "stage", "seconds", "loss", "grad_norm", "tokens_per_second"}
         if number > 0:
-            expected |= {"reward", "acc_t1", "acc_t2", "delta", "kl_1", "kl_2", "changed", "truncated"}
+            expected |= {
+                "reward",
+                "acc_t1",
+                "acc_t2",
+                "delta",
+                "kl_1",
+                "kl_2",
+                "changed",
+                "truncated",
+            }
         assert expected <= rows[0].keys()
         results = json.loads((trained / name / "results.json").read_text())
         named = "data task stage n seed temperature acc_t1 acc_t2 delta fixed broken changed"
@@ -743,7 +761,7 @@ def test_evaluation_is_repeatable(trained, few_steps):
 
 @pytest.mark.parametrize("stage", [0, 1])
 def test_killed_and_resumed_equals_uninterrupted(stage, tmp_path, few_steps, monkeypatch):
-    """Bit for bit: weights, optimizer, best checkpoint and log of a run killed between two saves."""
+    """Bit for bit: weights, optimizer, best checkpoint and log of a run killed between saves."""
     monkeypatch.setattr(train, "SAVE_EVERY", 4)
     for out in ("whole", "killed"):
         assert run("--stage", 0, "--out", tmp_path / out) == 0 if stage else True
@@ -861,7 +879,9 @@ def test_bad_checkpoint_is_one_line(how, trained, tmp_path, capsys):
 )
 def test_bad_flag_is_one_line(args, named, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    defaults = [a for i in range(0, len(SMALL), 2) if SMALL[i] not in args for a in SMALL[i : i + 2]]
+    defaults = [
+        a for i in range(0, len(SMALL), 2) if SMALL[i] not in args for a in SMALL[i : i + 2]
+    ]
     assert train.main(args + defaults) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and named in lines[0], lines
@@ -885,15 +905,16 @@ def test_checkpoint_of_another_task_is_refused(trained, capsys):
 
 
 def test_best_checkpoint_is_the_one_with_the_highest_mean_reward():
-    """Rewards rise, then fall: what is kept is the peak of the 20-step mean, not a lucky step."""
+    """Rewards rise until step 100 and fall as fast: the mean of the last 50 is highest near step
+    124, and 120 is the nearest step that is looked at, whatever one lucky step says."""
     gpt, best = toy_gpt(0), train.Best()
-    rewards = [step / 40 if step <= 40 else (80 - step) / 40 for step in range(1, 81)]
-    rewards[9] = 5.0  # one lucky step, gone from the mean by the time of the peak
+    rewards = [min(step, 200 - step) / 100 for step in range(1, 201)]
+    rewards[30] += 0.5
     for step, reward in enumerate(rewards, start=1):
         with torch.no_grad():
             gpt.norm.bias.fill_(step)
-        best.add(step, 80, reward, gpt)
-    assert best.weights["norm.bias"][0] == 50 or best.weights["norm.bias"][0] == 20
+        best.add(step, 200, reward, gpt)
+    assert best.weights["norm.bias"][0] == 120
 
 
 def test_learning_rate_rises_and_falls():
@@ -903,8 +924,7 @@ def test_learning_rate_rises_and_falls():
 
 
 def test_run_time_packages_are_the_four_named():
-    """model, score, rewards, data and train import torch, numpy, tiktoken, tqdm, and the dependencies
-    point one way."""
+    """The code imports torch, numpy, tiktoken and tqdm, and the dependencies point one way."""
     ours = {"model", "score", "rewards", "data", "train"}
     allowed = {
         "model.py": set(),
@@ -923,3 +943,27 @@ def test_run_time_packages_are_the_four_named():
         assert others <= {"torch", "numpy", "tiktoken", "tqdm"}, name
     files = {str(path.relative_to(HERE)) for path in HERE.glob("data/*.py")}
     assert files <= allowed.keys()
+
+
+# ---------------------------------------------------------------------------------------------
+# 5. It learns
+
+
+@pytest.mark.parametrize("returns", [score.stage1_returns, score.stage2_returns])
+def test_a_tiny_run_learns_what_its_stage_rewards(returns):
+    """Seed 3, 60 steps on "begin with a 5". Stage I teaches attempt 2 and leaves attempt 1 where
+    the reference is; Stage II teaches both. Neither knows the task but by reward."""
+    policy, ref = ragged_gpt(), train.frozen(ragged_gpt())
+    optimizer = torch.optim.Adam(policy.parameters(), lr=3e-3)
+    cfg = score.Config(samples=4, seconds=4, alpha=1.0, beta2=1.0)
+    problems = toy_problems(RAGGED)
+    before = score.evaluate(policy, Toy(), problems * 40, temperature=1.0).metrics
+    for step in range(60):
+        score.train_step(policy, ref, optimizer, Toy(), problems, returns, cfg, seed=step)
+    after = score.evaluate(policy, Toy(), problems * 40, temperature=1.0).metrics
+    assert before["acc_t1"] < 0.3 and before["acc_t2"] < 0.3
+    assert after["acc_t2"] > 0.8
+    if returns is score.stage1_returns:
+        assert abs(after["acc_t1"] - before["acc_t1"]) < 0.1
+    else:
+        assert after["acc_t1"] > 0.8

@@ -58,9 +58,9 @@ class Stage:
 
 
 STAGES = (
-    Stage("base", "base", None, steps=1200, lr=2e-3, number=0),
-    Stage("stage1", "Stage I", score.stage1_returns, steps=300, lr=5e-4, number=1),
-    Stage("stage2", "Stage II", score.stage2_returns, steps=400, lr=3e-4, number=2),
+    Stage("base", "base", None, steps=1500, lr=2e-3, number=0),
+    Stage("stage1", "Stage I", score.stage1_returns, steps=200, lr=5e-4, number=1),
+    Stage("stage2", "Stage II", score.stage2_returns, steps=300, lr=2e-4, number=2),
 )
 
 
@@ -118,7 +118,7 @@ def write_json(path: Path, content: dict) -> None:
 
 
 def read_pt(path: Path, keys: set[str]) -> dict:
-    """A dictionary that this program saved. Never unpickles code. BadInput if it is anything else."""
+    """A dictionary that this program saved; BadInput for anything else. Unpickles no code."""
     if not path.is_file():
         raise BadInput(f"no such file: {path}")
     try:
@@ -132,7 +132,7 @@ def read_pt(path: Path, keys: set[str]) -> dict:
 
 
 def load_model(folder: Path, task: data.Task, device: torch.device) -> GPT:
-    """The model of a stage's folder. BadInput if it is missing, broken or for another vocabulary."""
+    """The model of a stage's folder; BadInput if missing, broken or for another vocabulary."""
     path = folder / "model.pt"
     content = read_pt(path, {"config", "model"})
     try:
@@ -158,6 +158,9 @@ def copy_weights(model: GPT) -> dict:
     return {name: w.detach().to("cpu", copy=True) for name, w in model.state_dict().items()}
 
 
+STATE = {"settings", "step", "steps", "samples", "seconds", "model", "optimizer", "best"}
+
+
 class Log:
     """metrics.jsonl, one object a step. On resuming, lines after the saved step are dropped: those
     steps are run again."""
@@ -176,7 +179,7 @@ class Best:
     """The weights with the highest training reward, averaged over the last WINDOW steps (a single
     step's is too noisy to choose by) and looked at every EVERY steps and after the last one."""
 
-    WINDOW, EVERY = 20, 10
+    WINDOW, EVERY = 50, 10
 
     def __init__(self):
         self.recent: list[float] = []
@@ -198,7 +201,7 @@ class Best:
 def base_step(
     model: GPT, optimizer, task: data.Task, transcripts: list[tuple[str, str, str]], clip: float
 ) -> dict:
-    """Cross-entropy on both attempts' tokens, eos included; laid out as the policy will meet them."""
+    """Cross-entropy on both attempts' tokens, eos included, laid out as in a rollout."""
     rows, weights = [], []
     for prompt, first, second in transcripts:
         x = task.encode(prompt)
@@ -219,7 +222,7 @@ def base_step(
 
 
 def learning_rate(step: int, steps: int, warmup: int, peak: float) -> float:
-    """Of step 1 … steps: up linearly over `warmup` steps, down linearly to 0 just after the last."""
+    """Of step 1 … steps: linearly up over `warmup` steps, then down to 0 just after the last."""
     return peak * min(step / (warmup + 1), (steps - step + 1) / max(1, steps - warmup), 1.0)
 
 
@@ -275,8 +278,12 @@ class Trainer:
                     f"{self.folder} was begun with {name} {state['settings'].get(name)}, not "
                     f"{value}; give the same settings, or another --out"
                 )
-        self.policy.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        try:
+            self.policy.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError, KeyError, AttributeError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise BadInput(f"{self.folder}/state.pt does not fit its stage ({reason})") from None
         self.step, self.samples, self.seconds = state["step"], state["samples"], state["seconds"]
         self.best.recent, self.best.reward = state["best"]["recent"], state["best"]["reward"]
         self.best.weights = state["best"]["weights"] if self.best.reward > -math.inf else None
@@ -289,7 +296,9 @@ class Trainer:
             group["lr"] = learning_rate(self.step, self.steps, self.run.warmup, self.peak)
         seed = self.run.seed * 1_000_003 + self.stage.number
         if self.stage.returns is None:
-            rows = self.task.transcripts(seed, self.step, self.run.transcripts, Corpus())
+            rows = self.task.transcripts(
+                seed, self.step, self.run.transcripts, self.step / self.steps, Corpus()
+            )
             metrics = base_step(self.policy, self.optimizer, self.task, rows, self.cfg.clip)
         else:
             problems = self.task.batch(seed, self.step, self.cfg.problems)
@@ -328,8 +337,12 @@ def train(trainer: Trainer, precision) -> None:
     log = Log(trainer.folder / "metrics.jsonl", trainer.step)
     old = {which: signal.signal(which, note) for which in (signal.SIGINT, signal.SIGTERM)}
     bar = tqdm(
-        total=trainer.steps, initial=trainer.step, desc=trainer.stage.title, unit="step",
-        mininterval=1, dynamic_ncols=True,
+        total=trainer.steps,
+        initial=trainer.step,
+        desc=trainer.stage.title,
+        unit="step",
+        mininterval=1,
+        dynamic_ncols=True,
     )
     try:
         with bar, precision:
@@ -370,7 +383,8 @@ def cost(folder: Path, trainer: Trainer) -> str:
     if torch.cuda.is_available() and trainer.policy.device.type == "cuda":
         peak = torch.cuda.max_memory_allocated() / 2**20
     else:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        unit = 1 if sys.platform == "darwin" else 2**10  # bytes there, KiB elsewhere
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
     return (
         f"{trainer.stage.title}: {trainer.seconds:.0f} s for {trainer.step} steps, "
         f"{mean('seconds'):.3f} s a step{parts}, {mean('tokens_per_second'):,.0f} tokens/s, "
@@ -470,7 +484,6 @@ def new_policy(run: Run, number: int, task: data.Task, device: torch.device) -> 
             context=max(64, room),
             layers=run.layers,
             heads=run.heads,
-            kv_heads=run.heads,
             width=run.width,
         )
     except ValueError as error:
@@ -496,7 +509,7 @@ def run_stage(
         run = replace(run, steps=None, lr=None)  # those flags are the last stage's
     state = None
     if (folder / "state.pt").exists():
-        state = read_pt(folder / "state.pt", {"settings", "step", "steps", "model", "optimizer"})
+        state = read_pt(folder / "state.pt", STATE)
         check_same_problems(folder, state["settings"], run)
         if state["step"] < state["steps"] and not resume:
             raise BadInput(
@@ -538,11 +551,11 @@ def say(line: str) -> None:
 def evaluate_folder(
     folder: Path, run: Run, task: data.Task, device: torch.device
 ) -> score.Evaluation:
-    """Evaluates a checkpoint folder; what its training cost is read from its state, if it is there."""
+    """Evaluates a checkpoint folder; its state, if it is there, says what training cost."""
     model = load_model(folder, task, device)
     facts = {"stage": None, "seconds": None, "steps": None, "samples": None, "config": asdict(run)}
     if (folder / "state.pt").exists():
-        state = read_pt(folder / "state.pt", {"settings", "step", "seconds", "samples"})
+        state = read_pt(folder / "state.pt", STATE)
         facts = {
             "stage": state["settings"]["stage"],
             "seconds": state["seconds"],
@@ -612,6 +625,7 @@ def command(argv: list[str]) -> None:
     device = pick_device(run.device)
     try:
         task = data.load(run.task, run.difficulty)
+        run = replace(run, difficulty=task.difficulty)
     except ValueError as error:
         raise BadInput(str(error)) from None
     if args.eval:
@@ -621,7 +635,7 @@ def command(argv: list[str]) -> None:
         for _, folder in folders:
             check_writable(folder)
         if args.resume and not any((folder / "state.pt").exists() for _, folder in folders):
-            raise BadInput(f"nothing to resume: no state.pt in {folders[-1][1]} or its predecessors")
+            raise BadInput(f"nothing to resume: no state.pt in {folders[-1][1]} or before it")
         for number in range(args.stage + 1):
             run_stage(run, cfg, number, args.stage, args.resume, task, device)
     try:
@@ -638,11 +652,12 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     try:
         command(argv)
-    except BadInput as error:
+    except (BadInput, OSError) as error:  # an OSError here is a full disk, a folder taken away, …
         print(f"train.py: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        again = shlex.join(["python", "train.py", *(a for a in argv if a != "--resume"), "--resume"])
+        flags = [arg for arg in argv if arg != "--resume"] + ["--resume"]
+        again = shlex.join(["python", "train.py", *flags])
         print(f"train.py: interrupted, all saved; go on with: {again}", file=sys.stderr)
         return 130
     return 0

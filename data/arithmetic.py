@@ -1,10 +1,10 @@
 """Synthetic arithmetic: problems made on the spot, each family at any of several difficulties.
 
 **puzzle** (difficulty k, the count of digits). Sign the digits so that they make the target:
-`3725=03`. An attempt gives each digit its sign and says what then remains to the target,
-`+00-07-05-00`. Each step is easy; choosing the signs is hard, for the first must be right before
-the last can be seen. A wrong attempt ends in its own miss d, and giving the digit d/2 the other
-sign mends it: a second attempt can read off what a first had to foresee.
+`3125=05`. An attempt gives each digit its sign and says what then remains to the target,
+`+02+01+-01-04`. Each step is easy; choosing the signs is hard, for the first must be right before
+the last can be seen. A wrong attempt ends in its own miss d, and giving a digit |d|/2 the other
+sign may mend it: a second attempt can read off what a first had to foresee.
 
 **addition**, **multiplication** (difficulty: digits of each number). `417+85=` → `502`. What a
 wrong digit owes to a lost carry can be seen afterwards, but there is no shortcut to mending it.
@@ -30,26 +30,36 @@ END, RETRY = "<|end|>", "<|There might be an error. Try again.|>"
 class Corpus:
     """How the transcripts of two attempts are drawn, and what a base model learns from them.
 
-    A first attempt is right with probability `right`, else a right one with a slip. A second one
-    repeats the first with probability `copy`, right or not, and is otherwise a fresh draw: right
-    with probability `right` (of several right answers the one nearest to the first), else slipped.
-    So accuracy does not rise from the first attempt to the second, and the likeliest second attempt
-    is the first again; but corrections occur, as they do in what language models are trained on.
+    A first attempt is right with probability `right`. A second one repeats the first with
+    probability `copy`, right or not, and is otherwise a fresh draw: right with probability `right`
+    (of several right answers the one nearest to the first), else wrong in some way. So accuracy
+    does not rise from the first attempt to the second, and the likeliest second attempt is the
+    first again; but corrections occur, as they do in what language models are trained on.
+
+    Wrong attempts are computed without a mistake. A share `habit` of them follows a rule of thumb
+    (see `Puzzle.attempt`), for typical mistakes are systematic; the others are a slip away from a
+    right answer.
     """
 
     right: float = 0.5
-    copy: float = 0.5
+    copy: float = 0.3
+    copy_late: float = 0.8  # in the last fifth of training
+    habit: float = 0.0
 
 
 class Puzzle:
     """Sign k digits so that they make the target."""
 
-    name, default, difficulties = "puzzle", 5, range(2, 9)
+    name, default, difficulties = "puzzle", 6, range(2, 9)
+    top = 15  # target: small, so that many ways to sign the digits come near it and few hit it
     alphabet = "0123456789+-="
     pattern = r"=\d\d|[+-]-?\d\d|[\d+=-]"
     # One token a target and one a step, which keeps an attempt as short as it has digits.
     words = [f"={n:02d}" for n in range(100)] + [
-        f"{sign}{minus}{n:02d}" for sign in "+-" for minus in ("", "-") for n in range(100)
+        f"{sign}{minus}{n:02d}"
+        for sign in "+-"
+        for minus in ("", "-")
+        for n in range(100)
         if not (minus and n == 0)
     ]
 
@@ -60,12 +70,11 @@ class Puzzle:
         self.choices = 1 - 2 * (bits & 1)  # (2^k, k): every way to sign k digits
 
     def draw(self, rng: np.random.Generator) -> str:
-        """A solvable prompt: digits and signs are drawn, the target is what they make. No attempt
-        can leave the two digits that a step has room for."""
+        """A solvable prompt: digits and signs are drawn, the target is what they make."""
         while True:
             digits = rng.integers(1, 10, self.difficulty)
             target = int(digits @ self.choices[rng.integers(len(self.choices))])
-            if 0 <= target <= 99 - digits.sum():
+            if 0 <= target <= self.top:
                 return "".join(map(str, digits)) + f"={target:02d}"
 
     def canonical(self, prompt: str) -> str:
@@ -82,19 +91,25 @@ class Puzzle:
         return "".join(steps)
 
     def attempt(
-        self, prompt: str, right: bool, previous: str | None, rng: np.random.Generator
+        self, prompt: str, kind: str, previous: str | None, rng: np.random.Generator
     ) -> str:
-        """Signs that make the target, the nearest to the previous attempt's if there is one (drawn
-        evenly among several); one of them flipped if it shall be wrong. Every step is computed
-        without a mistake."""
-        digits, target = parse_puzzle(prompt)
-        solutions = self.choices[self.choices @ digits == target]  # (n, k)
+        """Signs by kind: "right" ones make the target, the nearest to the previous attempt's if
+        there is one (drawn evenly among several); "slip" flips one of a right attempt's; "habit"
+        steps towards zero whatever comes later."""
+        digits, remains = parse_puzzle(prompt)
+        if kind == "habit":
+            signs = []
+            for digit in digits:
+                signs.append(1 if remains >= 0 else -1)
+                remains -= signs[-1] * digit
+            return self.spell(prompt, signs)
+        solutions = self.choices[self.choices @ digits == remains]  # (n, k)
         score = rng.random(len(solutions))
         if previous is not None:
             before = np.array([-1 if sign == "-" else 1 for sign in STEP.findall(previous)])
             score += solutions @ before  # two apart for every sign that agrees
         signs = solutions[score.argmax()].copy()
-        if not right:
+        if kind == "slip":
             signs[rng.integers(len(signs))] *= -1
         return self.spell(prompt, signs)
 
@@ -122,12 +137,12 @@ class Numbers:
         return self.operator.join(sorted(prompt.removesuffix("=").split(self.operator)))
 
     def attempt(
-        self, prompt: str, right: bool, previous: str | None, rng: np.random.Generator
+        self, prompt: str, kind: str, previous: str | None, rng: np.random.Generator
     ) -> str:
-        """The answer, or the answer with one digit changed."""
+        """The answer, or with one digit changed."""
         left, other = map(int, prompt.removesuffix("=").split(self.operator))
         answer = str(left + other if self.operator == "+" else left * other)
-        if right:
+        if kind == "right":
             return answer
         place = rng.integers(len(answer))
         digit = (int(answer[place]) + rng.integers(1, 10)) % 10
@@ -162,7 +177,7 @@ class ArithmeticTask(Task):
                 f"difficulty {difficulty} of {family.name} is not between {low} and {high}"
             )
         self.family = family(difficulty)
-        self.name = family.name
+        self.name, self.difficulty = family.name, difficulty
         self.encoding = arithmetic_encoding(family)
         self.eos, retry = (self.encoding.encode_single_token(text) for text in (END, RETRY))
         self.revise = [retry]
@@ -200,17 +215,24 @@ class ArithmeticTask(Task):
         return [Problem(prompt) for prompt in prompts]
 
     def transcripts(
-        self, seed: int, step: int, count: int, corpus: Corpus
+        self, seed: int, step: int, count: int, progress: float, corpus: Corpus
     ) -> list[tuple[str, str, str]]:
-        """(prompt, first attempt, second attempt) of `count` training problems."""
+        """(prompt, first attempt, second attempt) of `count` training problems; `progress` is how
+        much of base training is behind, 0 to 1."""
         rng = np.random.default_rng([seed, step, text_hash("corpus")])
+        copy = corpus.copy if progress < 0.8 else corpus.copy_late
+
+        def kind() -> str:
+            if rng.random() < corpus.right:
+                return "right"
+            return "habit" if rng.random() < corpus.habit else "slip"
+
         rows = []
         for _ in range(count):
             prompt = self._draw("train", rng)
-            first = self.family.attempt(prompt, rng.random() < corpus.right, None, rng)
-            second = first
-            if rng.random() >= corpus.copy:
-                second = self.family.attempt(prompt, rng.random() < corpus.right, first, rng)
+            first = second = self.family.attempt(prompt, kind(), None, rng)
+            if rng.random() >= copy:
+                second = self.family.attempt(prompt, kind(), first, rng)
             rows.append((prompt, first, second))
         return rows
 

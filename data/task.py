@@ -16,7 +16,7 @@ class Problem:
 
     @property
     def key(self) -> int:
-        """A 63-bit hash of the prompt, the same in every process: names it in the sampler's keys."""
+        """A 63-bit hash of the prompt, the same in every process; the sampler is keyed by it."""
         return text_hash(self.prompt)
 
 

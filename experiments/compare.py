@@ -2,19 +2,18 @@
 
     python experiments/compare.py --seeds 0 1 2 3 4                  everything, then the table
     python experiments/compare.py --seeds 0 1 2 --arms naive both    some arms
-    python experiments/compare.py --seeds 0 1 2 3 4 --arms           only the table of what is there
 
-Every arm of a seed starts from that seed's base model and spends as many samples and updates as
-Stage I and Stage II together, at the learning rate of Stage I or of Stage II, whichever the flag
---lr says (default: Stage I's). An arm is a pair of returns and nothing else; the baselines after
-the paper's section 6.
+Every arm of a seed starts from that seed's base model. A baseline spends as many samples and
+updates as Stage I and Stage II together, with Stage I's peak learning rate and the same decay. An
+arm is a pair of returns and nothing else:
 
     naive    multi-turn RL (Eq. 1 on attempt 2): y1 is sampled from the policy and not trained
     both     both attempts earn their own rewards, without Stage I and without the bonus
     single   single-turn RL (Eq. 2): y1 alone is trained
 
 Runs lie in OUT/seedN/puzzle/ARM, one single-threaded process each, --workers at a time; what is
-finished is left alone, so a stopped comparison goes on where it was.
+finished is left alone, so a stopped comparison goes on where it was. The figures of every run are
+gathered in experiments/compare.json, and the README's table is made from that file.
 """
 
 import argparse
@@ -30,8 +29,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import train  # before torch: it sets how OpenMP waits
 import torch
+
+import train
 from score import Config
 
 
@@ -58,6 +58,7 @@ TITLES = {
     "base": "base", "stage1": "SCoRe, Stage I", "stage2": "SCoRe, Stage II",
     "naive": "naive multi-turn", "both": "both rewarded", "single": "single-turn",
 }  # fmt: skip
+FIGURES = Path(__file__).with_name("compare.json")
 COLUMNS = ("acc_t1", "acc_t2", "delta", "fixed", "broken", "changed")
 
 
@@ -77,8 +78,9 @@ def train_baseline(name: str, run: train.Run) -> None:
 
 
 def start(arms: list[str], seed: int, out: Path) -> None:
-    """All of one seed's arms in processes of their own, in order: SCoRe first, it makes the base."""
-    folder, threads = out / f"seed{seed}", os.environ | {"OMP_NUM_THREADS": "1"}
+    """All of one seed's arms, in processes of their own; SCoRe comes first, it makes the base."""
+    folder = out / f"seed{seed}"
+    threads = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
     folder.mkdir(parents=True, exist_ok=True)
     for arm in arms:
         done = folder / "puzzle" / ("stage2" if arm == "score" else arm) / "results.json"
@@ -95,20 +97,36 @@ def start(arms: list[str], seed: int, out: Path) -> None:
             subprocess.run(command, cwd=ROOT, env=threads, stdout=log, stderr=log, check=True)
 
 
-def table(out: Path, seeds: list[int]) -> str:
-    """Mean over seeds in per cent ± the standard error of that mean."""
-    lines = ["| | seeds | acc@t1 | acc@t2 | Δ(t1,t2) | Δ i→c | Δ c→i | changed |", "|---" * 8 + "|"]
+def gather(out: Path) -> list[dict]:
+    """One row a finished run: arm, seed, its results in per cent, and what its training cost."""
+    rows = []
+    for arm in TITLES:
+        for file in sorted(out.glob(f"seed*/puzzle/{arm}/results.json")):
+            results = json.loads(file.read_text())
+            row = {"arm": arm, "seed": results["seed"], "n": results["n"]}
+            row |= {column: round(100 * results[column], 2) for column in COLUMNS}
+            cost = {name: results[name] for name in ("steps", "samples", "seconds")}
+            rows.append(row | cost | {"seconds": round(results["seconds"])})
+    return rows
+
+
+def table(rows: list[dict]) -> str:
+    """Means over seeds in per cent ± the standard error of that mean, as Markdown."""
+    lines = [
+        "| | seeds | acc@t1 | acc@t2 | Δ(t1,t2) | Δ i→c | Δ c→i | changed | seconds |",
+        "|---" * 9 + "|",
+    ]
     for arm, title in TITLES.items():
-        files = [out / f"seed{seed}" / "puzzle" / arm / "results.json" for seed in seeds]
-        results = [json.loads(file.read_text()) for file in files if file.exists()]
-        if not results:
+        mine = [row for row in rows if row["arm"] == arm]
+        if not mine:
             continue
-        cells = []
+        cells = [title, str(len(mine))]
         for column in COLUMNS:
-            values = [100 * result[column] for result in results]
-            spread = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
-            cells.append(f"{statistics.mean(values):.1f} ± {spread:.1f}")
-        lines.append(f"| {title} | {len(results)} | " + " | ".join(cells) + " |")
+            values = [row[column] for row in mine]
+            error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
+            cells.append(f"{statistics.mean(values):.1f} ± {error:.1f}")
+        cells.append(f"{statistics.mean(row['seconds'] for row in mine):.0f}")
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -129,7 +147,9 @@ def main() -> None:
     out = Path(args.out).resolve()
     with ThreadPoolExecutor(args.workers) as pool:
         list(pool.map(lambda seed: start(args.arms, seed, out), args.seeds))
-    print(table(out, args.seeds))
+    rows = gather(out)
+    FIGURES.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
+    print(table(rows))
 
 
 if __name__ == "__main__":
