@@ -14,11 +14,16 @@ or after the answer; a control token's text; two answers of which one is right; 
 """
 
 
+def signed(number: int) -> str:
+    """Two digits at least, and a minus where there is one: 7 → "07", −7 → "-07"."""
+    return f"{'-' if number < 0 else ''}{abs(number):02d}"
+
+
 def puzzle_step(sign: str, remains: int, digit: int) -> tuple[str, int]:
     """One step of an attempt as it is spelled, the sign given to the digit joined with what then
     remains to the target, and that number: ("+", 13, 3) → ("+10", 10)."""
     remains -= digit if sign == "+" else -digit
-    return f"{sign}{'-' if remains < 0 else ''}{abs(remains):02d}", remains
+    return sign + signed(remains), remains
 
 
 def parse_puzzle(prompt: str) -> tuple[list[int], int]:

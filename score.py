@@ -30,8 +30,10 @@ rollouts of a problem, as is usual for RLOO, and the variance stays. Both are te
 
 **The KL** is estimated by k1 = log π − log π_ref, summed over an attempt's tokens, inside the
 return and therefore detached: ∇E[k1] = E[k1·∇log π] is the gradient of the reverse KL, through the
-attempt's own tokens. Differentiating k1 itself would give zero in expectation. [reading: the paper
-names no estimator; a sum, since a mean would weaken β2 by the length of the answer.]
+attempt's own tokens. Differentiating k1 itself would give zero in expectation. A token cannot
+change the k1 of those before it, so it is credited with the k1 from itself on: the same
+expectation, less variance. [reading: the paper names no estimator; a sum, since a mean would
+weaken β2 by the length of the answer.]
 
 Left out on purpose: clipping and importance ratios (one update a rollout, so the data is
 on-policy), entropy bonuses, advantage normalisation, training on more than two attempts (ICLR A.1;
@@ -216,7 +218,7 @@ def pack(
     x = torch.tensor([[0] * (X - len(p)) + p for p in prompts], device=device)  # (P, X)
     x_ok = torch.tensor([[False] * (X - len(p)) + [True] * len(p) for p in prompts], device=device)
     p = torch.tensor(revise, device=device).expand(N, -1)
-    tokens = [x.repeat_interleave(K, 0), first.tokens, p, second.tokens.view(N, M * T2)]
+    tokens = [x.repeat_interleave(K, 0), first.tokens, p, second.tokens.reshape(N, M * T2)]
     ok = [x_ok.repeat_interleave(K, 0), first.mask, torch.ones_like(p).bool()]
     trunk = X + T1 + len(revise)
     slots = trunk + torch.arange(M * T2, device=device).view(M, T2)  # of the second attempts
@@ -226,7 +228,7 @@ def pack(
     branch = torch.arange(1, M + 1, device=device).repeat_interleave(T2)
     return (
         torch.cat(tokens, 1),  # (N, S)
-        torch.cat(ok + [second.mask.view(N, M * T2)], 1),  # (N, S)
+        torch.cat(ok + [second.mask.reshape(N, M * T2)], 1),  # (N, S)
         torch.cat([torch.zeros(trunk, dtype=torch.int64, device=device), branch]),  # (S,)
         X - 1 + torch.arange(T1, device=device),  # (T1,)
         torch.cat([last, slots[:, :-1]], 1),  # (M, T2)
@@ -256,7 +258,7 @@ def attempt_logprobs(model: GPT, rolled: Rollout, temperature: float) -> tuple[T
 
 
 # ---------------------------------------------------------------------------------------------
-# 4. Returns: what each attempt's tokens are credited with. All (B,).
+# 4. Returns: what each attempt's tokens are credited with. All (B,), or per token by broadcasting.
 
 Returns = Callable[[Tensor, Tensor, Tensor, Tensor, Config], tuple[Tensor, Tensor]]
 
@@ -282,23 +284,32 @@ def stage2_returns(r1: Tensor, r2: Tensor, kl1: Tensor, kl2: Tensor, cfg: Config
 def leave_one_out(returns: Tensor, samples: int) -> Tensor:
     """Advantage of each return over the mean of the *others* of its group (RLOO, Kool et al. 2019).
 
-    returns (B,), groups of `samples` ≥ 2 adjacent rows → (B,). A row's own return stays out of its
-    baseline: a baseline that includes it would shrink the gradient by 1 − 1/samples.
+    returns (B,) or (B, T), groups of `samples` ≥ 2 adjacent rows → the same shape. A row's own
+    return stays out of its baseline: one that includes it would shrink the gradient by
+    1 − 1/samples.
     """
     assert samples > 1 and len(returns) % samples == 0, "groups of at least two, all whole"
-    groups = returns.view(-1, samples)
+    groups = returns.unflatten(0, (-1, samples))
     others = (groups.sum(1, keepdim=True) - groups) / (samples - 1)
-    return (groups - others).view(-1)
+    return (groups - others).flatten(0, 1)
+
+
+def to_go(values: Tensor) -> Tensor:
+    """Sum over a token and those after it, (rows, T) → (rows, T)."""
+    return values.flip(1).cumsum(1).flip(1)
 
 
 def advantages(
     r1: Tensor, r2: Tensor, kl1: Tensor, kl2: Tensor, returns: Returns, cfg: Config
 ) -> tuple[Tensor, Tensor]:
-    """r1, kl1 (N,) and r2, kl2 (N·M,) → advantages of the firsts (N,) and the seconds (N·M,)."""
+    """Rewards r1 (N,), r2 (N·M,) and KL kl1 (N, T1), kl2 (N·M, T2) → what each token of the firsts
+    (N, T1) and of the seconds (N·M, T2) is worth above its baseline."""
     K, M = cfg.samples, cfg.seconds
-    return1, return2 = returns(r1.repeat_interleave(M), r2, kl1.repeat_interleave(M), kl2, cfg)
+    return1, return2 = returns(
+        r1.repeat_interleave(M)[:, None], r2[:, None], kl1.repeat_interleave(M, 0), kl2, cfg
+    )
     # A first attempt is one sample however many seconds it has: its M returns are one and the same.
-    first = leave_one_out(return1.view(-1, M).mean(1), K)
+    first = leave_one_out(return1.unflatten(0, (-1, M)).mean(1), K)
     second = leave_one_out(return2, M if M > 1 else K)
     return first, second
 
@@ -310,18 +321,19 @@ def policy_loss(
     returns: Returns,
     cfg: Config,
 ) -> tuple[Tensor, Tensor]:
-    """REINFORCE: −advantage · Σ_tokens log π, one value an attempt → (N,), (N·M,).
+    """REINFORCE: −Σ_tokens advantage · log π, one value an attempt → (N,), (N·M,).
 
-    Its gradient's expectation, summed over the two means, is that of the stage's objective. Token
-    log-probabilities are (N, T1) and (N·M, T2), 0 outside the masks; only `logprobs` has gradient.
+    The gradient of the sum of their two means is, in expectation, that of the stage's objective.
+    Token log-probabilities are (N, T1) and (N·M, T2), 0 outside the masks; only `logprobs` has
+    gradient.
     """
     kl1, kl2 = (
-        (mine - other).sum(1).detach() for mine, other in zip(logprobs, ref_logprobs)
-    )  # k1 estimates, (N,) and (N·M,)
+        to_go(mine - other).detach() for mine, other in zip(logprobs, ref_logprobs)
+    )  # k1 from each token on
     first, second = advantages(rolled.r1, rolled.r2, kl1, kl2, returns, cfg)
     if not rolled.on_policy:
         first = torch.zeros_like(first)  # another model's words are a prompt, not an action
-    return -first * logprobs[0].sum(1), -second * logprobs[1].sum(1)
+    return -(first * logprobs[0]).sum(1), -(second * logprobs[1]).sum(1)
 
 
 # ---------------------------------------------------------------------------------------------

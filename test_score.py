@@ -167,16 +167,19 @@ MUTANTS = {
     "no KL on attempt 1, II": (2, 2, 1, "return1 = r1 - cfg.beta1 * kl1", "return1 = r1"),
     "no reward on attempt 1": (2, 2, 1, "return1 = r1 - cfg", "return1 = -cfg"),
     "KL of the wrong attempt": (1, 2, 1, "-cfg.beta2 * kl1", "-cfg.beta2 * kl2"),
-    "KL backwards": (1, 2, 1, "(mine - other).sum(1)", "(other - mine).sum(1)"),
-    "KL averaged": (1, 2, 1, "(mine - other).sum(1)", "(mine - other).mean(1)"),
-    "KL not detached": (1, 2, 1, "(mine - other).sum(1).detach()", "(mine - other).sum(1)"),
-    "token mean": (2, 2, 1, "-second * logprobs[1].sum(1)", "-second * logprobs[1].mean(1)"),
+    "KL backwards": (1, 2, 1, "to_go(mine - other)", "to_go(other - mine)"),
+    "KL averaged": (1, 2, 1, "to_go(mine - other)", "(to_go(mine - other) / mine.shape[1])"),
+    "KL of the token alone": (1, 2, 1, "to_go(mine - other)", "(mine - other)"),
+    "KL from the next token on": (1, 2, 1, "values.flip(1).cumsum(1).flip(1)",
+                                  "values.flip(1).cumsum(1).flip(1) - values"),
+    "KL not detached": (1, 2, 1, "to_go(mine - other).detach()", "to_go(mine - other)"),
+    "token mean": (2, 2, 1, "-(second * logprobs[1]).sum(1)", "-(second * logprobs[1]).mean(1)"),
     "baseline with itself": (
         2, 2, 1, "(groups.sum(1, keepdim=True) - groups) / (samples - 1)",
         "groups.mean(1, keepdim=True)",
     ),
     "firsts grouped as seconds": (
-        2, 2, 2, "return1.view(-1, M).mean(1), K", "return1[: len(r1)], K"
+        2, 2, 2, "return1.unflatten(0, (-1, M)).mean(1), K", "return1[: len(r1)], K"
     ),
     "no mask": (2, 2, 1, "logits.logsumexp(2)) * attempt.mask", "logits.logsumexp(2))"),
     "eos not trained": (
@@ -234,12 +237,12 @@ def test_bonus_multiplies_the_gradient_of_attempt_2(alpha):
     K, M, problems = 4, 4, 500
     r1 = torch.randint(2, (problems * K,)).double()
     r2 = torch.randint(2, (problems * K * M,)).double()
-    none = torch.zeros(1, dtype=torch.float64)
+    none = torch.zeros(1, 1, dtype=torch.float64)
 
     def second(alpha: float, M: int) -> torch.Tensor:
         cfg = score.Config(alpha=alpha, beta1=0.0, samples=K, seconds=M)
         chosen = r2.view(-1, 4)[:, :M].reshape(-1)
-        kl1, kl2 = none.expand(len(r1)), none.expand(len(chosen))
+        kl1, kl2 = none.expand(len(r1), 1), none.expand(len(chosen), 1)
         return score.advantages(r1, chosen, kl1, kl2, score.stage2_returns, cfg)[1]
 
     assert torch.allclose(second(alpha, 4), (1 + alpha) * second(0.0, 4))
@@ -371,7 +374,7 @@ def test_mask_ends_at_eos_and_not_before():
 
 
 class Toy(data.Task):
-    """Eleven words and an end token; a two-token instruction; nothing is ever right."""
+    """Eleven words and an end token; a two-token instruction; right is what begins evenly."""
 
     name, eos, revise, max_new_tokens = "toy", 0, [11, 4], 12
 
@@ -382,7 +385,7 @@ class Toy(data.Task):
         return " ".join(map(str, tokens))
 
     def reward(self, problem, response):
-        return float(response.startswith("5"))
+        return float(response.split(" ")[0] in ("2", "4", "6", "8", "10"))
 
     def batch(self, seed, step, count):
         raise NotImplementedError

@@ -20,7 +20,7 @@ import numpy as np
 import tiktoken
 
 from data.task import Problem, Task, text_hash
-from rewards import number_reward, parse_puzzle, puzzle_reward, puzzle_step
+from rewards import number_reward, parse_puzzle, puzzle_reward, puzzle_step, signed
 
 STEP = re.compile(r"([+-])-?\d\d")  # of a puzzle's attempt; the group is the sign given
 END, RETRY = "<|end|>", "<|There might be an error. Try again.|>"
@@ -54,20 +54,16 @@ class Puzzle:
     top = 15  # target: small, so that many ways to sign the digits come near it and few hit it
     alphabet = "0123456789+-="
     pattern = r"=\d\d|[+-]-?\d\d|[\d+=-]"
-    # One token a target and one a step, which keeps an attempt as short as it has digits.
-    words = [f"={n:02d}" for n in range(100)] + [
-        f"{sign}{minus}{n:02d}"
-        for sign in "+-"
-        for minus in ("", "-")
-        for n in range(100)
-        if not (minus and n == 0)
-    ]
 
     def __init__(self, difficulty: int):
         self.difficulty = difficulty
         self.max_new_tokens = difficulty + 1
         bits = np.arange(2**difficulty)[:, None] >> np.arange(difficulty)
         self.choices = 1 - 2 * (bits & 1)  # (2^k, k): every way to sign k digits
+        # One token a target and one a step, which keeps an attempt as short as it has digits.
+        steps = range(-9 * difficulty, self.top + 9 * difficulty + 1)
+        self.words = [f"={target:02d}" for target in range(self.top + 1)]
+        self.words += [sign + signed(remains) for sign in "+-" for remains in steps]
 
     def draw(self, rng: np.random.Generator) -> str:
         """A solvable prompt: digits and signs are drawn, the target is what they make."""
@@ -178,7 +174,7 @@ class ArithmeticTask(Task):
             )
         self.family = family(difficulty)
         self.name, self.difficulty = family.name, difficulty
-        self.encoding = arithmetic_encoding(family)
+        self.encoding = arithmetic_encoding(self.family)
         self.eos, retry = (self.encoding.encode_single_token(text) for text in (END, RETRY))
         self.revise = [retry]
         self.max_new_tokens = self.family.max_new_tokens
@@ -249,8 +245,8 @@ class ArithmeticTask(Task):
         return self.encoding.encode_ordinary(text)
 
 
-def arithmetic_encoding(family: type) -> tiktoken.Encoding:
-    """A tokenizer made offline from the family's alphabet and words. The pattern cuts text into
+def arithmetic_encoding(family: Puzzle | Numbers) -> tiktoken.Encoding:
+    """A tokenizer made offline from a family's alphabet and words. The pattern cuts text into
     pieces, and a piece that is a word is one token, so no merges are needed between the two."""
     pieces = list(family.alphabet) + family.words
     ranks = {piece.encode(): rank for rank, piece in enumerate(pieces)}
