@@ -60,8 +60,8 @@ class Config:
     """What the algorithm needs to know. The paper's values are those for MATH."""
 
     alpha: float = 10.0  # α, weight of the progress bonus (paper: 10)
-    beta1: float = 0.05  # β1, KL weight on what is being trained (paper: 0.01)
-    beta2: float = 0.5  # β2, KL weight that holds attempt 1 in Stage I (paper: 0.1)
+    beta1: float = 0.01  # β1, KL weight on what is being trained (paper: 0.01)
+    beta2: float = 0.3  # β2, KL weight that holds attempt 1 in Stage I (paper: 0.1)
     problems: int = 32  # P, problems a step (paper: 512 of problems or rollouts, it does not say)
     samples: int = 4  # K, first attempts a problem (paper: not given)
     seconds: int = 4  # M, second attempts to each first (paper: not given; 1 is plain RLOO)

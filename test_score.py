@@ -954,19 +954,22 @@ def test_run_time_packages_are_the_four_named():
 
 @pytest.mark.parametrize("returns", [score.stage1_returns, score.stage2_returns])
 def test_a_tiny_run_learns_what_its_stage_rewards(returns):
-    """Seed 3, 60 steps on "begin with a 5". Stage I teaches attempt 2 and leaves attempt 1 where
-    the reference is; Stage II teaches both. Neither knows the task but by reward."""
+    """Model seed 3, 40 steps on "begin evenly". Stage I teaches attempt 2 and leaves attempt 1
+    about where the reference is; Stage II teaches both. Neither knows the task but by reward."""
     policy, ref = ragged_gpt(), train.frozen(ragged_gpt())
-    optimizer = torch.optim.Adam(policy.parameters(), lr=3e-3)
-    cfg = score.Config(samples=4, seconds=4, alpha=1.0, beta2=1.0)
-    problems = toy_problems(RAGGED)
-    before = score.evaluate(policy, Toy(), problems * 40, temperature=1.0).metrics
-    for step in range(60):
-        score.train_step(policy, ref, optimizer, Toy(), problems, returns, cfg, seed=step)
-    after = score.evaluate(policy, Toy(), problems * 40, temperature=1.0).metrics
-    assert before["acc_t1"] < 0.3 and before["acc_t2"] < 0.3
-    assert after["acc_t2"] > 0.8
+    optimizer = torch.optim.Adam(policy.parameters(), lr=1e-3)
+    cfg = score.Config(samples=4, seconds=4, alpha=1.0, beta1=0.01, beta2=0.3)
+    rows = [
+        score.train_step(policy, ref, optimizer, Toy(), toy_problems(RAGGED), returns, cfg, step)
+        for step in range(40)
+    ]
+
+    def accuracy(name: str, steps: list[dict]) -> float:
+        return sum(row[name] for row in steps) / len(steps)
+
+    assert accuracy("acc_t1", rows[:3]) < 0.4 and accuracy("acc_t2", rows[:3]) < 0.7
+    assert accuracy("acc_t2", rows[-5:]) > 0.9
     if returns is score.stage1_returns:
-        assert abs(after["acc_t1"] - before["acc_t1"]) < 0.1
+        assert accuracy("acc_t1", rows[-5:]) < 0.4 and accuracy("kl_1", rows[-5:]) < 1.0
     else:
-        assert after["acc_t1"] > 0.8
+        assert accuracy("acc_t1", rows[-5:]) > 0.9

@@ -59,8 +59,8 @@ class Stage:
 
 STAGES = (
     Stage("base", "base", None, steps=1500, lr=2e-3, number=0),
-    Stage("stage1", "Stage I", score.stage1_returns, steps=200, lr=5e-4, number=1),
-    Stage("stage2", "Stage II", score.stage2_returns, steps=300, lr=2e-4, number=2),
+    Stage("stage1", "Stage I", score.stage1_returns, steps=300, lr=5e-4, number=1),
+    Stage("stage2", "Stage II", score.stage2_returns, steps=500, lr=2e-4, number=2),
 )
 
 
@@ -341,7 +341,7 @@ def train(trainer: Trainer, precision) -> None:
         initial=trainer.step,
         desc=trainer.stage.title,
         unit="step",
-        mininterval=1,
+        mininterval=1 if sys.stderr.isatty() else 30,
         dynamic_ncols=True,
     )
     try:
