@@ -8,8 +8,9 @@ again. A verifier r(y, y*) ∈ {0, 1} judges both answers during training; the p
     Stage I   (Eq. 3)   max  E[ r2 − β1·KL2 − β2·KL1 ]          KLi = KL(π_θ(·|xi) ‖ π_ref(·|xi))
     Stage II  (Eq. 4)   max  E[ r1 − β1·KL1  +  r2 + b − β1·KL2 ],     b = α·(r2 − r1)
 
-π_ref is the base model in both stages. Stage I learns to correct the base model's own answers
-while β2 holds those still; Stage II improves both, and b pays for progress between the attempts.
+π_ref is the base model in both stages [paper v1; later versions do not name it for Stage II].
+Stage I learns to correct the base model's own answers while β2 holds those still; Stage II improves
+both, and b pays for progress between the attempts.
 
 One step, for P problems:
     1. roll out K first attempts a problem, and M second attempts to each first      `rollout`
@@ -64,7 +65,7 @@ class Config:
     beta2: float = 0.3  # β2, KL weight that holds attempt 1 in Stage I (paper: 0.1)
     problems: int = 32  # P, problems a step (paper: 512 of problems or rollouts, it does not say)
     samples: int = 4  # K, first attempts a problem (paper: not given)
-    seconds: int = 4  # M, second attempts to each first (paper: not given; 1 is plain RLOO)
+    revisions: int = 4  # M, second attempts to each first (paper: not given; 1 is plain RLOO)
     offline: float = 0.0  # extra problems whose y1 the base model wrote, as a share of P
     temperature: float = 1.0  # of sampling, and of the softmax that is scored (paper: 1)
     clip: float = 1.0  # largest gradient norm (paper: not given)
@@ -76,11 +77,13 @@ class Config:
         for name in ("temperature", "clip"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be finite and positive: {getattr(self, name)}")
-        for name in ("problems", "seconds"):
+        for name in ("problems", "revisions"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1: {getattr(self, name)}")
         if self.samples < 2:
             raise ValueError(f"samples must be at least 2, to leave one out: {self.samples}")
+        if self.offline > 1:
+            raise ValueError(f"offline is a share of the problems, at most 1: {self.offline}")
 
 
 # ---------------------------------------------------------------------------------------------
@@ -143,12 +146,20 @@ def rewards(task: Task, problems: list[Problem], attempt: Generation) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Rollout:
-    """Two attempts at P problems, and the same packed for scoring.
+class Packed:
+    """Rollouts laid out for one forward. A row is [x, y1, p, y2·1, …, y2·M]: a first attempt and
+    all its seconds, each a branch that sees the trunk [x, y1, p] and itself."""
 
-    A packed row is [x, y1, p, y2·1, …, y2·M]: a first attempt shares its row with all its seconds,
-    each a branch that sees the trunk [x, y1, p] and itself.
-    """
+    tokens: Tensor  # (N, S) int64
+    ok: Tensor  # (N, S) bool: the slots that hold a token
+    branch: Tensor  # (S,) int64: 0 for the trunk, m for the m-th second attempt
+    before1: Tensor  # (T1,) int64: the slot before each of y1's
+    before2: Tensor  # (M, T2) int64: the slot before each of y2's
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Two attempts at P problems."""
 
     first: Generation  # (N, T1)
     second: Generation  # (N·M, T2)
@@ -156,11 +167,7 @@ class Rollout:
     r2: Tensor  # (N·M,)
     changed: Tensor  # (N·M,): y2 says something else than y1
     on_policy: bool  # the policy itself wrote y1, so y1 may be trained
-    tokens: Tensor  # (N, S) int64
-    ok: Tensor  # (N, S) bool
-    branch: Tensor  # (S,) int64: 0 for the trunk, m for the m-th second attempt
-    before1: Tensor  # (T1,) int64: the slot before each of y1's
-    before2: Tensor  # (M, T2) int64: the slot before each of y2's
+    packed: Packed
 
 
 def rollout(
@@ -173,7 +180,7 @@ def rollout(
 ) -> Rollout:
     """K first attempts a problem and M second attempts to each, sampled from the policy; first
     attempts by another model where `first_by` is given (offline ones: the base model)."""
-    K, M = cfg.samples, cfg.seconds
+    K, M = cfg.samples, cfg.revisions
     prompts = [task.encode(problem.prompt) for problem in problems]
     keys = torch.tensor([problem.key for problem in problems], device=policy.device)
     if first_by is None:
@@ -188,7 +195,6 @@ def rollout(
         keys = row_keys(keys, K, seed, attempt=1)
         [second] = respond(policy, task, read, keys, [M], cfg.temperature, seed)
     said1, said2 = texts(task, first), texts(task, second)
-    tokens, ok, branch, before1, before2 = pack(prompts, first, task.revise, second, K, M)
     return Rollout(
         first,
         second,
@@ -196,11 +202,7 @@ def rollout(
         r2=rewards(task, [x for x in problems for _ in range(K * M)], second),
         changed=torch.tensor([y2 != said1[n // M] for n, y2 in enumerate(said2)]),
         on_policy=first_by is None,
-        tokens=tokens,
-        ok=ok,
-        branch=branch,
-        before1=before1,
-        before2=before2,
+        packed=pack(prompts, first, task.revise, second, K, M),
     )
 
 
@@ -211,8 +213,8 @@ def pack(
     second: Generation,
     K: int,
     M: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Lays [x, y1, p, y2·1, …, y2·M] into one row a first attempt; see Rollout for what returns."""
+) -> Packed:
+    """Lays out prompts (P), first attempts (P·K rows) and second attempts (P·K·M rows)."""
     device, (N, T1), T2 = first.tokens.device, first.tokens.shape, second.tokens.shape[1]
     X = max(map(len, prompts))
     x = torch.tensor([[0] * (X - len(p)) + p for p in prompts], device=device)  # (P, X)
@@ -220,18 +222,19 @@ def pack(
     p = torch.tensor(revise, device=device).expand(N, -1)
     tokens = [x.repeat_interleave(K, 0), first.tokens, p, second.tokens.reshape(N, M * T2)]
     ok = [x_ok.repeat_interleave(K, 0), first.mask, torch.ones_like(p).bool()]
+    ok.append(second.mask.reshape(N, M * T2))
     trunk = X + T1 + len(revise)
     slots = trunk + torch.arange(M * T2, device=device).view(M, T2)  # of the second attempts
     # A prompt is padded on its left and the instruction is whole, so the slot before an attempt
     # always holds a token; within an attempt tokens have no gaps.
     last = torch.full((M, 1), trunk - 1, device=device)
     branch = torch.arange(1, M + 1, device=device).repeat_interleave(T2)
-    return (
-        torch.cat(tokens, 1),  # (N, S)
-        torch.cat(ok + [second.mask.reshape(N, M * T2)], 1),  # (N, S)
-        torch.cat([torch.zeros(trunk, dtype=torch.int64, device=device), branch]),  # (S,)
-        X - 1 + torch.arange(T1, device=device),  # (T1,)
-        torch.cat([last, slots[:, :-1]], 1),  # (M, T2)
+    return Packed(
+        tokens=torch.cat(tokens, 1),
+        ok=torch.cat(ok, 1),
+        branch=torch.cat([torch.zeros(trunk, dtype=torch.int64, device=device), branch]),
+        before1=X - 1 + torch.arange(T1, device=device),
+        before2=torch.cat([last, slots[:, :-1]], 1),
     )
 
 
@@ -248,9 +251,10 @@ def token_logprobs(model: GPT, hidden: Tensor, attempt: Generation, temperature:
 
 def attempt_logprobs(model: GPT, rolled: Rollout, temperature: float) -> tuple[Tensor, Tensor]:
     """Scores both attempts in one forward of the packed rollout → (N, T1), (N·M, T2)."""
-    hidden = model.hidden(rolled.tokens, rolled.ok, rolled.branch)  # (N, S, C)
-    hidden1 = hidden[:, rolled.before1]  # (N, T1, C)
-    hidden2 = hidden[:, rolled.before2].flatten(0, 1)  # (N·M, T2, C)
+    packed = rolled.packed
+    hidden = model.hidden(packed.tokens, packed.ok, packed.branch)  # (N, S, C)
+    hidden1 = hidden[:, packed.before1]  # (N, T1, C)
+    hidden2 = hidden[:, packed.before2].flatten(0, 1)  # (N·M, T2, C)
     return (
         token_logprobs(model, hidden1, rolled.first, temperature),
         token_logprobs(model, hidden2, rolled.second, temperature),
@@ -304,7 +308,7 @@ def advantages(
 ) -> tuple[Tensor, Tensor]:
     """Rewards r1 (N,), r2 (N·M,) and KL kl1 (N, T1), kl2 (N·M, T2) → what each token of the firsts
     (N, T1) and of the seconds (N·M, T2) is worth above its baseline."""
-    K, M = cfg.samples, cfg.seconds
+    K, M = cfg.samples, cfg.revisions
     return1, return2 = returns(
         r1.repeat_interleave(M)[:, None], r2[:, None], kl1.repeat_interleave(M, 0), kl2, cfg
     )
@@ -342,7 +346,7 @@ def policy_loss(
 
 def step_metrics(rolled: Rollout, kl1: Tensor, kl2: Tensor, returns: Returns, cfg: Config) -> dict:
     """What a step reports. `reward` is what the stage maximises, without KL and bonus."""
-    r1, r2 = rolled.r1.repeat_interleave(cfg.seconds), rolled.r2
+    r1, r2 = rolled.r1.repeat_interleave(cfg.revisions), rolled.r2
     zero = torch.zeros_like(r2)
     plain = Config(alpha=0.0, beta1=0.0, beta2=0.0)
     ended = torch.cat([rolled.first.ended, rolled.second.ended])

@@ -113,13 +113,13 @@ def exact_gradient(policy: GPT, ref: GPT, stage: int, cfg: score.Config) -> torc
 def expected_gradient(code, policy: GPT, ref: GPT, stage: int, K: int, M: int) -> torch.Tensor:
     """The gradient that the module `code` (score.py or a mutant) follows, averaged over every
     possible draw of K first attempts and M second attempts to each, weighted by its probability."""
-    cfg = code.Config(alpha=3.0, beta1=0.3, beta2=0.7, samples=K, seconds=M)
+    cfg = code.Config(alpha=3.0, beta1=0.3, beta2=0.7, samples=K, revisions=M)
     n = len(ATTEMPTS)
     # Each packed row holds one first attempt and all seven second attempts to it.
     first, second = padded(ATTEMPTS), padded(ATTEMPTS * n)
     packed = code.pack([PROMPT], first, REVISE, second, K=n, M=n)
     every = code.Rollout(
-        first, second, REWARDS, REWARDS.repeat(n), torch.zeros(n * n), True, *packed
+        first, second, REWARDS, REWARDS.repeat(n), torch.zeros(n * n), True, packed
     )
     tables = [code.attempt_logprobs(gpt, every, temperature=1.0) for gpt in (policy, ref)]
     logp1, logp2 = (part.sum(1) for part in tables[0])
@@ -240,7 +240,7 @@ def test_bonus_multiplies_the_gradient_of_attempt_2(alpha):
     none = torch.zeros(1, 1, dtype=torch.float64)
 
     def second(alpha: float, M: int) -> torch.Tensor:
-        cfg = score.Config(alpha=alpha, beta1=0.0, samples=K, seconds=M)
+        cfg = score.Config(alpha=alpha, beta1=0.0, samples=K, revisions=M)
         chosen = r2.view(-1, 4)[:, :M].reshape(-1)
         kl1, kl2 = none.expand(len(r1), 1), none.expand(len(chosen), 1)
         return score.advantages(r1, chosen, kl1, kl2, score.stage2_returns, cfg)[1]
@@ -263,7 +263,7 @@ def test_expected_gradient_of_bonus_is_one_plus_alpha():
 
 def test_offline_first_attempts_are_prompts_only(puzzle, tiny):
     """Attempts that the reference wrote train attempt 2 and never attempt 1."""
-    cfg = score.Config(samples=2, seconds=2, beta2=1.0)
+    cfg = score.Config(samples=2, revisions=2, beta2=1.0)
     ref = GPT(tiny.config)
     rolled = score.rollout(tiny, puzzle, puzzle.batch(0, 0, 4), cfg, 0, first_by=ref)
     logprobs = [score.attempt_logprobs(gpt, rolled, 1.0) for gpt in (tiny, ref)]
@@ -399,7 +399,7 @@ def toy_problems(prompts: list[list[int]]) -> list[Problem]:
 
 def test_rollout_scores_both_attempts_as_sampled():
     """Ragged prompts, ragged first and second attempts, a warm cache, rows dropped and put back."""
-    gpt, cfg = ragged_gpt(), score.Config(samples=4, seconds=3)
+    gpt, cfg = ragged_gpt(), score.Config(samples=4, revisions=3)
     rolled = score.rollout(gpt, Toy(), toy_problems(RAGGED), cfg, seed=9)
     assert len(set(rolled.first.mask.sum(1).tolist())) > 5
     assert len(set(rolled.second.mask.sum(1).tolist())) > 5
@@ -432,7 +432,7 @@ def test_tokens_do_not_depend_on_the_batch():
 
 
 def test_rollout_does_not_depend_on_the_batch():
-    gpt, cfg, problems = ragged_gpt(), score.Config(samples=2, seconds=2), toy_problems(RAGGED)
+    gpt, cfg, problems = ragged_gpt(), score.Config(samples=2, revisions=2), toy_problems(RAGGED)
     together = score.rollout(gpt, Toy(), problems, cfg, seed=9)
     alone = score.rollout(gpt, Toy(), problems[2:3], cfg, seed=9)
     assert answers(alone.first) == answers(together.first)[4:6]
@@ -503,7 +503,7 @@ def test_reference_never_moves(puzzle, tiny):
     storage = {weight.data_ptr() for weight in tiny.parameters()}
     assert not storage & {weight.data_ptr() for weight in ref.parameters()}
     optimizer = torch.optim.Adam(tiny.parameters(), lr=1e-2)
-    cfg = score.Config(samples=2, seconds=2, beta2=1.0)
+    cfg = score.Config(samples=2, revisions=2, beta2=1.0)
     start = [weight.clone() for weight in tiny.parameters()]
     for step in range(3):
         problems = puzzle.batch(0, step, 4)
@@ -515,7 +515,7 @@ def test_reference_never_moves(puzzle, tiny):
 
 def learnable_returns(r1, r2, kl1, kl2, cfg):
     """Returns that vary where a random model's rewards, all 0, would not."""
-    noise = torch.arange(float(len(r2))) % 3
+    noise = (torch.arange(float(len(r2))) % 3).view_as(r2)
     return -cfg.beta2 * kl1, noise - cfg.beta1 * kl2
 
 
@@ -673,7 +673,9 @@ def test_problems_and_keys_are_the_same_in_every_process(puzzle):
 # ---------------------------------------------------------------------------------------------
 # 4. The command line
 
-SMALL = "--difficulty 2 --layers 1 --width 16 --transcripts 8 --problems 4 --samples 2 --seconds 2"
+SMALL = (
+    "--difficulty 2 --layers 1 --width 16 --transcripts 8 --problems 4 --samples 2 --revisions 2"
+)
 SMALL = SMALL.split() + ["--eval-problems", "20", "--device", "cpu"]
 
 
@@ -958,7 +960,7 @@ def test_a_tiny_run_learns_what_its_stage_rewards(returns):
     about where the reference is; Stage II teaches both. Neither knows the task but by reward."""
     policy, ref = ragged_gpt(), train.frozen(ragged_gpt())
     optimizer = torch.optim.Adam(policy.parameters(), lr=1e-3)
-    cfg = score.Config(samples=4, seconds=4, alpha=1.0, beta1=0.01, beta2=0.3)
+    cfg = score.Config(samples=4, revisions=4, alpha=1.0, beta1=0.01, beta2=0.3)
     rows = [
         score.train_step(policy, ref, optimizer, Toy(), toy_problems(RAGGED), returns, cfg, step)
         for step in range(40)
