@@ -950,6 +950,16 @@ def test_run_time_packages_are_the_four_named():
     assert files <= allowed.keys()
 
 
+def test_readme_table_is_what_the_comparison_printed():
+    sys.path.insert(0, str(HERE / "experiments"))
+    try:
+        import compare
+    finally:
+        sys.path.pop(0)
+    rows = json.loads(compare.FIGURES.read_text())
+    assert compare.marked(compare.table(rows)) in (HERE / "README.md").read_text()
+
+
 # ---------------------------------------------------------------------------------------------
 # 5. It learns
 

@@ -12,13 +12,14 @@ arm is a pair of returns and nothing else:
     single   single-turn RL (Eq. 2): y1 alone is trained
 
 Runs lie in OUT/seedN/puzzle/ARM, one single-threaded process each, --workers at a time; what is
-finished is left alone, so a stopped comparison goes on where it was. The figures of every run are
-gathered in experiments/compare.json, and the README's table is made from that file.
+finished is left alone, so a stopped comparison goes on where it was. The table is of all runs under
+OUT; --write keeps their figures in experiments/compare.json and puts the table into the README.
 """
 
 import argparse
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -130,6 +131,16 @@ def table(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
+def marked(text: str) -> str:
+    """The part of the README that this program writes."""
+    return f"<!-- compare -->\n{text}\n<!-- /compare -->"
+
+
+MARKED = re.compile(
+    re.escape("<!-- compare -->") + ".*?" + re.escape("<!-- /compare -->"), re.DOTALL
+)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -138,6 +149,7 @@ def main() -> None:
     parser.add_argument("--arms", nargs="*", choices=["score", *BASELINES],
                         default=["score", "naive", "both"])  # fmt: skip
     parser.add_argument("--out", default="out/compare")
+    parser.add_argument("--write", action="store_true", help="keep the figures and the table")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--baseline", choices=BASELINES, help=argparse.SUPPRESS)
     parser.add_argument("--seed", type=int, help=argparse.SUPPRESS)
@@ -148,8 +160,11 @@ def main() -> None:
     with ThreadPoolExecutor(args.workers) as pool:
         list(pool.map(lambda seed: start(args.arms, seed, out), args.seeds))
     rows = gather(out)
-    FIGURES.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
     print(table(rows))
+    if args.write:
+        FIGURES.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
+        readme = ROOT / "README.md"
+        readme.write_text(re.sub(MARKED, lambda _: marked(table(rows)), readme.read_text()))
 
 
 if __name__ == "__main__":
