@@ -30,21 +30,17 @@ END, RETRY = "<|end|>", "<|There might be an error. Try again.|>"
 class Corpus:
     """How the transcripts of two attempts are drawn, and what a base model learns from them.
 
-    A first attempt is right with probability `right`. A second one repeats the first with
-    probability `copy`, right or not, and is otherwise a fresh draw: right with probability `right`
-    (of several right answers the one nearest to the first), else wrong in some way. So accuracy
-    does not rise from the first attempt to the second, and the likeliest second attempt is the
-    first again; but corrections occur, as they do in what language models are trained on.
-
-    Wrong attempts are computed without a mistake. A share `habit` of them follows a rule of thumb
-    (see `Puzzle.attempt`), for typical mistakes are systematic; the others are a slip away from a
-    right answer.
+    A first attempt is right with probability `right`, else one slip away from right. A second one
+    repeats the first with probability `copy`, right or not, and is otherwise a fresh draw: right
+    with probability `right` (of several right answers the one nearest to the first), else slipped.
+    So accuracy does not rise from the first attempt to the second, and in the end the likeliest
+    second attempt is the first again; but corrections occur, as they do in what language models
+    are trained on.
     """
 
     right: float = 0.5
     copy: float = 0.3
     copy_late: float = 0.8  # in the last fifth of training
-    habit: float = 0.0
 
 
 class Puzzle:
@@ -87,25 +83,19 @@ class Puzzle:
         return "".join(steps)
 
     def attempt(
-        self, prompt: str, kind: str, previous: str | None, rng: np.random.Generator
+        self, prompt: str, right: bool, previous: str | None, rng: np.random.Generator
     ) -> str:
-        """Signs by kind: "right" ones make the target, the nearest to the previous attempt's if
-        there is one (drawn evenly among several); "slip" flips one of a right attempt's; "habit"
-        steps towards zero whatever comes later."""
-        digits, remains = parse_puzzle(prompt)
-        if kind == "habit":
-            signs = []
-            for digit in digits:
-                signs.append(1 if remains >= 0 else -1)
-                remains -= signs[-1] * digit
-            return self.spell(prompt, signs)
-        solutions = self.choices[self.choices @ digits == remains]  # (n, k)
+        """Signs that make the target, the nearest to the previous attempt's if there is one (drawn
+        evenly among several); one of them flipped if it shall be wrong. Every step is computed
+        without a mistake."""
+        digits, target = parse_puzzle(prompt)
+        solutions = self.choices[self.choices @ digits == target]  # (n, k)
         score = rng.random(len(solutions))
         if previous is not None:
             before = np.array([-1 if sign == "-" else 1 for sign in STEP.findall(previous)])
             score += solutions @ before  # two apart for every sign that agrees
         signs = solutions[score.argmax()].copy()
-        if kind == "slip":
+        if not right:
             signs[rng.integers(len(signs))] *= -1
         return self.spell(prompt, signs)
 
@@ -133,12 +123,12 @@ class Numbers:
         return self.operator.join(sorted(prompt.removesuffix("=").split(self.operator)))
 
     def attempt(
-        self, prompt: str, kind: str, previous: str | None, rng: np.random.Generator
+        self, prompt: str, right: bool, previous: str | None, rng: np.random.Generator
     ) -> str:
         """The answer, or with one digit changed."""
         left, other = map(int, prompt.removesuffix("=").split(self.operator))
         answer = str(left + other if self.operator == "+" else left * other)
-        if kind == "right":
+        if right:
             return answer
         place = rng.integers(len(answer))
         digit = (int(answer[place]) + rng.integers(1, 10)) % 10
@@ -217,18 +207,13 @@ class ArithmeticTask(Task):
         much of base training is behind, 0 to 1."""
         rng = np.random.default_rng([seed, step, text_hash("corpus")])
         copy = corpus.copy if progress < 0.8 else corpus.copy_late
-
-        def kind() -> str:
-            if rng.random() < corpus.right:
-                return "right"
-            return "habit" if rng.random() < corpus.habit else "slip"
-
         rows = []
         for _ in range(count):
             prompt = self._draw("train", rng)
-            first = second = self.family.attempt(prompt, kind(), None, rng)
+            first = self.family.attempt(prompt, rng.random() < corpus.right, None, rng)
+            second = first
             if rng.random() >= copy:
-                second = self.family.attempt(prompt, kind(), first, rng)
+                second = self.family.attempt(prompt, rng.random() < corpus.right, first, rng)
             rows.append((prompt, first, second))
         return rows
 

@@ -1,7 +1,6 @@
 """SCoRe against the obvious, several seeds each: the table in the README.
 
-    python experiments/compare.py --seeds 0 1 2 3 4                  everything, then the table
-    python experiments/compare.py --seeds 0 1 2 --arms naive both    some arms
+    python experiments/compare.py --seeds 0 1 2 3 4 --baseline-seeds 0 1 2 --write
 
 Every arm of a seed starts from that seed's base model. A baseline spends as many samples and
 updates as Stage I and Stage II together, with Stage I's peak learning rate and the same decay. An
@@ -78,24 +77,36 @@ def train_baseline(name: str, run: train.Run) -> None:
     train.evaluate_folder(folder, run, task, device)
 
 
-def start(arms: list[str], seed: int, out: Path) -> None:
-    """All of one seed's arms, in processes of their own; SCoRe comes first, it makes the base."""
+def launch(arm: str, seed: int, out: Path) -> None:
+    """One arm of one seed in a process of its own, unless it is finished; its output in a log."""
     folder = out / f"seed{seed}"
-    threads = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
+    if (folder / "puzzle" / ("stage2" if arm == "score" else arm) / "results.json").exists():
+        return
     folder.mkdir(parents=True, exist_ok=True)
-    for arm in arms:
-        done = folder / "puzzle" / ("stage2" if arm == "score" else arm) / "results.json"
-        if done.exists():
-            continue
-        flags = ["--out", str(folder), "--seed", str(seed)]
-        if arm == "score":
-            command = [sys.executable, "train.py", "--stage", "2", "--resume", *flags]
-            if not (folder / "puzzle" / "base" / "state.pt").exists():
-                command.remove("--resume")
-        else:
-            command = [sys.executable, __file__, "--baseline", arm, *flags]
-        with (folder / f"{arm}.log").open("w") as log:
-            subprocess.run(command, cwd=ROOT, env=threads, stdout=log, stderr=log, check=True)
+    flags = ["--out", str(folder), "--seed", str(seed)]
+    if arm == "score":
+        command = [sys.executable, "train.py", "--stage", "2", *flags]
+        if any(folder.glob("puzzle/*/state.pt")):
+            command.append("--resume")
+    else:
+        command = [sys.executable, __file__, "--baseline", arm, *flags]
+    threads = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
+    with (folder / f"{arm}.log").open("w") as log:
+        subprocess.run(command, cwd=ROOT, env=threads, stdout=log, stderr=log, check=True)
+
+
+def launch_all(args: argparse.Namespace, out: Path) -> None:
+    """--workers processes at a time. SCoRe goes first, since it makes the base of its seed."""
+    with ThreadPoolExecutor(args.workers) as pool:
+        score = {seed: pool.submit(launch, "score", seed, out) for seed in args.seeds}
+
+        def baseline(arm: str, seed: int) -> None:
+            score[seed].result()
+            launch(arm, seed, out)
+
+        pairs = [(arm, seed) for seed in args.baseline_seeds for arm in args.arms]
+        for future in [*score.values(), *(pool.submit(baseline, *pair) for pair in pairs)]:
+            future.result()
 
 
 def gather(out: Path) -> list[dict]:
@@ -146,8 +157,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--arms", nargs="*", choices=["score", *BASELINES],
-                        default=["score", "naive", "both"])  # fmt: skip
+    parser.add_argument("--arms", nargs="*", choices=BASELINES, default=["naive", "both"])
+    parser.add_argument("--baseline-seeds", type=int, nargs="*", help="among --seeds [all]")
     parser.add_argument("--out", default="out/compare")
     parser.add_argument("--write", action="store_true", help="keep the figures and the table")
     parser.add_argument("--workers", type=int, default=2)
@@ -157,8 +168,10 @@ def main() -> None:
     if args.baseline:
         return train_baseline(args.baseline, replace(train.Run(), out=args.out, seed=args.seed))
     out = Path(args.out).resolve()
-    with ThreadPoolExecutor(args.workers) as pool:
-        list(pool.map(lambda seed: start(args.arms, seed, out), args.seeds))
+    args.baseline_seeds = args.seeds if args.baseline_seeds is None else args.baseline_seeds
+    if not set(args.baseline_seeds) <= set(args.seeds):
+        parser.error("--baseline-seeds must be among --seeds")
+    launch_all(args, out)
     rows = gather(out)
     print(table(rows))
     if args.write:
