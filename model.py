@@ -304,7 +304,7 @@ def uniform(key: Tensor, position: int) -> Tensor:
 def row_keys(keys: Tensor, samples: int, seed: int, attempt: int = 0) -> Tensor:
     """The key of every (prompt, sample), samples of a prompt adjacent: (N,) → (N·samples,).
     Nothing else enters, so a row's tokens do not depend on the batch around it."""
-    start = torch.tensor(seed, dtype=torch.int64, device=keys.device)
+    start = torch.tensor(_signed(seed), device=keys.device)
     keys = fold(fold(fold(start, 0), keys), attempt)
     sample = torch.arange(samples, device=keys.device).repeat(len(keys))
     return fold(keys.repeat_interleave(samples), sample)

@@ -67,7 +67,7 @@ class Config:
     samples: int = 4  # K, first attempts a problem (paper: not given)
     revisions: int = 4  # M, second attempts to each first (paper: not given; 1 is plain RLOO)
     offline: float = 0.0  # extra problems whose y1 the base model wrote, as a share of P
-    temperature: float = 1.0  # of sampling, and of the softmax that is scored (paper: 1)
+    temperature: float = 1.0  # of sampling and scoring (paper: 1); of an evaluation, if given
     clip: float = 1.0  # largest gradient norm (paper: not given)
 
     def __post_init__(self):

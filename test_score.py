@@ -761,6 +761,9 @@ def test_evaluation_is_repeatable(trained, few_steps):
     assert json.loads(results.read_text()) == first
     assert run("--eval", trained / "stage1", "--attempts", 4) == 0
     assert len(json.loads(results.read_text())["acc"]) == 4
+    for temperature in (0.0, 0.7):
+        assert run("--eval", trained / "stage1", "--temperature", temperature) == 0
+        assert json.loads(results.read_text())["temperature"] == temperature
 
 
 @pytest.mark.parametrize("stage", [0, 1])
@@ -870,6 +873,9 @@ def test_bad_checkpoint_is_one_line(how, trained, tmp_path, capsys):
         (["--stage", "1", "--beta2", "inf"], "beta2"),
         (["--stage", "1", "--temperature", "0"], "temperature"),
         (["--stage", "1", "--seed", "-1"], "seed"),
+        (["--stage", "1", "--seed", "99999999999"], "seed"),
+        (["--stage", "1", "--offline", "2"], "offline"),
+        (["--eval", "out", "--temperature", "-1"], "temperature"),
         (["--stage", "1", "--device", "abacus"], "abacus"),
         (["--stage", "1", "--dtype", "float8"], "float8"),
         (["--stage", "1", "--difficulty", "99"], "99"),

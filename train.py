@@ -98,8 +98,10 @@ class Run:
         ):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}: {getattr(self, name)}")
-        if self.attempts < 2 or self.warmup < 0 or self.seed < 0:
-            raise ValueError("attempts must be at least 2, warmup and seed not negative")
+        if self.attempts < 2 or self.warmup < 0:
+            raise ValueError("attempts must be at least 2, warmup not negative")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed must be between 0 and 2**32 - 1: {self.seed}")
 
 
 # ---------------------------------------------------------------------------------------------
@@ -351,8 +353,9 @@ def train(trainer: Trainer, precision) -> None:
                 log.add(metrics)
                 bar.set_postfix_str(progress(metrics), refresh=False)
                 bar.update()
-                if trainer.step % SAVE_EVERY == 0 or trainer.step == trainer.steps or interrupted:
+                if trainer.step % SAVE_EVERY == 0:
                     trainer.save()
+            trainer.save()
     finally:
         for which, handler in old.items():
             signal.signal(which, handler)
@@ -396,10 +399,14 @@ def cost(folder: Path, trainer: Trainer) -> str:
 # Evaluation and reports
 
 
-def evaluate(folder: Path, model: GPT, run: Run, task: data.Task, facts: dict) -> score.Evaluation:
-    """Evaluates a model greedily on held-out problems and writes the folder's results.json."""
+def evaluate(
+    folder: Path, model: GPT, run: Run, task: data.Task, temperature: float, facts: dict
+) -> score.Evaluation:
+    """Evaluates a model on held-out problems and writes the folder's results.json."""
     problems = task.held_out(run.split, run.eval_problems)
-    result = score.evaluate(model, task, problems, attempts=run.attempts, seed=run.seed)
+    result = score.evaluate(
+        model, task, problems, attempts=run.attempts, temperature=temperature, seed=run.seed
+    )
     content = {
         "data": run.data,
         "task": run.task,
@@ -407,7 +414,7 @@ def evaluate(folder: Path, model: GPT, run: Run, task: data.Task, facts: dict) -
         "split": run.split,
         "n": len(problems),
         "seed": run.seed,
-        "temperature": 0.0,
+        "temperature": temperature,
         **result.metrics,
         **{name: facts[name] for name in ("seconds", "steps", "samples")},  # of the training
         "config": facts["config"],
@@ -549,7 +556,7 @@ def say(line: str) -> None:
 
 
 def evaluate_folder(
-    folder: Path, run: Run, task: data.Task, device: torch.device
+    folder: Path, run: Run, task: data.Task, device: torch.device, temperature: float = 0.0
 ) -> score.Evaluation:
     """Evaluates a checkpoint folder; its state, if it is there, says what training cost."""
     model = load_model(folder, task, device)
@@ -564,7 +571,7 @@ def evaluate_folder(
             "config": state["settings"],
         }
     with precision(run, device):
-        return evaluate(folder, model, run, task, facts)
+        return evaluate(folder, model, run, task, temperature, facts)
 
 
 def check_writable(folder: Path) -> None:
@@ -609,10 +616,17 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, Run, score.Config]:
     parser.add_argument("--resume", action="store_true", help="go on where a run was stopped")
     add_flags(parser.add_argument_group("run"), Run)
     add_flags(parser.add_argument_group("algorithm (score.Config)"), score.Config)
+    # One flag, two meanings: of sampling in training, or of an evaluation, which is else greedy.
+    parser.set_defaults(temperature=None)
     args = parser.parse_args(argv)
+    given = {name: value for name, value in vars(args).items() if value is not None}
+    if args.eval:
+        args.temperature = given.pop("temperature", 0.0)
+        if not 0 <= args.temperature < math.inf:
+            raise BadInput(f"temperature must be finite and not negative: {args.temperature}")
     try:
         run, cfg = (
-            kind(**{f.name: getattr(args, f.name) for f in fields(kind)})
+            kind(**{f.name: given[f.name] for f in fields(kind) if f.name in given})
             for kind in (Run, score.Config)
         )
     except ValueError as error:
@@ -638,12 +652,14 @@ def command(argv: list[str]) -> None:
             raise BadInput(f"nothing to resume: no state.pt in {folders[-1][1]} or before it")
         for number in range(args.stage + 1):
             run_stage(run, cfg, number, args.stage, args.resume, task, device)
+    temperature = args.temperature if args.eval else 0.0
     try:
         for _, folder in folders:
-            result = evaluate_folder(folder, run, task, device)
+            result = evaluate_folder(folder, run, task, device, temperature)
     except ValueError as error:  # too many problems for the split, or attempts for the context
         raise BadInput(str(error)) from None
-    say(f"\n{run.eval_problems} {run.split} problems, greedy, in per cent ± one standard error")
+    how = f"temperature {temperature:g}" if temperature else "greedy"
+    say(f"\n{run.eval_problems} {run.split} problems, {how}, in per cent ± one standard error")
     say(table(folders))
     say("\n" + transcripts(result, task))
 
