@@ -753,6 +753,23 @@ def test_finished_stages_are_reused_and_named(trained, few_steps, capsys):
     assert (trained / "stage2" / "model.pt").stat().st_mtime_ns == before
 
 
+def test_bfloat16_and_offline_first_attempts_run(tmp_path, few_steps):
+    """Weights stay in float32, and the sampler's log-probabilities stay the scorer's to 8 bits."""
+    flags = ["--out", tmp_path, "--dtype", "bfloat16", "--offline", 0.5]
+    assert run("--stage", 1, *flags) == 0
+    assert all(
+        w.dtype == torch.float32 for w in weights(tmp_path / "puzzle/stage1/model.pt").values()
+    )
+    results = json.loads((tmp_path / "puzzle/stage1/results.json").read_text())
+    assert results["samples"] == 6 * (4 + 2) * (2 + 2 * 2)  # four problems, two of them offline too
+    gpt = ragged_gpt()
+    with torch.autocast("cpu", torch.bfloat16):
+        rolled = score.rollout(gpt, Toy(), toy_problems(RAGGED), score.Config(), seed=9)
+        packed = score.attempt_logprobs(gpt, rolled, 1.0)
+    assert (packed[1] - rolled.second.logprobs).abs().max() < 0.1
+    assert (packed[1] - rolled.second.logprobs).abs().mean() < 3e-3
+
+
 def test_evaluation_is_repeatable(trained, few_steps):
     results = trained / "stage1" / "results.json"
     assert run("--eval", trained / "stage1") == 0
