@@ -246,6 +246,7 @@ class GPT(nn.Module):
     ) -> Tensor:
         """The normed final states, (B, T, C), for callers that need the head at few of them."""
         if ok is None:
+            assert tokens.shape[1] <= self.config.context, "more tokens than the context holds"
             ok = torch.ones_like(tokens, dtype=torch.bool)
         return self._blocks(tokens, visible(ok, branch), None)
 
@@ -295,9 +296,12 @@ def fold(key: Tensor, value: Tensor | int) -> Tensor:
 
 
 def uniform(key: Tensor, position: int) -> Tensor:
-    """One number in the open interval (0, 1) for each key, float32: the centres of 2²³ cells, so
-    that neither end can be rounded to."""
-    bits = (fold(key, position) >> 41) & ((1 << 23) - 1)
+    """One number in the open interval (0, 1) for each key, float32."""
+    return to_unit((fold(key, position) >> 41) & ((1 << 23) - 1))
+
+
+def to_unit(bits: Tensor) -> Tensor:
+    """The centre of one of 2²³ equal cells of (0, 1), exactly, in float32."""
     return (bits.float() + 0.5) * 2.0**-23
 
 
@@ -439,10 +443,14 @@ def generate(
     key is a hash of its tokens. Raises ValueError for an empty prompt, a bad number, or a prompt
     that leaves less than max_new_tokens of the context.
     """
-    if max_new_tokens < 1 or samples < 1 or not 0 <= temperature < math.inf:
+    if (
+        max_new_tokens < 1
+        or samples < 1
+        or not (temperature == 0 or 1e-3 <= temperature < math.inf)
+    ):
         raise ValueError(
-            "max_new_tokens and samples must be at least 1 and the temperature finite and not "
-            f"negative: {max_new_tokens}, {samples}, {temperature}"
+            "max_new_tokens and samples must be at least 1 and the temperature 0 or between 0.001 "
+            f"and infinity: {max_new_tokens}, {samples}, {temperature}"
         )
     if keys is None:
         keys = [token_key(prompt) for prompt in prompts]

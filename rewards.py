@@ -33,10 +33,8 @@ def parse_puzzle(prompt: str) -> tuple[list[int], int]:
 
 
 def puzzle_reward(prompt: str, response: str) -> float:
-    """1.0 if the response signs the prompt's digits, in order, so that nothing remains at the end.
-
-    "3725=13" has one right answer, "+10+03+01-06" … none: each step's number must be what remains.
-    """
+    """1.0 if the response signs the prompt's digits, in order, so that nothing remains at the end,
+    and every step says what then remains: "+10+03-05+00" to "3725=13"."""
     digits, remains = parse_puzzle(prompt)
     for digit in digits:
         text, remains = puzzle_step("+" if response.startswith("+") else "-", remains, digit)

@@ -47,7 +47,7 @@ are adjacent, and so are second attempts to one first.
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -61,7 +61,7 @@ class Config:
     """What the algorithm needs to know. The paper's values are those for MATH."""
 
     alpha: float = 10.0  # α, weight of the progress bonus (paper: 10)
-    beta1: float = 0.05  # β1, KL weight on what is being trained (paper: 0.01)
+    beta1: float = 0.02  # β1, KL weight on what is trained (paper: 0.01; Stage II here: 0.05)
     beta2: float = 0.3  # β2, KL weight that holds attempt 1 in Stage I (paper: 0.1)
     problems: int = 32  # P, problems a step (paper: 512 of problems or rollouts, it does not say)
     samples: int = 4  # K, first attempts a problem (paper: not given)
@@ -74,9 +74,10 @@ class Config:
         for name in ("alpha", "beta1", "beta2", "offline"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be finite and not negative: {getattr(self, name)}")
-        for name in ("temperature", "clip"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} must be finite and positive: {getattr(self, name)}")
+        if not 1e-3 <= self.temperature < float("inf"):
+            raise ValueError(f"temperature must be finite and at least 0.001: {self.temperature}")
+        if not 0 < self.clip < float("inf"):
+            raise ValueError(f"clip must be finite and positive: {self.clip}")
         for name in ("problems", "revisions"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1: {getattr(self, name)}")
@@ -183,6 +184,8 @@ def rollout(
     K, M = cfg.samples, cfg.revisions
     prompts = [task.encode(problem.prompt) for problem in problems]
     keys = torch.tensor([problem.key for problem in problems], device=policy.device)
+    if first_by is not None:  # its attempts are to be others than the policy's own
+        keys = row_keys(keys, 1, seed, attempt=2)
     if first_by is None:
         first, second = respond(policy, task, prompts, keys, [K, M], cfg.temperature, seed)
     else:
@@ -191,8 +194,7 @@ def rollout(
             prompts[row // K] + tokens[mask].tolist() + task.revise
             for row, (tokens, mask) in enumerate(zip(first.tokens, first.mask))
         ]
-        # A seed of its own: the keys of attempt 1 were spent on attempt 1.
-        keys = row_keys(keys, K, seed, attempt=1)
+        keys = row_keys(keys, K, seed, attempt=1)  # those of attempt 1 are spent
         [second] = respond(policy, task, read, keys, [M], cfg.temperature, seed)
     said1, said2 = texts(task, first), texts(task, second)
     return Rollout(
@@ -312,7 +314,7 @@ def advantages(
     return1, return2 = returns(
         r1.repeat_interleave(M)[:, None], r2[:, None], kl1.repeat_interleave(M, 0), kl2, cfg
     )
-    # A first attempt is one sample however many seconds it has: its M returns are one and the same.
+    # A first attempt is one sample however many seconds it has; with γ = 0 its M returns agree.
     first = leave_one_out(return1.unflatten(0, (-1, M)).mean(1), K)
     second = leave_one_out(return2, M if M > 1 else K)
     return first, second
@@ -348,7 +350,7 @@ def step_metrics(rolled: Rollout, kl1: Tensor, kl2: Tensor, returns: Returns, cf
     """What a step reports. `reward` is what the stage maximises, without KL and bonus."""
     r1, r2 = rolled.r1.repeat_interleave(cfg.revisions), rolled.r2
     zero = torch.zeros_like(r2)
-    plain = Config(alpha=0.0, beta1=0.0, beta2=0.0)
+    plain = replace(cfg, alpha=0.0, beta1=0.0, beta2=0.0)
     ended = torch.cat([rolled.first.ended, rolled.second.ended])
     return {
         "reward": sum(part.mean().item() for part in returns(r1, r2, zero, zero, plain)),

@@ -12,6 +12,7 @@ import json
 import math
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -262,8 +263,12 @@ def test_expected_gradient_of_bonus_is_one_plus_alpha():
 
 
 def test_offline_first_attempts_are_prompts_only(puzzle, tiny):
-    """Attempts that the reference wrote train attempt 2 and never attempt 1."""
+    """Attempts that the reference wrote train attempt 2 and never attempt 1; they are others than
+    the policy's own even where the two models agree."""
     cfg = score.Config(samples=2, revisions=2, beta2=1.0)
+    own = score.rollout(tiny, puzzle, puzzle.batch(0, 0, 4), cfg, 0)
+    same = score.rollout(tiny, puzzle, puzzle.batch(0, 0, 4), cfg, 0, first_by=tiny)
+    assert not torch.equal(own.first.tokens, same.first.tokens)
     ref = GPT(tiny.config)
     rolled = score.rollout(tiny, puzzle, puzzle.batch(0, 0, 4), cfg, 0, first_by=ref)
     logprobs = [score.attempt_logprobs(gpt, rolled, 1.0) for gpt in (tiny, ref)]
@@ -468,9 +473,8 @@ def test_sampler_draws_from_the_softmax(temperature):
 
 
 def test_uniform_stays_inside_the_interval():
-    ends = torch.tensor([0, (1 << 23) - 1]).float()
-    u = (ends + 0.5) * 2.0**-23
-    assert u[0] > 0 and u[1] < 1
+    ends = model_module.to_unit(torch.tensor([0, (1 << 23) - 1]))
+    assert ends.dtype == torch.float32 and ends[0] > 0 and ends[1] < 1
     many = model_module.uniform(torch.arange(100_000), 3)
     assert abs(many.mean().item() - 0.5) < 0.005 and 0 < many.min() and many.max() < 1
 
@@ -522,7 +526,7 @@ def learnable_returns(r1, r2, kl1, kl2, cfg):
 # ---------------------------------------------------------------------------------------------
 # 3. Verifiers and data
 
-RIGHT, PUZZLE = "+10+03+05-00", "3725=13"  # 3 + 7 − 2 + 5 = 13, what remains after each
+PUZZLE = "3725=13"  # 3 + 7 − 2 + 5 = 13; what remains after each: 10, 3, 5, 0
 
 
 @pytest.mark.parametrize("prompt, response", [("3725=13", "+10+03-05+00"), ("11=00", "+-01-00")])
@@ -770,6 +774,100 @@ def test_bfloat16_and_offline_first_attempts_run(tmp_path, few_steps):
     assert (packed[1] - rolled.second.logprobs).abs().mean() < 3e-3
 
 
+def test_bfloat16_forwards_follow_the_weights():
+    """Autocast keeps copies of the weights while its context lasts, unless it is told not to."""
+    gpt, tokens = ragged_gpt(), torch.tensor([RAGGED[2]])
+    bfloat16 = train.Run(dtype="bfloat16")
+    with train.precision(bfloat16, gpt.device):
+        before = gpt(tokens)
+        with torch.no_grad():
+            for weight in gpt.parameters():
+                weight.mul_(-1.5)
+        inside = gpt(tokens)
+    with train.precision(bfloat16, gpt.device):
+        assert torch.equal(inside, gpt(tokens)) and not torch.equal(inside, before)
+
+
+def test_a_half_trained_model_is_not_a_base(tmp_path, few_steps, monkeypatch):
+    """Killed between its first two files: the next run trains that stage anew."""
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "read_state", lambda folder: None)
+        assert run("--stage", 0, "--out", tmp_path, "--steps", 3) == 0
+    (tmp_path / "puzzle" / "base" / "state.pt").unlink()
+    assert run("--stage", 1, "--out", tmp_path) == 0
+    results = json.loads((tmp_path / "puzzle" / "base" / "results.json").read_text())
+    assert results["steps"] == 6
+
+
+def test_a_full_disk_is_one_line_and_keeps_what_was_there(trained, monkeypatch, capsys):
+    before = (trained / "stage1" / "results.json").read_bytes()
+
+    def full(path, text):
+        path.open("w").write(text[:3])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pathlib.Path, "write_text", full)
+    assert run("--eval", trained / "stage1", "--temperature", 0.3) == 2
+    monkeypatch.undo()
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and "No space left" in lines[0]
+    assert (trained / "stage1" / "results.json").read_bytes() == before
+    assert not list(trained.rglob("*.partial"))
+
+
+def test_divergence_is_one_line(tmp_path, capsys):
+    assert run("--stage", 0, "--steps", 30, "--lr", "1e30", "--warmup", 0, "--out", tmp_path) == 2
+    assert "diverged at step" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("*.pt"))
+
+
+@pytest.mark.parametrize("task", data.FAMILIES)
+def test_every_family_can_be_evaluated_with_the_defaults(task):
+    train.check_evaluation(train.Run(task=task), data.load(task))
+
+
+def test_what_cannot_be_evaluated_is_refused_before_training(tmp_path, capsys):
+    for flags in (["--task", "addition", "--difficulty", "2"], ["--attempts", "40"]):
+        assert train.main(["--stage", "0", "--steps", "1", "--out", str(tmp_path), *flags]) == 2
+        assert len(capsys.readouterr().err.splitlines()) == 1
+    assert not list(tmp_path.rglob("*.jsonl"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"settings": []},
+        {"settings": {}},
+        {"step": "6"},
+        {"best": {}},
+        {"model": {}},
+        {"optimizer": {}},
+        {"seconds": None},
+    ],
+)
+def test_bad_state_is_one_line(change, trained, tmp_path, few_steps, capsys):
+    shutil.copytree(trained, tmp_path / "puzzle")
+    path = tmp_path / "puzzle" / "stage1" / "state.pt"
+    torch.save(torch.load(path, weights_only=True) | change, path)
+    before = path.read_bytes()
+    assert run("--stage", 1, "--resume", "--out", tmp_path) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and "stage1" in lines[0]
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("log", [b"", b"\xff\xfe", b"{}\n" * 6, b'{"step": 2}\n' * 6])
+def test_bad_log_is_one_line(log, trained, tmp_path, few_steps, capsys):
+    shutil.copytree(trained, tmp_path / "puzzle")
+    path = tmp_path / "puzzle" / "stage1" / "state.pt"
+    state = torch.load(path, weights_only=True)
+    settings = state["settings"] | {"steps": 9}
+    torch.save(state | {"steps": 9, "settings": settings}, path)
+    (path.parent / "metrics.jsonl").write_bytes(log)
+    assert run("--stage", 1, "--resume", "--steps", 9, "--out", tmp_path) == 2
+    assert "is not the log" in capsys.readouterr().err
+
+
 def test_evaluation_is_repeatable(trained, few_steps):
     results = trained / "stage1" / "results.json"
     assert run("--eval", trained / "stage1") == 0
@@ -787,6 +885,8 @@ def test_evaluation_is_repeatable(trained, few_steps):
 def test_killed_and_resumed_equals_uninterrupted(stage, tmp_path, few_steps, monkeypatch):
     """Bit for bit: weights, optimizer, best checkpoint and log of a run killed between saves."""
     monkeypatch.setattr(train, "SAVE_EVERY", 4)
+    monkeypatch.setattr(train.Best, "WINDOW", 3)
+    monkeypatch.setattr(train.Best, "EVERY", 2)
     for out in ("whole", "killed"):
         assert run("--stage", 0, "--out", tmp_path / out) == 0 if stage else True
     assert run("--stage", stage, "--out", tmp_path / "whole", "--steps", 11) == 0
@@ -808,14 +908,16 @@ def test_killed_and_resumed_equals_uninterrupted(stage, tmp_path, few_steps, mon
     assert same_weights(whole / "model.pt", killed / "model.pt")
     assert same_weights(whole / "state.pt", killed / "state.pt")
     assert without_times(whole / "metrics.jsonl") == without_times(killed / "metrics.jsonl")
-    a, b = (torch.load(f / "state.pt", weights_only=True)["optimizer"] for f in (whole, killed))
-    for name, moment in a["state"][0].items():
-        assert torch.equal(moment, b["state"][0][name])
+    a, b = (torch.load(f / "state.pt", weights_only=True) for f in (whole, killed))
+    for name, moment in a["optimizer"]["state"][0].items():
+        assert torch.equal(moment, b["optimizer"]["state"][0][name])
+    assert a["best"]["recent"] == b["best"]["recent"] and a["best"]["reward"] == b["best"]["reward"]
+    assert len(a["best"]["recent"]) == (3 if stage else 0)
 
 
 def test_interrupt_saves_and_says_how_to_go_on(tmp_path):
     """A real process, a real SIGINT in the middle of training, and the run that continues it."""
-    command = [sys.executable, "train.py", "--stage", "0", "--steps", "150", *SMALL, "--out"]
+    command = [sys.executable, "train.py", "--stage", "0", "--steps", "400", *SMALL, "--out"]
     stopped = subprocess.Popen(
         command + [tmp_path / "stopped"], cwd=HERE, stderr=subprocess.PIPE, text=True
     )
@@ -827,8 +929,8 @@ def test_interrupt_saves_and_says_how_to_go_on(tmp_path):
     stopped.send_signal(signal.SIGINT)
     _, stderr = stopped.communicate(timeout=60)
     assert stopped.returncode == 130 and stderr.rstrip().endswith("--resume"), stderr
-    assert run("--stage", 0, "--steps", 150, "--out", tmp_path / "stopped", "--resume") == 0
-    assert run("--stage", 0, "--steps", 150, "--out", tmp_path / "whole") == 0
+    assert run("--stage", 0, "--steps", 400, "--out", tmp_path / "stopped", "--resume") == 0
+    assert run("--stage", 0, "--steps", 400, "--out", tmp_path / "whole") == 0
     folders = [tmp_path / out / "puzzle" / "base" for out in ("whole", "stopped")]
     assert same_weights(*(folder / "model.pt" for folder in folders))
     assert without_times(log) == without_times(folders[0] / "metrics.jsonl")
@@ -850,6 +952,10 @@ def damage(folder: pathlib.Path, how: str) -> None:
         torch.save({"weights": torch.zeros(3)}, path)
     elif how == "list":
         torch.save([1, 2], path)
+    elif how == "not finite":
+        content = torch.load(path, weights_only=True)
+        content["model"]["norm.weight"][0] = math.nan
+        torch.save(content, path)
     elif how == "other shape":
         content = torch.load(path, weights_only=True)
         content["config"]["width"] = 32
@@ -863,7 +969,7 @@ def damage(folder: pathlib.Path, how: str) -> None:
 @pytest.mark.parametrize(
     "how",
     ["missing", "truncated", "empty", "text", "pickle", "foreign", "list", "other shape",
-     "other config"],
+     "other config", "not finite"],
 )  # fmt: skip
 def test_bad_checkpoint_is_one_line(how, trained, tmp_path, capsys):
     folder = tmp_path / "stage1"
@@ -900,6 +1006,10 @@ def test_bad_checkpoint_is_one_line(how, trained, tmp_path, capsys):
         (["--stage", "0", "--heads", "3"], "heads"),
         (["--data", "arithmetic"], "--stage"),
         (["--eval", "/nowhere"], "/nowhere"),
+        (["--eval", ""], "model.pt"),
+        (["--stage", "1", "--temperature", "1e-44"], "temperature"),
+        (["--stage", "1", "--device", "meta"], "meta"),
+        (["--stag", "1"], "--stag"),
         (["--stage", "0", "--out", "/dev/null/x"], "/dev/null/x"),
         (["--stage", "0", "--resume"], "resume"),
     ],
@@ -925,10 +1035,27 @@ def test_other_settings_do_not_overwrite(trained, few_steps, capsys):
     assert (trained / "stage1" / "model.pt").read_bytes() == before
 
 
-def test_checkpoint_of_another_task_is_refused(trained, capsys):
-    args = ["--eval", str(trained / "stage1"), "--task", "addition", "--eval-problems", "20"]
-    assert train.main(args) == 2
+def test_a_checkpoint_is_evaluated_on_what_it_was_trained_on(trained, tmp_path, capsys):
+    """Its state says which task; a folder without one is told by its vocabulary."""
+    few = ["--eval-problems", "20"]
+    assert train.main(["--eval", str(trained / "stage1"), *few]) == 0
+    results = json.loads((trained / "stage1" / "results.json").read_text())
+    assert results["config"]["difficulty"] == 2 and results["seed"] == 0
+    assert train.main(["--eval", str(trained / "stage1"), "--task", "addition", *few]) == 2
+    assert "made with task puzzle" in capsys.readouterr().err
+    assert train.main(["--eval", str(trained / "stage1"), "--difficulty", "3", *few]) == 2
+    assert "made with difficulty 2" in capsys.readouterr().err
+    (tmp_path / "model.pt").write_bytes((trained / "stage1" / "model.pt").read_bytes())
+    assert train.main(["--eval", str(tmp_path), "--task", "addition", *few]) == 2
     assert "vocabulary" in capsys.readouterr().err
+
+
+def test_later_stages_take_the_shape_of_the_base(trained, few_steps, capsys):
+    flags = ["--out", str(trained.parent), "--eval-problems", "20", "--problems", "4"]
+    flags += ["--samples", "2", "--revisions", "2", "--transcripts", "8", "--device", "cpu"]
+    assert train.main(["--stage", "1", *flags]) == 0
+    assert train.main(["--stage", "1", "--width", "32", *flags]) == 2
+    assert "made with width 16" in capsys.readouterr().err
 
 
 def test_best_checkpoint_is_the_one_with_the_highest_mean_reward():

@@ -19,7 +19,6 @@ import contextlib
 import inspect
 import json
 import math
-import pickle
 import re
 import resource
 import shlex
@@ -37,7 +36,6 @@ from tqdm import tqdm
 
 import data
 import score
-from data.arithmetic import Corpus
 from model import GPT, GPTConfig
 
 
@@ -55,12 +53,13 @@ class Stage:
     steps: int
     lr: float
     number: int  # enters the seeds, so that stages meet problems of their own
+    beta1: float | None = None  # in place of Config's default
 
 
 STAGES = (
     Stage("base", "base", None, steps=1500, lr=2e-3, number=0),
     Stage("stage1", "Stage I", score.stage1_returns, steps=300, lr=5e-4, number=1),
-    Stage("stage2", "Stage II", score.stage2_returns, steps=500, lr=2e-4, number=2),
+    Stage("stage2", "Stage II", score.stage2_returns, steps=400, lr=2e-4, number=2, beta1=0.05),
 )
 
 
@@ -109,10 +108,18 @@ class Run:
 
 
 def write_atomically(path: Path, write) -> None:
-    """A file is whole or absent: a kill in the middle leaves the old one."""
+    """A file is whole or absent: a kill in the middle leaves the old one; so does a full disk."""
     partial = path.with_name(path.name + ".partial")
-    write(partial)
-    os.replace(partial, path)
+    try:
+        write(partial)
+        os.replace(partial, path)
+    except (OSError, RuntimeError) as error:  # torch.save raises the latter where a write fails
+        partial.unlink(missing_ok=True)
+        raise BadInput(f"cannot write {path}: {first_line(error)}") from None
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:100]
 
 
 def write_json(path: Path, content: dict) -> None:
@@ -125,8 +132,8 @@ def read_pt(path: Path, keys: set[str]) -> dict:
         raise BadInput(f"no such file: {path}")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        reason = str(error).strip().splitlines()[0][:100] if str(error).strip() else "unreadable"
+    except Exception as error:  # torch raises nearly anything for bytes that it did not write
+        reason = first_line(error)
         raise BadInput(f"{path} is truncated or not a checkpoint ({reason})") from None
     if not isinstance(content, dict) or not keys <= content.keys():
         raise BadInput(f"{path} is not a checkpoint of this program: no {', '.join(sorted(keys))}")
@@ -141,8 +148,9 @@ def load_model(folder: Path, task: data.Task, device: torch.device) -> GPT:
         model = GPT(GPTConfig(**content["config"]))
         model.load_state_dict(content["model"])
     except (TypeError, ValueError, RuntimeError, AttributeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise BadInput(f"{path} is not a model of this program ({reason})") from None
+        raise BadInput(f"{path} is not a model of this program ({first_line(error)})") from None
+    if not all(weight.isfinite().all() for weight in model.parameters()):
+        raise BadInput(f"{path} has weights that are not finite")
     if model.config.vocab_size != task.encoding.n_vocab:
         raise BadInput(
             f"{path} has a vocabulary of {model.config.vocab_size}, but {task.name} needs "
@@ -160,7 +168,28 @@ def copy_weights(model: GPT) -> dict:
     return {name: w.detach().to("cpu", copy=True) for name, w in model.state_dict().items()}
 
 
-STATE = {"settings", "step", "steps", "samples", "seconds", "model", "optimizer", "best"}
+STATE = {
+    "settings": dict,
+    "step": int,
+    "steps": int,
+    "samples": int,
+    "seconds": float,
+    "model": dict,
+    "optimizer": dict,
+    "best": dict,
+}
+
+
+def read_state(folder: Path) -> dict | None:
+    """A stage's state.pt, or None if it has none; BadInput if it is not one of this program's."""
+    path = folder / "state.pt"
+    if not path.exists():
+        return None
+    state = read_pt(path, set(STATE))
+    for name, kind in STATE.items():
+        if not isinstance(state[name], kind):
+            raise BadInput(f"{path}: {name} is not of type {kind.__name__}")
+    return state
 
 
 class Log:
@@ -168,8 +197,14 @@ class Log:
     steps are run again."""
 
     def __init__(self, path: Path, step: int):
-        lines = path.read_text().splitlines()[:step] if step and path.exists() else []
-        write_atomically(path, lambda p: p.write_text("".join(line + "\n" for line in lines)))
+        kept = path.read_bytes().splitlines(keepends=True)[:step] if step and path.exists() else []
+        try:
+            steps = [json.loads(line)["step"] for line in kept]
+        except (ValueError, KeyError, TypeError):
+            steps = None
+        if steps != list(range(1, step + 1)):
+            raise BadInput(f"{path} is not the log of the {step} steps that were saved")
+        write_atomically(path, lambda p: p.write_bytes(b"".join(kept)))
         self.file = path.open("a")
 
     def add(self, metrics: dict) -> None:
@@ -198,6 +233,10 @@ class Best:
 
 # ---------------------------------------------------------------------------------------------
 # Training
+
+
+# What a step of base training has no figures for.
+REWARDED = ("reward", "acc_t1", "acc_t2", "delta", "kl_1", "kl_2", "changed", "truncated")
 
 
 def base_step(
@@ -259,7 +298,7 @@ class Trainer:
         return run | asdict(self.cfg) | own
 
     def save(self) -> None:
-        best = self.best.weights if self.best.weights is not None else copy_weights(self.policy)
+        best = self.best.weights or copy_weights(self.policy)
         save_model(self.folder / "model.pt", self.policy.config, best)
         state = {
             "settings": self.settings(),
@@ -269,7 +308,11 @@ class Trainer:
             "seconds": self.seconds,
             "model": copy_weights(self.policy),
             "optimizer": self.optimizer.state_dict(),
-            "best": {"recent": self.best.recent, "reward": self.best.reward, "weights": best},
+            "best": {
+                "recent": self.best.recent,
+                "reward": self.best.reward,
+                "weights": self.best.weights,
+            },
         }
         write_atomically(self.folder / "state.pt", lambda p: torch.save(state, p))
 
@@ -278,17 +321,22 @@ class Trainer:
             if state["settings"].get(name) != value:
                 raise BadInput(
                     f"{self.folder} was begun with {name} {state['settings'].get(name)}, not "
-                    f"{value}; give the same settings, or another --out"
+                    f"{value}; give the same settings with --stage {self.stage.number}, or "
+                    "another --out"
                 )
         try:
+            moments_of = state["optimizer"]["state"].values()  # none before the first step
+            for weight, moments in zip(self.policy.parameters(), moments_of):
+                if moments["exp_avg"].shape != weight.shape:
+                    raise ValueError("the optimizer's moments have other shapes")
             self.policy.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
-        except (RuntimeError, ValueError, KeyError, AttributeError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise BadInput(f"{self.folder}/state.pt does not fit its stage ({reason})") from None
+            self.best.recent, self.best.reward = state["best"]["recent"], state["best"]["reward"]
+            self.best.weights = state["best"]["weights"]
+        except (RuntimeError, ValueError, KeyError, AttributeError, TypeError) as error:
+            what = first_line(error)
+            raise BadInput(f"{self.folder}/state.pt does not fit its stage ({what})") from None
         self.step, self.samples, self.seconds = state["step"], state["samples"], state["seconds"]
-        self.best.recent, self.best.reward = state["best"]["recent"], state["best"]["reward"]
-        self.best.weights = state["best"]["weights"] if self.best.reward > -math.inf else None
 
     def advance(self) -> dict:
         """One step. Everything random in it is a function of (seed, stage, step)."""
@@ -299,9 +347,11 @@ class Trainer:
         seed = self.run.seed * 1_000_003 + self.stage.number
         if self.stage.returns is None:
             rows = self.task.transcripts(
-                seed, self.step, self.run.transcripts, self.step / self.steps, Corpus()
+                seed, self.step, self.run.transcripts, progress=self.step / self.steps
             )
-            metrics = base_step(self.policy, self.optimizer, self.task, rows, self.cfg.clip)
+            metrics = dict.fromkeys(REWARDED) | base_step(
+                self.policy, self.optimizer, self.task, rows, self.cfg.clip
+            )
         else:
             problems = self.task.batch(seed, self.step, self.cfg.problems)
             metrics = score.train_step(
@@ -315,6 +365,8 @@ class Trainer:
                 seed * 1_000_003 + self.step,
             )
             self.best.add(self.step, self.steps, metrics["reward"], self.policy)
+        if not math.isfinite(metrics["loss"] + metrics["grad_norm"]):
+            raise BadInput(f"{self.stage.title} diverged at step {self.step}; try a lower --lr")
         self.samples += metrics.get("samples", 0)
         seconds = time.perf_counter() - started
         self.seconds += seconds
@@ -360,12 +412,12 @@ def train(trainer: Trainer, precision) -> None:
         for which, handler in old.items():
             signal.signal(which, handler)
         log.file.close()
-    if interrupted and trainer.step < trainer.steps:
+    if interrupted:
         raise KeyboardInterrupt
 
 
 def progress(metrics: dict) -> str:
-    if "reward" not in metrics:
+    if metrics["reward"] is None:
         return f"loss {metrics['loss']:.3f}"
     return (
         f"reward {metrics['reward']:.3f} t1 {metrics['acc_t1']:.3f} t2 {metrics['acc_t2']:.3f} "
@@ -403,10 +455,13 @@ def evaluate(
     folder: Path, model: GPT, run: Run, task: data.Task, temperature: float, facts: dict
 ) -> score.Evaluation:
     """Evaluates a model on held-out problems and writes the folder's results.json."""
-    problems = task.held_out(run.split, run.eval_problems)
-    result = score.evaluate(
-        model, task, problems, attempts=run.attempts, temperature=temperature, seed=run.seed
-    )
+    try:
+        problems = task.held_out(run.split, run.eval_problems)
+        result = score.evaluate(
+            model, task, problems, attempts=run.attempts, temperature=temperature, seed=run.seed
+        )
+    except ValueError as error:  # more problems than the split has, or attempts than fit
+        raise BadInput(str(error)) from None
     content = {
         "data": run.data,
         "task": run.task,
@@ -464,19 +519,26 @@ def pick_device(name: str) -> torch.device:
         if torch.cuda.is_available():
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
+        raise BadInput(f"device must be auto, cpu, mps, cuda or cuda:N: {name}")
     try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise BadInput(f"device {name}: {str(error).splitlines()[0]}") from None
-    return device
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise BadInput(f"device {name}: {first_line(error)}") from None
+    return torch.device(name)
 
 
 def precision(run: Run, device: torch.device):
     """A context for forward passes in the run's dtype. Weights and optimizer stay in float32."""
     if run.dtype == "float32":
         return contextlib.nullcontext()
-    return torch.autocast(device.type, torch.bfloat16)
+    # Without its cache: that would keep the first step's copies of the weights for good.
+    return torch.autocast(device.type, torch.bfloat16, cache_enabled=False)
+
+
+def context_for(task: data.Task) -> int:
+    """The context of a new model: a prompt and two attempts at least."""
+    return max(64, 16 + 2 * (task.max_new_tokens + len(task.revise)))
 
 
 def new_policy(run: Run, number: int, task: data.Task, device: torch.device) -> GPT:
@@ -484,11 +546,10 @@ def new_policy(run: Run, number: int, task: data.Task, device: torch.device) -> 
     if number > 0:
         return load_model(stage_folder(run, number - 1), task, device)
     torch.manual_seed(run.seed)
-    room = 16 + 2 * (task.max_new_tokens + len(task.revise))
     try:
         config = GPTConfig(
             vocab_size=task.encoding.n_vocab,
-            context=max(64, room),
+            context=context_for(task),
             layers=run.layers,
             heads=run.heads,
             width=run.width,
@@ -507,16 +568,13 @@ def frozen(model: GPT) -> GPT:
     return model.requires_grad_(False).eval()
 
 
-def run_stage(
-    run: Run, cfg: score.Config, number: int, last: int, resume: bool, task, device
-) -> None:
+def run_stage(run: Run, given: dict, number: int, last: int, resume: bool, task, device) -> None:
     """Trains one stage of `--stage last`, or goes on with it, or finds it finished."""
     stage, folder = STAGES[number], stage_folder(run, number)
     if number < last:
         run = replace(run, steps=None, lr=None)  # those flags are the last stage's
-    state = None
-    if (folder / "state.pt").exists():
-        state = read_pt(folder / "state.pt", STATE)
+    state = read_state(folder)
+    if state is not None:
         check_same_problems(folder, state["settings"], run)
         if state["step"] < state["steps"] and not resume:
             raise BadInput(
@@ -525,10 +583,11 @@ def run_stage(
             )
         if state["step"] >= state["steps"] and number < last:
             return say(f"{stage.title}: using {folder}, finished after {state['steps']} steps")
-    elif (folder / "model.pt").exists():
+    elif (folder / "model.pt").exists() and not (folder / "metrics.jsonl").exists():
         return say(f"{stage.title}: using {folder}/model.pt")
     elif number < last:
         say(f"{STAGES[last].title} needs the {stage.title} model; {folder} has none: training it")
+    cfg = stage_config(stage, given)
     policy = new_policy(run, number, task, device)
     ref = frozen(load_model(stage_folder(run, 0), task, device)) if number else None
     trainer = Trainer(run, cfg, stage, folder, task, policy, ref)
@@ -539,6 +598,11 @@ def run_stage(
         say(f"{stage.title}: going on after step {trainer.step} of {trainer.steps}")
     train(trainer, precision(run, device))
     say(cost(folder, trainer))
+
+
+def stage_config(stage: Stage, given: dict) -> score.Config:
+    own = {} if stage.beta1 is None else {"beta1": stage.beta1}
+    return settings(score.Config, own | given)
 
 
 def check_same_problems(folder: Path, settings: dict, run: Run) -> None:
@@ -561,10 +625,10 @@ def evaluate_folder(
     """Evaluates a checkpoint folder; its state, if it is there, says what training cost."""
     model = load_model(folder, task, device)
     facts = {"stage": None, "seconds": None, "steps": None, "samples": None, "config": asdict(run)}
-    if (folder / "state.pt").exists():
-        state = read_pt(folder / "state.pt", STATE)
+    state = read_state(folder)
+    if state is not None:
         facts = {
-            "stage": state["settings"]["stage"],
+            "stage": state["settings"].get("stage"),
             "seconds": state["seconds"],
             "steps": state["step"],
             "samples": state["samples"],
@@ -599,7 +663,7 @@ def add_flags(parser: argparse.ArgumentParser, config: type) -> None:
         flag = "--" + field.name.replace("_", "-")
         text = comments[field.name].replace("%", "%%")
         default = "" if field.default in (None, MISSING) else f" [{field.default}]"
-        parser.add_argument(flag, type=kind, default=field.default, help=text + default)
+        parser.add_argument(flag, type=kind, default=argparse.SUPPRESS, help=text + default)
 
 
 class Parser(argparse.ArgumentParser):
@@ -607,57 +671,113 @@ class Parser(argparse.ArgumentParser):
         raise BadInput(message)
 
 
-def parse(argv: list[str]) -> tuple[argparse.Namespace, Run, score.Config]:
-    """The flags, or BadInput for one that does not exist or has an impossible value."""
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse(argv: list[str]) -> tuple[argparse.Namespace, dict]:
+    """What to do, and the settings that were given; BadInput for a flag that does not exist."""
+    parser = Parser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--stage", type=int, choices=range(len(STAGES)), help="train up to a stage")
     what.add_argument("--eval", metavar="DIR", help="evaluate the checkpoint in a stage's folder")
     parser.add_argument("--resume", action="store_true", help="go on where a run was stopped")
     add_flags(parser.add_argument_group("run"), Run)
     add_flags(parser.add_argument_group("algorithm (score.Config)"), score.Config)
-    # One flag, two meanings: of sampling in training, or of an evaluation, which is else greedy.
-    parser.set_defaults(temperature=None)
     args = parser.parse_args(argv)
-    given = {name: value for name, value in vars(args).items() if value is not None}
-    if args.eval:
-        args.temperature = given.pop("temperature", 0.0)
-        if not 0 <= args.temperature < math.inf:
-            raise BadInput(f"temperature must be finite and not negative: {args.temperature}")
+    given = vars(args).copy()
+    for name in ("stage", "eval", "resume"):
+        del given[name]
+    return args, given
+
+
+def settings(kind: type, given: dict):
+    """A Run or a Config of what was given and the defaults; BadInput for an impossible value."""
     try:
-        run, cfg = (
-            kind(**{f.name: given[f.name] for f in fields(kind) if f.name in given})
-            for kind in (Run, score.Config)
+        return kind(**{f.name: given[f.name] for f in fields(kind) if f.name in given})
+    except (ValueError, TypeError) as error:
+        raise BadInput(first_line(error)) from None
+
+
+def adopt(given: dict, folder: Path, names: tuple[str, ...]) -> dict:
+    """The settings that a finished folder determines, unless something else was asked for."""
+    state = read_state(folder)
+    if state is None:
+        return given
+    for name in names:
+        saved = state["settings"].get(name)
+        if given.get(name, saved) != saved:
+            raise BadInput(
+                f"{folder} was made with {name} {saved}, not {given[name]}; choose another folder"
+            )
+        given = given | {name: saved}
+    return given
+
+
+def load_task(run: Run) -> data.Task:
+    try:
+        return data.load(run.task, run.difficulty)
+    except ValueError as error:
+        raise BadInput(str(error)) from None
+
+
+def check_evaluation(run: Run, task: data.Task) -> None:
+    """Better before hours of training than after them."""
+    try:
+        problems = task.held_out(run.split, run.eval_problems)
+    except ValueError as error:
+        raise BadInput(str(error)) from None
+    longest = max(len(task.encode(problem.prompt)) for problem in problems)
+    room = longest + run.attempts * (task.max_new_tokens + len(task.revise))
+    if room > context_for(task):
+        raise BadInput(
+            f"attempts {run.attempts} take {room} tokens, more than a context of "
+            f"{context_for(task)}"
         )
-    except ValueError as error:
-        raise BadInput(str(error)) from None
-    return args, run, cfg
 
 
-def command(argv: list[str]) -> None:
-    args, run, cfg = parse(argv)
-    device = pick_device(run.device)
-    try:
-        task = data.load(run.task, run.difficulty)
-        run = replace(run, difficulty=task.difficulty)
-    except ValueError as error:
-        raise BadInput(str(error)) from None
-    if args.eval:
-        folders = [(Path(args.eval).name, Path(args.eval))]
-    else:
-        folders = [(STAGES[n].title, stage_folder(run, n)) for n in range(args.stage + 1)]
-        for _, folder in folders:
-            check_writable(folder)
-        if args.resume and not any((folder / "state.pt").exists() for _, folder in folders):
-            raise BadInput(f"nothing to resume: no state.pt in {folders[-1][1]} or before it")
-        for number in range(args.stage + 1):
-            run_stage(run, cfg, number, args.stage, args.resume, task, device)
-    temperature = args.temperature if args.eval else 0.0
-    try:
-        for _, folder in folders:
-            result = evaluate_folder(folder, run, task, device, temperature)
-    except ValueError as error:  # too many problems for the split, or attempts for the context
-        raise BadInput(str(error)) from None
+def train_command(args: argparse.Namespace, given: dict) -> None:
+    run = settings(Run, given)
+    base = stage_folder(run, 0)
+    run = settings(Run, adopt(given, base, ("difficulty", "layers", "heads", "width")))
+    settings(score.Config, given)
+    device, task = pick_device(run.device), load_task(run)
+    run = replace(run, difficulty=task.difficulty)
+    check_evaluation(run, task)
+    numbers = range(args.stage + 1)
+    for number in numbers:
+        check_writable(stage_folder(run, number))
+    if args.resume and all(read_state(stage_folder(run, number)) is None for number in numbers):
+        raise BadInput(f"nothing to resume: no state.pt in {base.parent}")
+    for number in numbers:
+        run_stage(run, given, number, args.stage, args.resume, task, device)
+    folders = [(STAGES[number].title, stage_folder(run, number)) for number in numbers]
+    for _, folder in folders:
+        result = evaluate_folder(folder, run, task, device)
+    report(folders, result, run, task, 0.0)
+
+
+def eval_command(args: argparse.Namespace, given: dict) -> None:
+    folder = Path(args.eval)
+    # In training --temperature is that of sampling; an evaluation is greedy unless it is given.
+    temperature = given.get("temperature", 0.0)
+    if not (temperature == 0 or 1e-3 <= temperature < math.inf):
+        raise BadInput(f"temperature must be 0, or finite and at least 0.001: {temperature}")
+    given = adopt(given, folder, ("task", "difficulty") + (() if "seed" in given else ("seed",)))
+    run = settings(Run, given)
+    task = load_task(run)
+    run = replace(run, difficulty=task.difficulty)
+    result = evaluate_folder(folder, run, task, pick_device(run.device), temperature)
+    report([(folder.name, folder)], result, run, task, temperature)
+
+
+def report(
+    folders: list[tuple[str, Path]],
+    result: score.Evaluation,
+    run: Run,
+    task: data.Task,
+    temperature: float,
+) -> None:
     how = f"temperature {temperature:g}" if temperature else "greedy"
     say(f"\n{run.eval_problems} {run.split} problems, {how}, in per cent ± one standard error")
     say(table(folders))
@@ -667,14 +787,20 @@ def command(argv: list[str]) -> None:
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     try:
-        command(argv)
-    except (BadInput, OSError) as error:  # an OSError here is a full disk, a folder taken away, …
+        args, given = parse(argv)
+        if args.eval is None:
+            train_command(args, given)
+        else:
+            eval_command(args, given)
+    except (BadInput, OSError) as error:  # an OSError: a folder that was taken away, say
         print(f"train.py: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        flags = [arg for arg in argv if arg != "--resume"] + ["--resume"]
+        flags = [arg for arg in argv if arg != "--resume"]
         again = shlex.join(["python", "train.py", *flags])
-        print(f"train.py: interrupted, all saved; go on with: {again}", file=sys.stderr)
+        print(
+            f"train.py: interrupted; what is saved goes on with: {again} --resume", file=sys.stderr
+        )
         return 130
     return 0
 

@@ -2,7 +2,7 @@
 
 **puzzle** (difficulty k, the count of digits). Sign the digits so that they make the target:
 `3125=05`. An attempt gives each digit its sign and says what then remains to the target,
-`+02+01+-01-04`. Each step is easy; choosing the signs is hard, for the first must be right before
+`+02+01+-01+-06`. Each step is easy; choosing the signs is hard, for the first must be right before
 the last can be seen. A wrong attempt ends in its own miss d, and giving a digit |d|/2 the other
 sign may mend it: a second attempt can read off what a first had to foresee.
 
@@ -143,7 +143,7 @@ class Addition(Numbers):
 
 
 class Multiplication(Numbers):
-    name, operator, default, difficulties = "multiplication", "*", 2, range(2, 6)
+    name, operator, default, difficulties = "multiplication", "*", 3, range(2, 6)
 
 
 FAMILIES = {family.name: family for family in (Puzzle, Addition, Multiplication)}
@@ -201,7 +201,7 @@ class ArithmeticTask(Task):
         return [Problem(prompt) for prompt in prompts]
 
     def transcripts(
-        self, seed: int, step: int, count: int, progress: float, corpus: Corpus
+        self, seed: int, step: int, count: int, progress: float, corpus: Corpus = Corpus()
     ) -> list[tuple[str, str, str]]:
         """(prompt, first attempt, second attempt) of `count` training problems; `progress` is how
         much of base training is behind, 0 to 1."""

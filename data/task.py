@@ -30,9 +30,10 @@ class Task(ABC):
     """Problems, their text as tokens, and their verifier."""
 
     name: str
+    difficulty: int
     encoding: tiktoken.Encoding
     eos: int  # ends an attempt; an action like any other
-    revise: str  # p: the instruction after attempt 1, which never says whether that was right
+    revise: list[int]  # p: the instruction after attempt 1; never says whether that was right
     max_new_tokens: int  # of one attempt, eos included
 
     @abstractmethod

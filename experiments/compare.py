@@ -23,7 +23,7 @@ import statistics
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -70,9 +70,10 @@ def train_baseline(name: str, run: train.Run) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     policy = train.load_model(base, task, device)
     ref = train.frozen(train.load_model(base, task, device))
-    trainer = train.Trainer(run, Config(), stage, folder, task, policy, ref)
-    if (folder / "state.pt").exists():
-        trainer.restore(torch.load(folder / "state.pt", weights_only=True))
+    trainer = train.Trainer(run, train.stage_config(stage, {}), stage, folder, task, policy, ref)
+    state = train.read_state(folder)
+    if state is not None:
+        trainer.restore(state)
     train.train(trainer, train.precision(run, device))
     train.evaluate_folder(folder, run, task, device)
 
@@ -112,10 +113,15 @@ def launch_all(args: argparse.Namespace, out: Path) -> None:
 def gather(out: Path) -> list[dict]:
     """One row a finished run: arm, seed, its results in per cent, and what its training cost."""
     rows = []
-    for arm in TITLES:
-        for file in sorted(out.glob(f"seed*/puzzle/{arm}/results.json")):
+    for stage in (*train.STAGES, *BASELINES.values()):
+        for file in sorted(out.glob(f"seed*/puzzle/{stage.folder}/results.json")):
             results = json.loads(file.read_text())
-            row = {"arm": arm, "seed": results["seed"], "n": results["n"]}
+            # A base model knows nothing of the algorithm's settings.
+            expected = asdict(train.stage_config(stage, {})) if stage.returns else {}
+            for name, value in (expected | {"steps": stage.steps, "lr": stage.lr}).items():
+                if results["config"][name] != value:
+                    sys.exit(f"{file} was made with {name} {results['config'][name]}, not {value}")
+            row = {"arm": stage.folder, "seed": results["seed"], "n": results["n"]}
             row |= {column: round(100 * results[column], 2) for column in COLUMNS}
             cost = {name: results[name] for name in ("steps", "samples", "seconds")}
             rows.append(row | cost | {"seconds": round(results["seconds"])})
