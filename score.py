@@ -184,11 +184,10 @@ def rollout(
     K, M = cfg.samples, cfg.revisions
     prompts = [task.encode(problem.prompt) for problem in problems]
     keys = torch.tensor([problem.key for problem in problems], device=policy.device)
-    if first_by is not None:  # its attempts are to be others than the policy's own
-        keys = row_keys(keys, 1, seed, attempt=2)
     if first_by is None:
         first, second = respond(policy, task, prompts, keys, [K, M], cfg.temperature, seed)
     else:
+        keys = row_keys(keys, 1, seed, attempt=2)  # other attempts than the policy's own
         [first] = respond(first_by, task, prompts, keys, [K], cfg.temperature, seed)
         read = [
             prompts[row // K] + tokens[mask].tolist() + task.revise
