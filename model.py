@@ -1,6 +1,8 @@
-"""A GPT that scores and samples. It knows token ids only: no text, no tasks, no rewards.
+"""A GPT that loads, scores and samples. It knows token ids only: no text, no tasks, no rewards.
 
-Two ways through the same blocks:
+One set of modules is GPT-2, Llama 2 and 3, SmolLM2, Qwen2, Qwen2.5, Qwen3 and Gemma 2: GPTConfig
+says what is on, and `GPT.from_pretrained` reads it from a checkpoint folder. Two ways through the
+same blocks:
 
     forward(tokens, ok, branch)  every token of every row at once, with gradient  → logits
     extend(cache, tokens, ok)    only new tokens, against a cache of what was read → hidden states
@@ -16,12 +18,18 @@ Three rules make ragged rows right by construction.
    top-p, and returns the log-probabilities of that very distribution.
 
 Dimensions: B rows, T tokens of a call, S slots of a cache, L layers, C width, H query heads,
-G key/value heads, D = C / H, V vocabulary.
+G key/value heads, D width of a head, I width inside the MLP, V vocabulary.
 """
 
+import functools
 import hashlib
+import json
 import math
+import os
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -30,9 +38,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+FAMILIES = ("gpt2", "llama", "qwen2", "qwen3", "gemma2")  # config.json's model_type
+
+
 @dataclass(frozen=True)
 class GPTConfig:
-    """The shape of a model. Raises ValueError, naming the field, where the numbers do not fit."""
+    """The shape of a model. The defaults below `family` are GPT-2's, with the exact GELU.
+    Raises ValueError, naming the field, where the numbers do not fit."""
 
     vocab_size: int  # V
     context: int = 64  # most tokens that a row may hold
@@ -41,21 +53,48 @@ class GPTConfig:
     kv_heads: int | None = None  # G; fewer than H is grouped-query attention. None: as many as H
     width: int = 64  # C
     tied: bool = True  # the output head is the token embedding
+    family: str = "gpt2"  # of FAMILIES: how a checkpoint folder names its tensors
+    head_width: int | None = None  # D. None: C / H
+    inner: int | None = None  # I. None: 4 · C
+    activation: str = "gelu"  # gelu, gelu_tanh or silu
+    gated: bool = False  # MLP: activation(gate(x)) · up(x) in place of activation(up(x))
+    rms_norm: bool = False  # in place of LayerNorm
+    norm_eps: float = 1e-5
+    norm_offset: float = 0.0  # RMSNorm scales by weight + offset (Gemma: 1)
+    post_norms: bool = False  # also norm what a block adds to the stream (Gemma 2)
+    qk_norm: bool = False  # norm queries and keys, head by head (Qwen3)
+    qkv_bias: bool = True
+    out_bias: bool = True  # of attention's output
+    mlp_bias: bool = True
+    rope: float | None = None  # base of the rotary frequencies. None: learned positions
+    rope_scaling: tuple[float, float, float, int] | None = None  # Llama 3's: see `frequencies`
+    score_width: float | None = None  # attention scores are divided by its root. None: D
+    score_cap: float | None = None  # c: attention scores become c · tanh(score / c) (Gemma 2)
+    logit_cap: float | None = None  # the same for the output
+    window: int | None = None  # layers 0, 2, 4, … see this many last tokens only (Gemma 2)
+    embedding_scale: float = 1.0  # token embeddings are multiplied by it (Gemma: √C)
 
     def __post_init__(self):
-        if self.kv_heads is None:
-            object.__setattr__(self, "kv_heads", self.heads)
-        for name in ("vocab_size", "context", "layers", "heads", "kv_heads", "width"):
+        for name, default in (
+            ("kv_heads", self.heads),
+            ("head_width", self.width // max(1, self.heads)),
+            ("inner", 4 * self.width),
+        ):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, default)
+        for name in ("vocab_size", "context", "layers", "heads", "kv_heads", "width", "inner"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if self.width % self.heads:
+        if self.head_width < 1 or (self.width % self.heads and self.rope is None):
             raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
         if self.heads % self.kv_heads:
             raise ValueError(f"heads {self.heads} is not a multiple of kv_heads {self.kv_heads}")
-
-    @property
-    def head_width(self) -> int:  # D
-        return self.width // self.heads
+        if self.family not in FAMILIES:
+            raise ValueError(f"family must be one of {', '.join(FAMILIES)}: {self.family}")
+        if self.window is not None and self.window < 2:
+            raise ValueError(f"window must be at least 2, not {self.window}")
+        if self.rope is not None and self.head_width % 2:
+            raise ValueError(f"head_width {self.head_width} must be even to be rotated")
 
 
 # ---------------------------------------------------------------------------------------------
@@ -78,19 +117,53 @@ def visible(ok: Tensor, branch: Tensor | None = None) -> Tensor:
     return (causal & ok[:, None, :]) | itself  # (B, T, T)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    """softmax(q kᵀ / √D) v.  q (B, H, T, D), k and v (B, G, S, D), mask (B, T, S) → (B, T, H·D)."""
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float, cap: float | None = None
+) -> Tensor:
+    """softmax(scale · q kᵀ) v.  q (B, H, T, D), k and v (B, G, S, D), mask (B, T, S) → (B, T, H·D).
+    With a cap c the scores are c · tanh(score / c)."""
     B, H, T, D = q.shape
-    G = k.shape[1]
-    if T > 1:
-        y = F.scaled_dot_product_attention(q, k, v, mask[:, None], enable_gqa=G < H)
+    G, S = k.shape[1:3]
+    if T > 1 and cap is None:
+        y = F.scaled_dot_product_attention(
+            q, k, v, mask[:, None], scale=scale, enable_gqa=G < H
+        )
         return y.transpose(1, 2).reshape(B, T, H * D)
-    # One query a row: the H/G heads that share a key head are the rows of one small product, which
-    # reads the cache once and contiguously.
-    q = q.view(B, G, H // G, D)
-    scores = (q @ k.transpose(2, 3)) * D**-0.5  # (B, G, H/G, S)
-    scores = scores.masked_fill(~mask[:, None], -math.inf)
-    return (scores.softmax(-1) @ v).reshape(B, 1, H * D)
+    # The H/G heads that share a key head are the rows of one product, which reads the cache once
+    # and contiguously: with one query a row that is what decoding costs.
+    scores = (q.reshape(B, G, H // G * T, D) @ k.transpose(2, 3)) * scale  # (B, G, H/G·T, S)
+    if cap is not None:
+        scores = cap * torch.tanh(scores / cap)
+    scores = scores.view(B, G, H // G, T, S).masked_fill(~mask[:, None, None], -math.inf)
+    y = scores.softmax(-1).view(B, G, H // G * T, S) @ v  # (B, G, H/G·T, D)
+    return y.view(B, H, T, D).transpose(1, 2).reshape(B, T, H * D)
+
+
+@functools.lru_cache
+def frequencies(config: GPTConfig, device: torch.device) -> Tensor:
+    """Rotary angle per position of each pair of channels, (D/2,) float32: base^(−2i/D).
+
+    Llama 3 was trained on a shorter context and then stretched. rope_scaling is (factor, low,
+    high, original context): a pair that turns less than `low` times over the original context is
+    slowed down by the factor, one that turns more than `high` times is left alone, and those in
+    between are blended by how many turns they make.
+    """
+    D = config.head_width
+    angle = config.rope ** -(torch.arange(0, D, 2, device=device).float() / D)
+    if config.rope_scaling is not None:
+        factor, low, high, original = config.rope_scaling
+        turns = original * angle / (2 * math.pi)
+        keep = ((turns - low) / (high - low)).clamp(0, 1)
+        angle = angle * (keep + (1 - keep) / factor)
+    return angle
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turns channel pairs (i, i + D/2) by their angle; x (B, H, T, D), cos and sin (B, 1, T, D/2).
+    Scores then depend on the distance of two tokens only (RoFormer, arXiv 2104.09864)."""
+    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
+    left, right = x.chunk(2, dim=-1)
+    return torch.cat([left * cos - right * sin, right * cos + left * sin], dim=-1)
 
 
 class Cache:
@@ -162,59 +235,115 @@ class Cache:
 # The network, bottom-up
 
 
+class RMSNorm(nn.Module):
+    """x / √(mean x² + ε) · (weight + offset), in float32 whatever the weights are kept in."""
+
+    def __init__(self, width: int, config: GPTConfig):
+        super().__init__()
+        self.eps, self.offset = config.norm_eps, config.norm_offset
+        self.weight = nn.Parameter(torch.full((width,), 1.0 - self.offset))
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = self.weight.float() + self.offset
+        return F.rms_norm(x.float(), scale.shape, scale, self.eps).to(x.dtype)
+
+
+def make_norm(config: GPTConfig) -> nn.Module:
+    if config.rms_norm:
+        return RMSNorm(config.width, config)
+    return nn.LayerNorm(config.width, config.norm_eps)
+
+
 class Attention(nn.Module):
     def __init__(self, config: GPTConfig):
         super().__init__()
         self.H, self.G, self.D = config.heads, config.kv_heads, config.head_width
-        self.qkv = nn.Linear(config.width, (self.H + 2 * self.G) * self.D)
-        self.out = nn.Linear(config.width, config.width)
+        self.scale = (config.score_width or self.D) ** -0.5
+        self.cap = config.score_cap
+        self.qkv = nn.Linear(config.width, (self.H + 2 * self.G) * self.D, bias=config.qkv_bias)
+        self.out = nn.Linear(self.H * self.D, config.width, bias=config.out_bias)
+        self.q_norm, self.k_norm = (
+            RMSNorm(self.D, config) if config.qk_norm else nn.Identity() for _ in range(2)
+        )
 
-    def forward(self, x: Tensor, mask: Tensor, cache: Cache | None, layer: int) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor,
+        turn: tuple[Tensor, Tensor] | None,
+        cache: Cache | None,
+        layer: int,
+    ) -> Tensor:
         B, T, _ = x.shape
         qkv = self.qkv(x).view(B, T, self.H + 2 * self.G, self.D).transpose(1, 2)
         q, k, v = qkv.split([self.H, self.G, self.G], dim=1)  # (B, H or G, T, D)
+        q, k = self.q_norm(q), self.k_norm(k)
+        if turn is not None:
+            q, k = rotate(q, *turn), rotate(k, *turn)
         if cache is not None:
             k, v = cache.write(layer, k, v)  # (B, G, S, D)
-        return self.out(attend(q, k, v, mask))  # (B, T, C)
+        return self.out(attend(q, k, v, mask, self.scale, self.cap))  # (B, T, C)
+
+
+ACTIVATIONS = {
+    "gelu": F.gelu,
+    "gelu_tanh": functools.partial(F.gelu, approximate="tanh"),
+    "silu": F.silu,
+}
 
 
 class MLP(nn.Module):
     def __init__(self, config: GPTConfig):
         super().__init__()
-        self.up = nn.Linear(config.width, 4 * config.width)
-        self.out = nn.Linear(4 * config.width, config.width)
+        self.activation, self.gated = ACTIVATIONS[config.activation], config.gated
+        rows = config.inner * (2 if config.gated else 1)  # gate, then up
+        self.up = nn.Linear(config.width, rows, bias=config.mlp_bias)
+        self.out = nn.Linear(config.inner, config.width, bias=config.mlp_bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.out(F.gelu(self.up(x)))
+        x = self.up(x)
+        if self.gated:
+            gate, x = x.chunk(2, dim=-1)
+            return self.out(self.activation(gate) * x)
+        return self.out(self.activation(x))
 
 
 class Block(nn.Module):
-    """Pre-norm residual block."""
+    """Pre-norm residual block; with post_norms, what it adds is normed as well."""
 
     def __init__(self, config: GPTConfig):
         super().__init__()
-        self.norm1, self.attention = nn.LayerNorm(config.width), Attention(config)
-        self.norm2, self.mlp = nn.LayerNorm(config.width), MLP(config)
+        self.norm1, self.attention = make_norm(config), Attention(config)
+        self.norm2, self.mlp = make_norm(config), MLP(config)
+        self.post1, self.post2 = (
+            make_norm(config) if config.post_norms else nn.Identity() for _ in range(2)
+        )
 
-    def forward(self, x: Tensor, mask: Tensor, cache: Cache | None, layer: int) -> Tensor:
-        x = x + self.attention(self.norm1(x), mask, cache, layer)
-        return x + self.mlp(self.norm2(x))
+    def forward(self, x: Tensor, *context) -> Tensor:
+        """`context` is what attention needs beside x."""
+        x = x + self.post1(self.attention(self.norm1(x), *context))
+        return x + self.post2(self.mlp(self.norm2(x)))
 
 
 class GPT(nn.Module):
-    """A decoder with learned positions. GPT(config)(tokens (B, T)) → logits (B, T, V), float32."""
+    """A decoder. GPT(config)(tokens (B, T)) → logits (B, T, V), float32. There is no dropout, so
+    that what is sampled is what is scored."""
 
     def __init__(self, config: GPTConfig):
         super().__init__()
         self.config = config
         self.tokens = nn.Embedding(config.vocab_size, config.width)
-        self.positions = nn.Embedding(config.context, config.width)
+        if config.rope is None:
+            self.positions = nn.Embedding(config.context, config.width)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
-        self.norm = nn.LayerNorm(config.width)
+        self.norm = make_norm(config)
         self.head = nn.Linear(config.width, config.vocab_size, bias=False)
-        if config.tied:
-            self.head.weight = self.tokens.weight
+        self._tie()
         self._initialise()
+
+    def _tie(self) -> None:
+        if self.config.tied:
+            self.head.weight = self.tokens.weight
 
     def _initialise(self) -> None:
         """Linear maps keep the scale of their input; what is added to the residual stream is
@@ -229,7 +358,37 @@ class GPT(nn.Module):
                 out.weight.data /= math.sqrt(2 * self.config.layers)
         # Small embeddings: a tied head then starts near the uniform distribution.
         nn.init.normal_(self.tokens.weight, std=0.02)
-        nn.init.normal_(self.positions.weight, std=0.02)
+        if self.config.rope is None:
+            nn.init.normal_(self.positions.weight, std=0.02)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> "GPT":
+        """The model of a checkpoint folder: config.json and *.safetensors, sharded or not. Tensors
+        are read one at a time, so memory holds one copy of the weights. Raises ValueError or
+        OSError, in one line that names the file and tensor, for what does not fit."""
+        folder = Path(folder)
+        config = config_from_json(read_json(folder / "config.json"))
+        with torch.device("meta"):
+            model = cls(config)
+        model = model.to(dtype).to_empty(device=device)
+        model._tie()  # to_empty gives every module a weight of its own
+        load_tensors(model, folder)
+        return model
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes config.json and model.safetensors as the family's own tools read them. Tokenizer
+        files are not the model's: copy those of the folder that it came from."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        dtype = self.tokens.weight.dtype
+        content = config_to_json(self.config) | {"torch_dtype": str(dtype).removeprefix("torch.")}
+        (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n")
+        write_safetensors(folder / "model.safetensors", checkpoint_tensors(self))
 
     @property
     def device(self) -> torch.device:
@@ -258,14 +417,25 @@ class GPT(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden (…, C) → (…, V) in float32, also where the blocks ran in less."""
         logits = self.head(hidden)
-        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        cap = self.config.logit_cap
+        return logits if cap is None else cap * torch.tanh(logits / cap)
 
     def _blocks(self, tokens: Tensor, mask: Tensor, cache: Cache | None) -> Tensor:
-        # Rule 2. Empty slots may count past the end; nothing ever reads what they compute.
-        position = (mask.sum(-1) - 1).clamp(max=self.config.context - 1)  # (B, T)
-        x = self.tokens(tokens) + self.positions(position)  # (B, T, C)
+        config, turn, near = self.config, None, mask
+        x = self.tokens(tokens) * config.embedding_scale  # (B, T, C)
+        position = mask.sum(-1) - 1  # (B, T), rule 2
+        if config.rope is None:
+            # Empty slots may count past the end; nothing ever reads what they compute.
+            x = x + self.positions(position.clamp(max=config.context - 1))
+        else:
+            angle = position[:, None, :, None] * frequencies(config, tokens.device)
+            turn = angle.cos(), angle.sin()  # (B, 1, T, D/2) each
+        if config.window is not None:
+            where = position if cache is None else cache.ok.cumsum(1) - 1  # of every slot, (B, S)
+            near = mask & (position[:, :, None] - where[:, None, :] < config.window)
         for layer, block in enumerate(self.blocks):
-            x = block(x, mask, cache, layer)
+            x = block(x, mask if layer % 2 else near, turn, cache, layer)
         return self.norm(x)
 
 
@@ -474,3 +644,357 @@ def token_key(tokens: list[int]) -> int:
     """A 63-bit key of a prompt's tokens, the same in every process."""
     raw = hashlib.blake2b(np.asarray(tokens, dtype="<i8").tobytes(), digest_size=8).digest()
     return int.from_bytes(raw, "little") >> 1
+
+
+# ---------------------------------------------------------------------------------------------
+# Open checkpoints: config.json and *.safetensors, as model hubs keep them
+
+
+def read_json(path: Path) -> dict:
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} does not hold a JSON object")
+    return content
+
+
+# What config.json may say that this code does not do; absent or as here, it is not in use.
+UNUSED = {
+    "quantization_config": None,
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+    "reorder_and_upcast_attn": False,
+    "add_cross_attention": False,
+    "use_sliding_window": False,
+    "use_bidirectional_attention": None,
+    "partial_rotary_factor": 1.0,
+}
+ACTIVATION_NAMES = {  # config.json's → ours; the first of several is written back
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu": "gelu",
+    "silu": "silu",
+}
+
+
+def config_from_json(raw: dict) -> GPTConfig:
+    """The shape of a model from its config.json. A key that is absent has the default of its
+    family. Raises ValueError for an unknown family, a missing key or a feature not built here."""
+    family = raw.get("model_type")
+    if family not in FAMILIES:
+        raise ValueError(
+            f"config.json: model_type {family!r} is not one of {', '.join(FAMILIES)}"
+        )
+    for name, unused in UNUSED.items():
+        if raw.get(name, unused) not in (unused, None):
+            raise ValueError(f"config.json: {name} {raw[name]!r} is not supported")
+    try:
+        shape = gpt2_shape(raw) if family == "gpt2" else llama_shape(raw, family)
+        return GPTConfig(vocab_size=raw["vocab_size"], family=family, **shape)
+    except KeyError as error:
+        raise ValueError(f"config.json has no {error}") from None
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"config.json: {error}") from None
+
+
+def activation(name: str) -> str:
+    if name not in ACTIVATION_NAMES:
+        raise ValueError(f"activation {name!r} is not one of {', '.join(ACTIVATION_NAMES)}")
+    return ACTIVATION_NAMES[name]
+
+
+def gpt2_shape(raw: dict) -> dict:
+    return {
+        "context": raw["n_positions"],
+        "layers": raw["n_layer"],
+        "heads": raw["n_head"],
+        "width": raw["n_embd"],
+        "inner": raw.get("n_inner"),
+        "activation": activation(raw.get("activation_function", "gelu_new")),
+        "norm_eps": raw.get("layer_norm_epsilon", 1e-5),
+        "tied": raw.get("tie_word_embeddings", True),
+    }
+
+
+def llama_shape(raw: dict, family: str) -> dict:
+    """Llama and the families that grew from it."""
+    rope = raw.get("rope_parameters") or {
+        "rope_theta": raw.get("rope_theta", 10000.0),
+        **(raw.get("rope_scaling") or {}),
+    }
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind not in ("default", "llama3"):
+        raise ValueError(f"rope type {kind!r} is not supported")
+    scaling = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+    bias = raw.get("attention_bias", False)
+    shape = {
+        "context": raw["max_position_embeddings"],
+        "layers": raw["num_hidden_layers"],
+        "heads": raw["num_attention_heads"],
+        "kv_heads": raw.get("num_key_value_heads"),
+        "head_width": raw.get("head_dim", {"qwen3": 128, "gemma2": 256}.get(family)),
+        "width": raw["hidden_size"],
+        "inner": raw["intermediate_size"],
+        "activation": activation(raw.get("hidden_act", "silu")),
+        "tied": raw.get("tie_word_embeddings", family == "gemma2"),
+        "gated": True,
+        "rms_norm": True,
+        "norm_eps": raw.get("rms_norm_eps", 1e-6),
+        "qk_norm": family == "qwen3",
+        "qkv_bias": bias or family == "qwen2",
+        "out_bias": bias,
+        "mlp_bias": raw.get("mlp_bias", False),
+        "rope": float(rope.get("rope_theta", 10000.0)),
+        "rope_scaling": tuple(rope[name] for name in scaling) if kind == "llama3" else None,
+    }
+    return shape | (gemma2_shape(raw) if family == "gemma2" else {})
+
+
+def gemma2_shape(raw: dict) -> dict:
+    """What Gemma 2 has beside Llama's shape."""
+    layers = raw["num_hidden_layers"]
+    alternating = [("full_attention", "sliding_attention")[i % 2 == 0] for i in range(layers)]
+    if raw.get("layer_types", alternating) != alternating:
+        raise ValueError("layer_types other than sliding, full, sliding, … are not supported")
+    return {
+        "activation": activation(raw.get("hidden_activation", "gelu_pytorch_tanh")),
+        "norm_offset": 1.0,
+        "post_norms": True,
+        "score_width": raw.get("query_pre_attn_scalar", 256),
+        "score_cap": raw.get("attn_logit_softcapping", 50.0),
+        "logit_cap": raw.get("final_logit_softcapping", 30.0),
+        "window": raw.get("sliding_window", 4096),
+        "embedding_scale": raw["hidden_size"] ** 0.5,
+    }
+
+
+def config_to_json(config: GPTConfig) -> dict:
+    """A config.json with which `config_from_json` and the family's own tools build this model.
+    Raises ValueError where the family has no such model."""
+    names = {ours: name for name, ours in reversed(ACTIVATION_NAMES.items())}
+    raw = {
+        "model_type": config.family,
+        "vocab_size": config.vocab_size,
+        "tie_word_embeddings": config.tied,
+    }
+    if config.family == "gpt2":
+        raw |= {
+            "architectures": ["GPT2LMHeadModel"],
+            "n_positions": config.context,
+            "n_layer": config.layers,
+            "n_head": config.heads,
+            "n_embd": config.width,
+            "n_inner": config.inner,
+            "activation_function": names[config.activation],
+            "layer_norm_epsilon": config.norm_eps,
+        }
+    else:
+        raw |= llama_json(config, names[config.activation])
+    if config_from_json(raw) != config:
+        raise ValueError(f"a model of this shape is no {config.family} and has no config.json")
+    return raw
+
+
+def llama_json(config: GPTConfig, activation_name: str) -> dict:
+    raw = {
+        "architectures": [f"{config.family.capitalize()}ForCausalLM"],
+        "max_position_embeddings": config.context,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "num_key_value_heads": config.kv_heads,
+        "head_dim": config.head_width,
+        "hidden_size": config.width,
+        "intermediate_size": config.inner,
+        "hidden_act": activation_name,
+        "rms_norm_eps": config.norm_eps,
+        "attention_bias": config.out_bias,
+        "mlp_bias": config.mlp_bias,
+        "rope_theta": config.rope,
+    }
+    if config.rope_scaling is not None:
+        factor, low, high, original = config.rope_scaling
+        raw["rope_scaling"] = {
+            "rope_type": "llama3",
+            "factor": factor,
+            "low_freq_factor": low,
+            "high_freq_factor": high,
+            "original_max_position_embeddings": original,
+        }
+    if config.family == "gemma2":
+        raw |= {
+            "hidden_activation": "gelu_pytorch_tanh",
+            "query_pre_attn_scalar": config.score_width,
+            "attn_logit_softcapping": config.score_cap,
+            "final_logit_softcapping": config.logit_cap,
+            "sliding_window": config.window,
+        }
+    return raw
+
+
+def checkpoint_tensors(model: GPT) -> dict[str, Tensor]:
+    """What a folder of the model's family calls its tensors, each a view of our parameters: one
+    list for both ways, since loading writes through the views and saving reads them."""
+    tensors = gpt2_tensors(model) if model.config.family == "gpt2" else llama_tensors(model)
+    tensors = {name: tensor.detach() for name, tensor in tensors if tensor is not None}
+    if not model.config.tied:
+        tensors["lm_head.weight"] = model.head.weight.detach()
+    return tensors
+
+
+def gpt2_tensors(model: GPT) -> Iterator[tuple[str, Tensor]]:
+    """GPT-2 keeps the matrices of its blocks as (inputs, outputs)."""
+    top = "transformer"
+    yield f"{top}.wte.weight", model.tokens.weight
+    yield f"{top}.wpe.weight", model.positions.weight
+    for i, block in enumerate(model.blocks):
+        for name, linear in (
+            ("attn.c_attn", block.attention.qkv),
+            ("attn.c_proj", block.attention.out),
+            ("mlp.c_fc", block.mlp.up),
+            ("mlp.c_proj", block.mlp.out),
+        ):
+            yield f"{top}.h.{i}.{name}.weight", linear.weight.T
+            yield f"{top}.h.{i}.{name}.bias", linear.bias
+        for name, norm in (("ln_1", block.norm1), ("ln_2", block.norm2)):
+            yield f"{top}.h.{i}.{name}.weight", norm.weight
+            yield f"{top}.h.{i}.{name}.bias", norm.bias
+    yield f"{top}.ln_f.weight", model.norm.weight
+    yield f"{top}.ln_f.bias", model.norm.bias
+
+
+def llama_tensors(model: GPT) -> Iterator[tuple[str, Tensor | None]]:
+    """Llama and its kin keep apart what we fuse: queries, keys and values; gate and up. A bias that
+    the model lacks is None."""
+    config = model.config
+    heads = [n * config.head_width for n in (config.heads, config.kv_heads, config.kv_heads)]
+    yield "model.embed_tokens.weight", model.tokens.weight
+    yield "model.norm.weight", model.norm.weight
+    for i, block in enumerate(model.blocks):
+        attention, mlp = block.attention, block.mlp
+        for names, rows, linear in (
+            (("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), heads, attention.qkv),
+            (("self_attn.o_proj",), [config.width], attention.out),
+            (("mlp.gate_proj", "mlp.up_proj"), [config.inner] * 2, mlp.up),
+            (("mlp.down_proj",), [config.width], mlp.out),
+        ):
+            for kind in ("weight", "bias"):
+                whole = getattr(linear, kind)
+                parts = [None] * len(rows) if whole is None else whole.split(rows)
+                yield from ((f"model.layers.{i}.{n}.{kind}", p) for n, p in zip(names, parts))
+        norms = {"input_layernorm": block.norm1, "post_attention_layernorm": block.norm2}
+        if config.post_norms:
+            norms |= {
+                "post_attention_layernorm": block.post1,
+                "pre_feedforward_layernorm": block.norm2,
+                "post_feedforward_layernorm": block.post2,
+            }
+        if config.qk_norm:
+            norms |= {"self_attn.q_norm": attention.q_norm, "self_attn.k_norm": attention.k_norm}
+        for name, norm in norms.items():
+            yield f"model.layers.{i}.{name}.weight", norm.weight
+
+
+# Not weights: masks and frequencies that old files carry, and a tied head that some repeat.
+BUFFERS = re.compile(r".*\.attn\.(masked_)?bias|.*rotary_emb\.inv_freq")
+
+
+def load_tensors(model: GPT, folder: Path) -> None:
+    """Fills the model from the folder's *.safetensors, one tensor in memory at a time."""
+    wanted = checkpoint_tensors(model)
+    found: set[str] = set()
+    for path in safetensors_files(folder):
+        header, start = read_header(path)
+        with path.open("rb") as file:
+            for name, (dtype, shape, begin, end) in header.items():
+                if name.split(".")[0] in ("wte", "wpe", "h", "ln_f"):
+                    name = "transformer." + name  # GPT-2's first files leave it out
+                if BUFFERS.fullmatch(name) or (name == "lm_head.weight" and model.config.tied):
+                    continue
+                if name not in wanted or name in found:
+                    which = "twice" if name in found else "which config.json has no place for"
+                    raise ValueError(f"{path} holds {name}, {which}")
+                if tuple(wanted[name].shape) != shape:
+                    raise ValueError(
+                        f"{path}: {name} is {list(shape)}, but config.json makes it "
+                        f"{list(wanted[name].shape)}"
+                    )
+                raw = torch.empty(end - begin, dtype=torch.uint8)
+                file.seek(start + begin)
+                file.readinto(raw.numpy())
+                wanted[name].copy_(raw.view(dtype).view(shape))
+                found.add(name)
+    missing = sorted(wanted.keys() - found)
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise ValueError(f"{folder} lacks the tensor {missing[0]}{more}")
+
+
+def safetensors_files(folder: Path) -> list[Path]:
+    """The files with the weights: those that the index names, or else model.safetensors."""
+    index = folder / "model.safetensors.index.json"
+    if not index.exists():
+        path = folder / "model.safetensors"
+        if not path.exists():
+            hint = "; pickled weights are never read" if any(folder.glob("*.bin")) else ""
+            raise FileNotFoundError(f"{folder} has no model.safetensors{hint}")
+        return [path]
+    names = read_json(index).get("weight_map")
+    if not isinstance(names, dict) or not all(isinstance(n, str) for n in names.values()):
+        raise ValueError(f"{index} has no weight_map")
+    paths = [folder / Path(name).name for name in sorted(set(names.values()))]
+    for path in paths:
+        if not path.exists():
+            raise FileNotFoundError(f"{index} names {path.name}, which is missing")
+    return paths
+
+
+# The format is a length, a JSON header and raw little-endian arrays: reading it takes fewer lines
+# than asking for the library politely, and nothing has to be installed.
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+def read_header(path: Path) -> tuple[dict[str, tuple[torch.dtype, tuple[int, ...], int, int]], int]:
+    """(name → (dtype, shape, begin, end), where the data starts) of a safetensors file; begin and
+    end count bytes from there. Raises ValueError where these do not fit each other or the file."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > size - 8:
+            raise ValueError(f"{path} is truncated or not a safetensors file")
+        try:
+            raw = json.loads(file.read(length))
+            raw.pop("__metadata__", None)
+            header = {
+                name: (DTYPES[entry["dtype"]], tuple(entry["shape"]), *entry["data_offsets"])
+                for name, entry in raw.items()
+            }
+            for name, (dtype, shape, begin, end) in header.items():
+                if begin < 0 or end - begin != math.prod(shape) * dtype.itemsize:
+                    raise ValueError(f"the size of {name} is not that of its shape")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} has a header that cannot be read ({error})") from None
+    start = 8 + length
+    last = max((end for *_, end in header.values()), default=0)
+    if start + last > size:
+        raise ValueError(f"{path} is truncated: {size} bytes of {start + last}")
+    return header, start
+
+
+def write_safetensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    codes = {dtype: code for code, dtype in DTYPES.items()}
+    header: dict = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, tensor in tensors.items():
+        begin, end = end, end + tensor.numel() * tensor.element_size()
+        entry = {"dtype": codes[tensor.dtype], "shape": list(tensor.shape)}
+        header[name] = entry | {"data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # the data is aligned
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for tensor in tensors.values():
+            file.write(tensor.cpu().contiguous().view(torch.uint8).numpy().data)
+    os.replace(partial, path)
