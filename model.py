@@ -37,7 +37,6 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-
 FAMILIES = ("gpt2", "llama", "qwen2", "qwen3", "gemma2")  # config.json's model_type
 
 
@@ -125,9 +124,7 @@ def attend(
     B, H, T, D = q.shape
     G, S = k.shape[1:3]
     if T > 1 and cap is None:
-        y = F.scaled_dot_product_attention(
-            q, k, v, mask[:, None], scale=scale, enable_gqa=G < H
-        )
+        y = F.scaled_dot_product_attention(q, k, v, mask[:, None], scale=scale, enable_gqa=G < H)
         return y.transpose(1, 2).reshape(B, T, H * D)
     # The H/G heads that share a key head are the rows of one product, which reads the cache once
     # and contiguously: with one query a row that is what decoding costs.
@@ -521,6 +518,11 @@ class Generation:
         """Each row's last token, (N, 1). The cache has not read it: what follows must feed it."""
         return self.tokens.gather(1, self.mask.sum(1, keepdim=True) - 1)
 
+    def take(self, rows: slice) -> "Generation":
+        """Some of the rows, without the cache."""
+        fields = (self.tokens, self.mask, self.logprobs, self.ended)
+        return Generation(*(field[rows] for field in fields))
+
 
 def read_prompts(model: GPT, prompts: list[list[int]], room: int) -> tuple[Cache, Tensor]:
     """Reads ragged prompts, padded on the left, into a cache → (cache, last hidden state (N, C)).
@@ -684,9 +686,7 @@ def config_from_json(raw: dict) -> GPTConfig:
     family. Raises ValueError for an unknown family, a missing key or a feature not built here."""
     family = raw.get("model_type")
     if family not in FAMILIES:
-        raise ValueError(
-            f"config.json: model_type {family!r} is not one of {', '.join(FAMILIES)}"
-        )
+        raise ValueError(f"config.json: model_type {family!r} is not one of {', '.join(FAMILIES)}")
     for name, unused in UNUSED.items():
         if raw.get(name, unused) not in (unused, None):
             raise ValueError(f"config.json: {name} {raw[name]!r} is not supported")

@@ -46,7 +46,8 @@ are adjacent, and so are second attempts to one first.
 """
 
 import time
-from collections.abc import Callable
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -69,6 +70,7 @@ class Config:
     offline: float = 0.0  # extra problems whose y1 the base model wrote, as a share of P
     temperature: float = 1.0  # of sampling and scoring (paper: 1); of an evaluation, if given
     clip: float = 1.0  # largest gradient norm (paper: not given)
+    micro: int | None = None  # problems a backward pass, to save memory; all if not given
 
     def __post_init__(self):
         for name in ("alpha", "beta1", "beta2", "offline"):
@@ -85,6 +87,8 @@ class Config:
             raise ValueError(f"samples must be at least 2, to leave one out: {self.samples}")
         if self.offline > 1:
             raise ValueError(f"offline is a share of the problems, at most 1: {self.offline}")
+        if self.micro is not None and self.micro < 1:
+            raise ValueError(f"micro must be at least 1: {self.micro}")
 
 
 # ---------------------------------------------------------------------------------------------
@@ -95,6 +99,7 @@ class Config:
 def respond(
     policy: GPT,
     task: Task,
+    problems: list[Problem],
     prompts: list[list[int]],
     keys: Tensor,
     branches: list[int],
@@ -104,19 +109,19 @@ def respond(
     """Answers prompts once per entry of `branches`, each time after the instruction to try again.
 
     branches[i] answers are drawn to every answer of attempt i − 1 (to every prompt for i = 0); the
-    later attempts continue on the cache of the earlier ones. keys (len(prompts),) int64.
-    Raises ValueError where a prompt and its attempts cannot fit the context.
+    later attempts continue on the cache of the earlier ones. Each prompt poses its problem; keys
+    (len(prompts),) int64. Raises ValueError where a prompt and its attempts cannot fit the context.
     """
-    room = len(branches) * (task.max_new_tokens + len(task.revise)) - len(task.revise)
-    cache, hidden = read_prompts(policy, prompts, room)
-    revise = torch.tensor(task.revise, device=policy.device)
+    cache, hidden = read_prompts(policy, prompts, task.room(len(branches)))
     attempts = []
     for index, count in enumerate(branches):
         if index > 0:
             # The cache has not read the last token of any row; see Generation.last.
-            feedback = torch.cat([attempts[-1].last, revise.expand(len(keys), -1)], 1)
-            hidden = policy.extend(cache, feedback, torch.ones_like(feedback, dtype=torch.bool))
-            hidden = hidden[:, -1]
+            p, p_ok = between(task.close, task.revise, attempts[-1].ended)
+            feedback = torch.cat([attempts[-1].last, p], 1)
+            ok = torch.cat([torch.ones_like(p_ok[:, :1]), p_ok], 1)
+            hidden = policy.extend(cache, feedback, ok)[:, -1]
+        problems = [x for x in problems for _ in range(count)]
         rows = torch.arange(len(keys), device=policy.device).repeat_interleave(count)
         keys = row_keys(keys, count, seed, attempt=index)
         generation = decode(
@@ -129,15 +134,57 @@ def respond(
             eos=task.eos,
             keep_cache=index + 1 < len(branches),
         )
+        generation = cut(task, problems, generation)
         cache = generation.cache
         attempts.append(generation)
     return attempts
 
 
+def between(close: Sequence[int], revise: list[int], ended: Tensor) -> tuple[Tensor, Tensor]:
+    """What the model reads between two attempts: p, and before it, where the length limit cut the
+    first (ended false), the end that it never wrote. ended (N,) → tokens, ok (N, len)."""
+    tokens = torch.tensor([*close, *revise], device=ended.device).expand(len(ended), -1)
+    ok = torch.ones_like(tokens).bool()
+    ok[:, : len(close)] = ~ended[:, None]
+    return tokens, ok
+
+
+def answer_length(task: Task, problem: Problem, tokens: list[int]) -> int | None:
+    """How many tokens it takes until the answer is over, at least one; None if it never is."""
+
+    def over(length: int) -> bool:
+        return task.over(problem, task.decode(tokens[:length]))
+
+    return bisect_left(range(1, len(tokens)), True, key=over) + 1 if over(len(tokens)) else None
+
+
+def cut(task: Task, problems: list[Problem], attempt: Generation) -> Generation:
+    """Ends attempts where the task says that they are over (`Task.over`), though the model went on.
+    What it wrote after that is taken back: it is not trained on, and attempt 2 does not see it."""
+    if not task.runs_on:
+        return attempt
+    lengths, ended = attempt.mask.sum(1), attempt.ended.clone()
+    for row, (problem, tokens) in enumerate(zip(problems, attempt.tokens.tolist())):
+        answer = answer_length(task, problem, tokens[: lengths[row]])
+        if answer is not None:
+            lengths[row], ended[row] = answer, True
+    T = attempt.tokens.shape[1]
+    mask = torch.arange(T, device=lengths.device) < lengths[:, None]  # (N, T)
+    if attempt.cache is not None:  # which has read all but the last of T tokens
+        attempt.cache.ok[:, attempt.cache.used - (T - 1) : attempt.cache.used] = mask[:, 1:]
+    return replace(
+        attempt,
+        tokens=attempt.tokens * mask,
+        mask=mask,
+        logprobs=attempt.logprobs * mask,
+        ended=ended,
+    )
+
+
 def texts(task: Task, attempt: Generation) -> list[str]:
     """What each row says, without its end token."""
-    lengths = (attempt.mask.sum(1) - attempt.ended.long()).tolist()
-    return [task.decode(row[:n]) for row, n in zip(attempt.tokens.tolist(), lengths)]
+    rows = [row[:n] for row, n in zip(attempt.tokens.tolist(), attempt.mask.sum(1).tolist())]
+    return [task.decode(row[:-1] if row[-1] == task.eos else row) for row in rows]
 
 
 def rewards(task: Task, problems: list[Problem], attempt: Generation) -> Tensor:
@@ -185,16 +232,20 @@ def rollout(
     prompts = [task.encode(problem.prompt) for problem in problems]
     keys = torch.tensor([problem.key for problem in problems], device=policy.device)
     if first_by is None:
-        first, second = respond(policy, task, prompts, keys, [K, M], cfg.temperature, seed)
+        first, second = respond(
+            policy, task, problems, prompts, keys, [K, M], cfg.temperature, seed
+        )
     else:
         keys = row_keys(keys, 1, seed, attempt=2)  # other attempts than the policy's own
-        [first] = respond(first_by, task, prompts, keys, [K], cfg.temperature, seed)
+        [first] = respond(first_by, task, problems, prompts, keys, [K], cfg.temperature, seed)
+        p, p_ok = between(task.close, task.revise, first.ended)
         read = [
-            prompts[row // K] + tokens[mask].tolist() + task.revise
-            for row, (tokens, mask) in enumerate(zip(first.tokens, first.mask))
+            prompts[row // K] + first.tokens[row][first.mask[row]].tolist() + p[row][ok].tolist()
+            for row, ok in enumerate(p_ok)
         ]
         keys = row_keys(keys, K, seed, attempt=1)  # those of attempt 1 are spent
-        [second] = respond(policy, task, read, keys, [M], cfg.temperature, seed)
+        posed = [x for x in problems for _ in range(K)]
+        [second] = respond(policy, task, posed, read, keys, [M], cfg.temperature, seed)
     said1, said2 = texts(task, first), texts(task, second)
     return Rollout(
         first,
@@ -203,7 +254,7 @@ def rollout(
         r2=rewards(task, [x for x in problems for _ in range(K * M)], second),
         changed=torch.tensor([y2 != said1[n // M] for n, y2 in enumerate(said2)]),
         on_policy=first_by is None,
-        packed=pack(prompts, first, task.revise, second, K, M),
+        packed=pack(prompts, first, task.revise, second, K, M, task.close),
     )
 
 
@@ -214,20 +265,20 @@ def pack(
     second: Generation,
     K: int,
     M: int,
+    close: Sequence[int] = (),
 ) -> Packed:
     """Lays out prompts (P), first attempts (P·K rows) and second attempts (P·K·M rows)."""
     device, (N, T1), T2 = first.tokens.device, first.tokens.shape, second.tokens.shape[1]
     X = max(map(len, prompts))
     x = torch.tensor([[0] * (X - len(p)) + p for p in prompts], device=device)  # (P, X)
     x_ok = torch.tensor([[False] * (X - len(p)) + [True] * len(p) for p in prompts], device=device)
-    p = torch.tensor(revise, device=device).expand(N, -1)
+    p, p_ok = between(close, revise, first.ended)
     tokens = [x.repeat_interleave(K, 0), first.tokens, p, second.tokens.reshape(N, M * T2)]
-    ok = [x_ok.repeat_interleave(K, 0), first.mask, torch.ones_like(p).bool()]
-    ok.append(second.mask.reshape(N, M * T2))
-    trunk = X + T1 + len(revise)
+    ok = [x_ok.repeat_interleave(K, 0), first.mask, p_ok, second.mask.reshape(N, M * T2)]
+    trunk = X + T1 + p.shape[1]
     slots = trunk + torch.arange(M * T2, device=device).view(M, T2)  # of the second attempts
-    # A prompt is padded on its left and the instruction is whole, so the slot before an attempt
-    # always holds a token; within an attempt tokens have no gaps.
+    # A prompt is padded on its left and the instruction has no gap at its end, so the slot before
+    # an attempt always holds a token; within an attempt tokens have no gaps.
     last = torch.full((M, 1), trunk - 1, device=device)
     branch = torch.arange(1, M + 1, device=device).repeat_interleave(T2)
     return Packed(
@@ -382,27 +433,50 @@ def train_step(
     if extra:
         rollouts.append(rollout(policy, task, problems[:extra], cfg, seed, first_by=ref))
     sampled = time.perf_counter()
-    with torch.no_grad():
-        ref_logprobs = [attempt_logprobs(ref, rolled, cfg.temperature) for rolled in rollouts]
-    logprobs = [attempt_logprobs(policy, rolled, cfg.temperature) for rolled in rollouts]
-    losses = [policy_loss(*parts, returns, cfg) for parts in zip(logprobs, ref_logprobs, rollouts)]
-    loss = losses[0][0].mean() + torch.cat([second for _, second in losses]).mean()
+    on_policy, seconds = len(rollouts[0].r1), sum(len(rolled.r2) for rolled in rollouts)
     optimizer.zero_grad()
-    loss.backward()
+    loss, kls = 0.0, []
+    for part in (part for rolled in rollouts for part in parts(rolled, cfg)):
+        with torch.no_grad():
+            ref_logprobs = attempt_logprobs(ref, part, cfg.temperature)
+        logprobs = attempt_logprobs(policy, part, cfg.temperature)
+        first, second = policy_loss(logprobs, ref_logprobs, part, returns, cfg)
+        share = first.sum() / on_policy + second.sum() / seconds
+        share.backward()  # gradients add up over the parts
+        loss += share.item()
+        if part.on_policy:
+            kls.append([(a - b).sum(1).detach() for a, b in zip(logprobs, ref_logprobs)])
     norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), cfg.clip)
     optimizer.step()
-    kls = [(a - b).sum(1).detach() for a, b in zip(logprobs[0], ref_logprobs[0])]
-    metrics = step_metrics(rollouts[0], *kls, returns, cfg)
-    tokens = sum(int(r.first.mask.sum() + r.second.mask.sum()) for r in rollouts)
-    samples = sum(len(r.first.mask) + len(r.second.mask) for r in rollouts)
+    metrics = step_metrics(rollouts[0], *map(torch.cat, zip(*kls)), returns, cfg)
     return metrics | {
-        "loss": loss.item(),
+        "loss": loss,
         "grad_norm": norm.item(),
-        "tokens": tokens,
-        "samples": samples,
+        "tokens": sum(int(r.first.mask.sum() + r.second.mask.sum()) for r in rollouts),
+        "samples": sum(len(r.r1) + len(r.r2) for r in rollouts),
         "rollout_seconds": sampled - started,
         "update_seconds": time.perf_counter() - sampled,
     }
+
+
+def parts(rolled: Rollout, cfg: Config) -> Iterator[Rollout]:
+    """The rollout, cfg.micro problems at a time. Baselines stay within a problem, so the gradients
+    of the parts add up to that of the whole."""
+    K, M = cfg.samples, cfg.revisions
+    size = K * (cfg.micro or len(rolled.r1) // K)
+    for start in range(0, len(rolled.r1), size):
+        first, second = slice(start, start + size), slice(start * M, (start + size) * M)
+        yield replace(
+            rolled,
+            first=rolled.first.take(first),
+            second=rolled.second.take(second),
+            r1=rolled.r1[first],
+            r2=rolled.r2[second],
+            changed=rolled.changed[second],
+            packed=replace(
+                rolled.packed, tokens=rolled.packed.tokens[first], ok=rolled.packed.ok[first]
+            ),
+        )
 
 
 @dataclass(frozen=True)
@@ -436,7 +510,7 @@ def evaluate(
         some = problems[start : start + batch]
         prompts = [task.encode(problem.prompt) for problem in some]
         keys = torch.tensor([problem.key for problem in some], device=policy.device)
-        generations = respond(policy, task, prompts, keys, [1] * attempts, temperature, seed)
+        generations = respond(policy, task, some, prompts, keys, [1] * attempts, temperature, seed)
         for index, generation in enumerate(generations):
             said[index] += texts(task, generation)
             right[index].append(rewards(task, some, generation).cpu())

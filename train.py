@@ -3,10 +3,13 @@
     python train.py --stage 1            Stage I of SCoRe, training the base model first
     python train.py --stage 2            Stage II, running first whatever is missing
     python train.py --eval out/puzzle/stage2
+    python train.py --stage 1 --data math --init DIR       the same with an open model on MATH
+    python train.py --export out/math/stage1               a folder that transformers loads
 
 Everything a stage leaves behind lies in OUT/TASK/{base,stage1,stage2}/: model.pt (the checkpoint
 with the highest training reward), state.pt (all that --resume needs), metrics.jsonl (one line a
-step) and results.json (the evaluation on held-out problems).
+step) and results.json (the evaluation on held-out problems). With --init the base model is that
+of the folder, which is read and never written.
 """
 
 import os
@@ -22,6 +25,7 @@ import math
 import re
 import resource
 import shlex
+import shutil
 import signal
 import sys
 import time
@@ -36,7 +40,7 @@ from tqdm import tqdm
 
 import data
 import score
-from model import GPT, GPTConfig
+from model import GPT, GPTConfig, config_from_json, read_json
 
 
 class BadInput(Exception):
@@ -54,6 +58,7 @@ class Stage:
     lr: float
     number: int  # enters the seeds, so that stages meet problems of their own
     beta1: float | None = None  # in place of Config's default
+    beta2: float | None = None  # in place of Config's default
 
 
 STAGES = (
@@ -61,15 +66,27 @@ STAGES = (
     Stage("stage1", "Stage I", score.stage1_returns, steps=300, lr=5e-4, number=1),
     Stage("stage2", "Stage II", score.stage2_returns, steps=400, lr=2e-4, number=2, beta1=0.05),
 )
+# The paper's settings for other data; it gives the steps of both stages together, halved here.
+PAPER = {
+    "math": {"steps": 1500, "lr": 5e-6, "beta1": 0.01, "beta2": 0.1},
+    "humaneval": {"steps": 750, "lr": 1e-5, "beta1": 0.01, "beta2": 0.25},
+}
 
 
 @dataclass(frozen=True)
 class Run:
     """The settings of a run beside the algorithm's own (score.Config)."""
 
-    data: str = "arithmetic"  # where problems come from: arithmetic
+    data: str = "arithmetic"  # where problems come from: arithmetic, math, humaneval
     task: str = "puzzle"  # family of arithmetic: puzzle, addition, multiplication
     difficulty: int | None = None  # of the family's problems; its own default if not given
+    init: str | None = None  # folder of an open model, for math and humaneval
+    data_dir: str | None = None  # folder of MATH or of HumanEval and MBPP; data/NAME if not given
+    limit: int | None = None  # most problems of a split
+    levels: str | None = None  # of MATH: 1-3, or 1,5; all if not given
+    subjects: str | None = None  # of MATH: algebra,number_theory; all if not given
+    layout: str = "auto"  # of prompts: chatml, llama3, plain; auto goes by the model's tokenizer
+    max_new_tokens: int | None = None  # of an open model's attempt; 512 of math, 384 of humaneval
     out: str = "out"  # folder for all that is written
     seed: int = 0  # of the initial weights and of everything drawn
     steps: int | None = None  # of this stage; its own default if not given
@@ -83,15 +100,19 @@ class Run:
     dtype: str = "float32"  # float32, or bfloat16 for the forward passes (autocast)
     attempts: int = 2  # of an evaluation; training makes two
     split: str = "test"  # held-out problems of the evaluation: test, or val for development
-    eval_problems: int = 2000  # held-out problems of the evaluation
+    eval_problems: int | None = None  # of the evaluation; 2000 of arithmetic, all of other data
+    eval_batch: int = 512  # problems answered at a time in the evaluation
 
     def __post_init__(self):
-        for name in ("steps", "lr", "layers", "heads", "width", "transcripts", "eval_problems"):
+        for name in (
+            *("steps", "lr", "layers", "heads", "width", "transcripts", "limit"),
+            *("max_new_tokens", "eval_problems", "eval_batch"),
+        ):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"{name} must be finite and positive: {value}")
         for name, known in (
-            ("data", ["arithmetic"]),
+            ("data", ["arithmetic", *data.OPEN]),
             ("dtype", ["float32", "bfloat16"]),
             ("split", ["val", "test"]),
         ):
@@ -151,12 +172,35 @@ def load_model(folder: Path, task: data.Task, device: torch.device) -> GPT:
         raise BadInput(f"{path} is not a model of this program ({first_line(error)})") from None
     if not all(weight.isfinite().all() for weight in model.parameters()):
         raise BadInput(f"{path} has weights that are not finite")
-    if model.config.vocab_size != task.encoding.n_vocab:
-        raise BadInput(
-            f"{path} has a vocabulary of {model.config.vocab_size}, but {task.name} needs "
-            f"{task.encoding.n_vocab}; was it trained on another task?"
-        )
+    check_vocabulary(path, model, task)
     return model.to(device)
+
+
+def check_vocabulary(path: Path, model: GPT, task: data.Task) -> None:
+    """Open models may have rows to spare beyond their tokenizer's."""
+    has, needs = model.config.vocab_size, task.encoding.n_vocab
+    if has < needs or (has > needs and not isinstance(task, data.TextTask)):
+        raise BadInput(
+            f"{path} has a vocabulary of {has}, but {task.name} needs {needs}; was it trained on "
+            "another task?"
+        )
+
+
+def open_model(run: Run, task: data.Task, device: torch.device) -> GPT:
+    """The model of --init."""
+    try:
+        model = GPT.from_pretrained(run.init, device=device)
+    except (ValueError, OSError) as error:
+        raise BadInput(f"--init {run.init}: {first_line(error)}") from None
+    check_vocabulary(Path(run.init), model, task)
+    return model
+
+
+def stage_model(run: Run, number: int, task: data.Task, device: torch.device) -> GPT:
+    """What a stage has left: the best model by training reward, or the open model for the base."""
+    if number == 0 and run.init is not None:
+        return open_model(run, task, device)
+    return load_model(stage_folder(run, number), task, device)
 
 
 def save_model(path: Path, config: GPTConfig, weights: dict) -> None:
@@ -458,13 +502,19 @@ def evaluate(
     try:
         problems = task.held_out(run.split, run.eval_problems)
         result = score.evaluate(
-            model, task, problems, attempts=run.attempts, temperature=temperature, seed=run.seed
+            model,
+            task,
+            problems,
+            attempts=run.attempts,
+            temperature=temperature,
+            seed=run.seed,
+            batch=run.eval_batch,
         )
     except ValueError as error:  # more problems than the split has, or attempts than fit
         raise BadInput(str(error)) from None
     content = {
         "data": run.data,
-        "task": run.task,
+        "task": task.name,
         "stage": facts["stage"],
         "split": run.split,
         "n": len(problems),
@@ -476,7 +526,16 @@ def evaluate(
         "command": shlex.join(["python"] + sys.argv),
     }
     write_json(folder / "results.json", content)
+    for number, responses in enumerate(result.responses, 1):
+        samples = task.samples(problems, responses)
+        if samples:
+            write_samples(folder / f"samples_t{number}.jsonl", samples)
     return result
+
+
+def write_samples(path: Path, samples: list[dict]) -> None:
+    text = "".join(json.dumps(sample) + "\n" for sample in samples)
+    write_atomically(path, lambda p: p.write_text(text))
 
 
 def table(folders: list[tuple[str, Path]]) -> str:
@@ -544,7 +603,7 @@ def context_for(task: data.Task) -> int:
 def new_policy(run: Run, number: int, task: data.Task, device: torch.device) -> GPT:
     """What a stage starts from: fresh weights for the base model, else the stage before."""
     if number > 0:
-        return load_model(stage_folder(run, number - 1), task, device)
+        return stage_model(run, number - 1, task, device)
     torch.manual_seed(run.seed)
     try:
         config = GPTConfig(
@@ -560,7 +619,8 @@ def new_policy(run: Run, number: int, task: data.Task, device: torch.device) -> 
 
 
 def stage_folder(run: Run, number: int) -> Path:
-    return Path(run.out) / run.task / STAGES[number].folder
+    name = run.task if run.data == "arithmetic" else run.data
+    return Path(run.out) / name / STAGES[number].folder
 
 
 def frozen(model: GPT) -> GPT:
@@ -570,7 +630,10 @@ def frozen(model: GPT) -> GPT:
 
 def run_stage(run: Run, given: dict, number: int, last: int, resume: bool, task, device) -> None:
     """Trains one stage of `--stage last`, or goes on with it, or finds it finished."""
-    stage, folder = STAGES[number], stage_folder(run, number)
+    stage = replace(STAGES[number], **PAPER.get(run.data, {}))
+    folder = stage_folder(run, number)
+    if number == 0 and run.init is not None:
+        return say(f"base: using {run.init}")
     if number < last:
         run = replace(run, steps=None, lr=None)  # those flags are the last stage's
     state = read_state(folder)
@@ -589,7 +652,7 @@ def run_stage(run: Run, given: dict, number: int, last: int, resume: bool, task,
         say(f"{STAGES[last].title} needs the {stage.title} model; {folder} has none: training it")
     cfg = stage_config(stage, given)
     policy = new_policy(run, number, task, device)
-    ref = frozen(load_model(stage_folder(run, 0), task, device)) if number else None
+    ref = frozen(stage_model(run, 0, task, device)) if number else None
     trainer = Trainer(run, cfg, stage, folder, task, policy, ref)
     if state is not None:
         trainer.restore(state)
@@ -601,13 +664,15 @@ def run_stage(run: Run, given: dict, number: int, last: int, resume: bool, task,
 
 
 def stage_config(stage: Stage, given: dict) -> score.Config:
-    own = {} if stage.beta1 is None else {"beta1": stage.beta1}
+    own = {"beta1": stage.beta1, "beta2": stage.beta2}
+    own = {name: value for name, value in own.items() if value is not None}
     return settings(score.Config, own | given)
 
 
 def check_same_problems(folder: Path, settings: dict, run: Run) -> None:
     """A stage found on disk is of use only to the same problems and seed."""
-    for name in ("task", "difficulty", "seed"):
+    names = SOURCE if run.init is not None else ("task", "difficulty")
+    for name in (*names, "seed"):
         if settings.get(name) != getattr(run, name):
             raise BadInput(
                 f"{folder} was made with {name} {settings.get(name)}, not {getattr(run, name)}; "
@@ -623,7 +688,10 @@ def evaluate_folder(
     folder: Path, run: Run, task: data.Task, device: torch.device, temperature: float = 0.0
 ) -> score.Evaluation:
     """Evaluates a checkpoint folder; its state, if it is there, says what training cost."""
-    model = load_model(folder, task, device)
+    if run.init is not None and not (folder / "model.pt").exists() and folder.name == "base":
+        model = open_model(run, task, device)
+    else:
+        model = load_model(folder, task, device)
     facts = {"stage": None, "seconds": None, "steps": None, "samples": None, "config": asdict(run)}
     state = read_state(folder)
     if state is not None:
@@ -681,12 +749,13 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, dict]:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--stage", type=int, choices=range(len(STAGES)), help="train up to a stage")
     what.add_argument("--eval", metavar="DIR", help="evaluate the checkpoint in a stage's folder")
+    what.add_argument("--export", metavar="DIR", help="write DIR/pretrained for transformers")
     parser.add_argument("--resume", action="store_true", help="go on where a run was stopped")
     add_flags(parser.add_argument_group("run"), Run)
     add_flags(parser.add_argument_group("algorithm (score.Config)"), score.Config)
     args = parser.parse_args(argv)
     given = vars(args).copy()
-    for name in ("stage", "eval", "resume"):
+    for name in ("stage", "eval", "export", "resume"):
         del given[name]
     return args, given
 
@@ -716,9 +785,60 @@ def adopt(given: dict, folder: Path, names: tuple[str, ...]) -> dict:
 
 def load_task(run: Run) -> data.Task:
     try:
-        return data.load(run.task, run.difficulty)
-    except ValueError as error:
+        if run.data == "arithmetic":
+            return data.load(run.task, run.difficulty)
+        task = data.load(run.data, source=source(run))
+    except (ValueError, OSError) as error:
         raise BadInput(str(error)) from None
+    for note in task.notes:
+        say(note)
+    return task
+
+
+def source(run: Run) -> data.Source:
+    """Where the problems and tokens of an open model's task come from."""
+    if run.init is None:
+        raise BadInput(f"--data {run.data} needs --init DIR, the folder of an open model")
+    init = Path(run.init)
+    if not init.is_dir():
+        raise BadInput(f"--init {init}: no such folder")
+    tokenizer = data.load_tokenizer(init)
+    return data.Source(
+        folder=Path(run.data_dir or f"data/{run.data}"),
+        layout=data.pick_layout(tokenizer, run.layout),
+        context=config_from_json(read_json(init / "config.json")).context,
+        max_new_tokens=run.max_new_tokens,
+        attempts=run.attempts,
+        limit=run.limit,
+        levels=None if run.levels is None else parse_levels(run.levels),
+        subjects=None if run.subjects is None else frozenset(run.subjects.split(",")),
+    )
+
+
+def parse_levels(text: str) -> frozenset[int]:
+    """ "1-3" → {1, 2, 3};  "1,5" → {1, 5}."""
+    if not re.fullmatch(r"[1-5](-[1-5])?(,[1-5](-[1-5])?)*", text):
+        raise BadInput(f"levels must be like 1-3 or 1,5, between 1 and 5: {text}")
+    ranges = [part.split("-") for part in text.split(",")]
+    levels = frozenset(n for r in ranges for n in range(int(r[0]), int(r[-1]) + 1))
+    if not levels:
+        raise BadInput(f"levels {text} are none")
+    return levels
+
+
+# Settings that choose an open model's problems, and those that only arithmetic has.
+SOURCE = ("data", "init", "data_dir", "limit", "levels", "subjects", "layout", "max_new_tokens")
+ARITHMETIC = ("task", "difficulty", "layers", "heads", "width", "transcripts")
+
+
+def check_belong(given: dict, kind: str) -> None:
+    """A flag that the data has no use for is a misunderstanding, better said than ignored."""
+    foreign = SOURCE[1:] if kind == "arithmetic" else ARITHMETIC
+    if kind == "humaneval":
+        foreign += ("levels", "subjects")
+    for name in foreign:
+        if name in given:
+            raise BadInput(f"--{name.replace('_', '-')} is not a setting of --data {kind}")
 
 
 def check_evaluation(run: Run, task: data.Task) -> None:
@@ -727,6 +847,8 @@ def check_evaluation(run: Run, task: data.Task) -> None:
         problems = task.held_out(run.split, run.eval_problems)
     except ValueError as error:
         raise BadInput(str(error)) from None
+    if run.init is not None:
+        return  # its task has left out what does not fit
     longest = max(len(task.encode(problem.prompt)) for problem in problems)
     room = longest + run.attempts * (task.max_new_tokens + len(task.revise))
     if room > context_for(task):
@@ -738,8 +860,10 @@ def check_evaluation(run: Run, task: data.Task) -> None:
 
 def train_command(args: argparse.Namespace, given: dict) -> None:
     run = settings(Run, given)
+    check_belong(given, run.data)
     base = stage_folder(run, 0)
-    run = settings(Run, adopt(given, base, ("difficulty", "layers", "heads", "width")))
+    if run.data == "arithmetic":
+        run = settings(Run, adopt(given, base, ("difficulty", "layers", "heads", "width")))
     settings(score.Config, given)
     device, task = pick_device(run.device), load_task(run)
     run = replace(run, difficulty=task.difficulty)
@@ -763,12 +887,36 @@ def eval_command(args: argparse.Namespace, given: dict) -> None:
     temperature = given.get("temperature", 0.0)
     if not (temperature == 0 or 1e-3 <= temperature < math.inf):
         raise BadInput(f"temperature must be 0, or finite and at least 0.001: {temperature}")
-    given = adopt(given, folder, ("task", "difficulty") + (() if "seed" in given else ("seed",)))
-    run = settings(Run, given)
+    run = trained_as(given, folder)
     task = load_task(run)
     run = replace(run, difficulty=task.difficulty)
     result = evaluate_folder(folder, run, task, pick_device(run.device), temperature)
     report([(folder.name, folder)], result, run, task, temperature)
+
+
+def trained_as(given: dict, folder: Path) -> Run:
+    """A stage's settings from its folder. Those that only choose what it is evaluated on may be
+    given anew."""
+    free = [name for name in ("seed", *SOURCE[1:]) if name not in given]
+    return settings(Run, adopt(given, folder, ("data", "task", "difficulty", *free)))
+
+
+def export_command(args: argparse.Namespace, given: dict) -> None:
+    """Writes a trained open model as a folder like the one that it began from."""
+    folder = Path(args.export)
+    run = trained_as(given, folder)
+    if run.init is None:
+        raise BadInput(f"{folder} was not trained from an open model (--init)")
+    model = load_model(folder, load_task(run), torch.device("cpu"))
+    target = folder / "pretrained"
+    try:
+        model.save_pretrained(target)
+        for pattern in ("*token*", "vocab.json", "merges.txt", "chat_template.*", "generation_*"):
+            for path in Path(run.init).glob(pattern):
+                shutil.copy(path, target)
+    except (OSError, ValueError) as error:
+        raise BadInput(f"cannot export to {target}: {first_line(error)}") from None
+    say(f"wrote {target}")
 
 
 def report(
@@ -779,7 +927,7 @@ def report(
     temperature: float,
 ) -> None:
     how = f"temperature {temperature:g}" if temperature else "greedy"
-    say(f"\n{run.eval_problems} {run.split} problems, {how}, in per cent ± one standard error")
+    say(f"\n{len(result.problems)} {run.split} problems, {how}, in per cent ± one standard error")
     say(table(folders))
     say("\n" + transcripts(result, task))
 
@@ -788,10 +936,12 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     try:
         args, given = parse(argv)
-        if args.eval is None:
-            train_command(args, given)
-        else:
+        if args.eval is not None:
             eval_command(args, given)
+        elif args.export is not None:
+            export_command(args, given)
+        else:
+            train_command(args, given)
     except (BadInput, OSError) as error:  # an OSError: a folder that was taken away, say
         print(f"train.py: {error}", file=sys.stderr)
         return 2

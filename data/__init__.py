@@ -5,14 +5,34 @@ ids for them and for the instruction between the attempts, text for what the mod
 """
 
 from data.arithmetic import FAMILIES, ArithmeticTask
+from data.chat import pick_layout
+from data.hendrycks import MathTask
+from data.programs import ProgramTask
 from data.task import Problem, Task
+from data.text import Source, TextTask
+from data.tokenizer import load_tokenizer
 
-__all__ = ["FAMILIES", "Problem", "Task", "load"]
+__all__ = [
+    "FAMILIES",
+    "OPEN",
+    "Problem",
+    "Source",
+    "Task",
+    "TextTask",
+    "load",
+    "load_tokenizer",
+    "pick_layout",
+]
+
+OPEN = {task.name: task for task in (MathTask, ProgramTask)}
 
 
-def load(name: str, difficulty: int | None = None) -> Task:
-    """The task of that name: a family of synthetic arithmetic, at a difficulty or its default.
-    Raises ValueError for an unknown name or a difficulty out of the family's range."""
+def load(name: str, difficulty: int | None = None, source: Source | None = None) -> Task:
+    """The task of that name: a family of synthetic arithmetic, at a difficulty or its default, or
+    one for open models, whose problems come from a source. Raises ValueError for an unknown name, a
+    difficulty out of the family's range, and files that do not fit."""
+    if name in OPEN:
+        return OPEN[name](source)
     if name not in FAMILIES:
-        raise ValueError(f"no task named {name!r}; there are {', '.join(FAMILIES)}")
+        raise ValueError(f"no task named {name!r}; there are {', '.join([*FAMILIES, *OPEN])}")
     return ArithmeticTask(FAMILIES[name], difficulty)

@@ -185,7 +185,8 @@ class ArithmeticTask(Task):
         rng = np.random.default_rng([seed, step, text_hash("batch")])
         return [Problem(self._draw("train", rng)) for _ in range(count)]
 
-    def held_out(self, split: str, count: int) -> list[Problem]:
+    def held_out(self, split: str, count: int | None = None) -> list[Problem]:
+        count = 2000 if count is None else count
         rng = np.random.default_rng([text_hash(split)])
         prompts: dict[str, None] = {}
         repeats = 0

@@ -30,20 +30,28 @@ class Task(ABC):
     """Problems, their text as tokens, and their verifier."""
 
     name: str
-    difficulty: int
+    difficulty: int | None = None  # of synthetic problems
     encoding: tiktoken.Encoding
     eos: int  # ends an attempt; an action like any other
+    close: list[int] = []  # stands in for eos before p where the length limit cut an attempt
     revise: list[int]  # p: the instruction after attempt 1; never says whether that was right
     max_new_tokens: int  # of one attempt, eos included
+    runs_on: bool = False  # the model may write on after its answer, to be cut by `over`
+    notes: list[str] = []  # what a user should know of how the data was read
+
+    def room(self, attempts: int) -> int:
+        """The most tokens that come after a prompt."""
+        each = self.max_new_tokens + len(self.close) + len(self.revise)
+        return attempts * each - len(self.close) - len(self.revise)
 
     @abstractmethod
     def batch(self, seed: int, step: int, count: int) -> list[Problem]:
         """Training problems of one step; the same arguments give the same problems."""
 
     @abstractmethod
-    def held_out(self, split: str, count: int) -> list[Problem]:
+    def held_out(self, split: str, count: int | None) -> list[Problem]:
         """The first `count` problems of "val" or "test": different ones, the same for every seed.
-        Raises ValueError where the split holds fewer."""
+        None: as many as are usual. Raises ValueError where the split holds fewer."""
 
     @abstractmethod
     def reward(self, problem: Problem, response: str) -> float:
@@ -53,9 +61,18 @@ class Task(ABC):
         """One reward a response."""
         return [self.reward(*pair) for pair in zip(problems, responses, strict=True)]
 
+    def over(self, problem: Problem, response: str) -> bool:
+        """The answer is complete, whatever follows; asked only where the task `runs_on`."""
+        return False
+
+    def samples(self, problems: list[Problem], responses: list[str]) -> list[dict]:
+        """Lines for the reference evaluator of a public benchmark; none where there is no such."""
+        return []
+
     @abstractmethod
     def encode(self, text: str) -> list[int]:
-        """Token ids. Raises ValueError for text that the vocabulary has no tokens for."""
+        """A prompt's token ids. Raises ValueError for text that the vocabulary has no tokens
+        for."""
 
     def decode(self, tokens: list[int]) -> str:
         """The text of any token ids of the vocabulary."""

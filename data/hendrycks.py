@@ -1,0 +1,174 @@
+"""MATH (Hendrycks et al. 2021), from a folder that the user has: its text is not ours to ship.
+
+    DIR/{train,test}/SUBJECT/N.json   the original; github.com/hendrycks/math
+    DIR/train.jsonl, DIR/test.jsonl   one problem a line, as in Lightman et al. 2023 ("MATH-500");
+                                      github.com/openai/prm800k, prm800k/math_splits
+
+With the folders and MATH-500's test.jsonl (any *.jsonl whose name does not begin with "train"), the
+paper's split is rebuilt: those 500 are the test problems, all others train.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from data.task import Problem
+from data.text import (
+    Source,
+    TextTask,
+    parse_record,
+    read_lines,
+    refuse_duplicates,
+    require,
+)
+from rewards import extract_answer, math_reward
+
+# The paper's prompts, word for word.
+SOLVE = (
+    "You are a math expert. When you respond, respond only with the Solution of the final Problem, "
+    "thinking step by step. At the end of the Solution, when you give your final answer, write it "
+    'in the form "Final Answer: The final answer is $answer$. I hope it is correct."'
+)
+REVISE = (
+    "There might be an error in the solution above because of lack of understanding of the "
+    "question. Please correct the error, if any, and rewrite the solution. Only output the final "
+    "solution! At the end of the Solution, when you give your final answer, write it in the form "
+    '"Final Answer: The final answer is $answer$. I hope it is correct."'
+)
+LAST_WORDS = "I hope it is correct."
+
+
+@dataclass(frozen=True)
+class MathProblem(Problem):
+    """`prompt` is the problem's text, `gold` its reference answer."""
+
+    id: str = ""  # such as test/algebra/12.json, if known
+    level: int = 0  # 1 to 5; 0 if not known
+    subject: str = ""  # such as counting_and_probability
+
+
+class MathTask(TextTask):
+    """Raises ValueError for malformed files, in one line with file and line."""
+
+    name = "math"
+    system, instruction = SOLVE, REVISE
+    plain_revise = f"\n\n{REVISE}\n\nSolution:\n"
+    max_new_tokens = 512
+
+    def __init__(self, source: Source):
+        splits, notes = read_math(source.folder)
+        for name, problems in splits.items():
+            empty = sum(not x.gold.strip() for x in problems)
+            if empty:
+                notes.append(f"{empty} {name} problems are dropped: their reference is empty")
+            splits[name] = [
+                x
+                for x in problems
+                if x.gold.strip()
+                and (source.levels is None or x.level in source.levels)
+                and (source.subjects is None or x.subject in source.subjects)
+            ]
+        known = {x.subject for problems in splits.values() for x in problems}
+        if source.subjects is not None and not source.subjects <= known:
+            unknown = ", ".join(sorted(source.subjects - known))
+            raise ValueError(f"{source.folder} has no problems of the subject {unknown}")
+        super().__init__(source, splits, notes)
+
+    def user(self, problem: Problem) -> str:
+        return problem.prompt
+
+    def plain(self, problem: Problem) -> str:
+        return f"{SOLVE}\n\nProblem:\n{problem.prompt}\n\nSolution:\n"
+
+    def over(self, problem: Problem, response: str) -> bool:
+        return LAST_WORDS in response
+
+    def reward(self, problem: Problem, response: str) -> float:
+        return math_reward(response, problem.gold)
+
+
+def read_math(folder: Path) -> tuple[dict[str, list[MathProblem]], list[str]]:
+    """Problems by split, and what there is to say about how they came together."""
+    folders = {name: read_folder(folder, name) for name in ("train", "test")}
+    train: list[MathProblem] = []
+    test: list[MathProblem] = []
+    for path in sorted(folder.glob("*.jsonl")):
+        (train if path.name.startswith("train") else test).extend(read_jsonl(path))
+    if not any((*folders.values(), train, test)):
+        raise ValueError(
+            f"no MATH problems in {folder}: bring train/SUBJECT/N.json and test/SUBJECT/N.json "
+            "(github.com/hendrycks/math), or train.jsonl and test.jsonl (github.com/openai/prm800k)"
+        )
+    if not test:
+        return {"train": train or folders["train"], "test": folders["test"]}, []
+    held = {squeezed(x.prompt) for x in test}
+    ids = {x.id for x in test} - {""}
+    pool = train or folders["train"] + folders["test"]
+    kept = [x for x in pool if squeezed(x.prompt) not in held and x.id not in ids]
+    notes = [f"{len(pool) - len(kept)} of {len(pool)} problems are test problems, not trained on"]
+    return {"train": kept, "test": test}, notes
+
+
+def squeezed(text: str) -> str:
+    """The same for two copies of a problem that differ in white space only."""
+    return re.sub(r"\s+", "", text)
+
+
+def read_folder(folder: Path, split: str) -> list[MathProblem]:
+    """DIR/SPLIT/SUBJECT/N.json, in the order of subject and number."""
+    paths = [p for p in (folder / split).glob("*/*.json")]
+    paths.sort(key=lambda p: (p.parent.name, int(p.stem) if p.stem.isdigit() else 0, p.stem))
+    problems = []
+    for path in paths:
+        where = f"{path}, line 1"
+        try:
+            record = parse_record(path.read_text(encoding="utf-8"), where)
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} cannot be read ({error})") from None
+        text, solution = require(record, where, problem=str, solution=str)
+        problems.append(
+            MathProblem(
+                text,
+                gold=extract_answer(solution) or "",
+                id=f"{split}/{path.parent.name}/{path.name}",
+                level=level_of(record.get("level")),
+                subject=path.parent.name,
+            )
+        )
+    return problems
+
+
+def read_jsonl(path: Path) -> list[MathProblem]:
+    """One problem a line. The answer is the field of that name, or the solution's last box."""
+    problems, seen = [], {}
+    with path.open(encoding="utf-8") as opened:
+        for where, record in read_lines(path, opened):
+            [text] = require(record, where, problem=str)
+            if "answer" in record:
+                [answer] = require(record, where, answer=str)
+            else:
+                answer = extract_answer(*require(record, where, solution=str)) or ""
+            name = record.get("unique_id", "")
+            if name:
+                refuse_duplicates(seen, name, where)
+            problems.append(
+                MathProblem(
+                    text,
+                    gold=answer,
+                    id=name,
+                    level=level_of(record.get("level")),
+                    subject=subject_of(record.get("subject", record.get("type", ""))),
+                )
+            )
+    return problems
+
+
+def level_of(level: object) -> int:
+    """5 or "Level 5" → 5; "Level ?" and nothing → 0."""
+    digits = re.search(r"[1-5]", str(level))
+    return int(digits.group()) if digits else 0
+
+
+def subject_of(name: object) -> str:
+    """ "Counting & Probability" → counting_and_probability, as the folders are called."""
+    return re.sub(r"\W+", "_", str(name).replace("&", "and").lower())

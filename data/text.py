@@ -1,0 +1,153 @@
+"""Tasks whose problems are read from files and whose tokens are those of an open model."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from data.chat import Layout
+from data.task import Problem, Task
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where an open task's problems and tokens come from."""
+
+    folder: Path  # of the data
+    layout: Layout
+    context: int  # most tokens that the model holds
+    max_new_tokens: int | None = None  # of an attempt. None: the task's own
+    attempts: int = 2  # that must fit the context
+    limit: int | None = None  # most problems of a split
+    levels: frozenset[int] | None = None  # of MATH. None: all
+    subjects: frozenset[str] | None = None  # of MATH. None: all
+
+
+class TextTask(Task):
+    """Problems by split, laid out for a model.
+
+    A subclass sets `system`, `instruction` (p), `plain_revise` and `max_new_tokens`, and says how a
+    problem reads to a chat model (`user`) and to a base model (`plain`). Raises ValueError where
+    no problem fits the context.
+    """
+
+    system: str  # the system turn
+    instruction: str  # p, as a chat model's user turn
+    plain_revise: str  # p, as a base model's running text
+
+    def __init__(self, source: Source, splits: dict[str, list[Problem]], notes: list[str]):
+        self.layout, self.encoding = source.layout, source.layout.tokenizer.encoding
+        self.eos = self.layout.eos
+        self.runs_on = self.layout.style == "plain"  # base models seldom end a text
+        self.close = [] if self.runs_on else [self.eos]
+        self.revise = self.layout.revise(self.instruction, self.plain_revise)
+        self.max_new_tokens = source.max_new_tokens or self.max_new_tokens
+        self.notes = notes + [f"layout: {self.layout.style}"]
+        self._problems = {x.prompt: x for problems in splits.values() for x in problems}
+        self._pieces = token_bytes(self.encoding)
+        room = source.context - self.room(source.attempts)
+        self.splits = {}
+        for name, problems in splits.items():
+            fit = [x for x in problems if len(self.encode(x.prompt)) <= room]
+            if len(fit) < len(problems):
+                self.notes.append(
+                    f"{len(problems) - len(fit)} of {len(problems)} {name} problems are skipped: "
+                    f"prompt and {source.attempts} attempts exceed the context of {source.context}"
+                )
+            if problems and not fit:
+                raise ValueError(f"{self.name}: {self.notes[-1]}")
+            self.splits[name] = fit[: source.limit]
+        for name in ("train", "test"):
+            if not self.splits.get(name):
+                raise ValueError(f"{source.folder} has no {name} problems of the kind asked for")
+        sizes = ", ".join(f"{len(x)} {name}" for name, x in self.splits.items() if x)
+        self.notes.append(f"{self.name}: {sizes} problems from {source.folder}")
+
+    def user(self, problem: Problem) -> str:
+        """The user turn that poses a problem."""
+        raise NotImplementedError
+
+    def plain(self, problem: Problem) -> str:
+        """The text that poses a problem to a base model."""
+        raise NotImplementedError
+
+    def encode(self, text: str) -> list[int]:
+        problem = self._problems[text]
+        return self.layout.prompt(self.system, self.user(problem), self.plain(problem))
+
+    def decode(self, tokens: list[int]) -> str:
+        # Models have rows in their vocabulary that their tokenizer does not name.
+        unknown = "\ufffd".encode()
+        return b"".join(self._pieces.get(t, unknown) for t in tokens).decode(errors="replace")
+
+    def batch(self, seed: int, step: int, count: int) -> list[Problem]:
+        """Every training problem once an epoch, in an order drawn for the epoch."""
+        problems = self.splits["train"]
+        numbers = range((step - 1) * count, step * count)
+        orders = {
+            epoch: np.random.default_rng([seed, epoch]).permutation(len(problems))
+            for epoch in {n // len(problems) for n in numbers}
+        }
+        return [problems[orders[n // len(problems)][n % len(problems)]] for n in numbers]
+
+    def held_out(self, split: str, count: int | None) -> list[Problem]:
+        problems = self.splits.get(split, [])
+        if len(problems) < (count or 1):
+            has = f"the {split} split of {self.name} has {len(problems)} problems"
+            raise ValueError(f"{has}, not {count or 'any'}")
+        return problems[:count]
+
+
+def token_bytes(encoding) -> dict[int, bytes]:
+    """Every token id of an encoding and its bytes, special tokens included."""
+    pieces = {}
+    for token in range(encoding.n_vocab):
+        try:
+            pieces[token] = encoding.decode_single_token_bytes(token)
+        except KeyError:
+            continue
+    return pieces
+
+
+# ---------------------------------------------------------------------------------------------
+# Files
+
+
+def read_lines(path: Path, opened) -> Iterator[tuple[str, dict]]:
+    """(where, record) of each line of an open JSONL file; `where` is file and line, for errors."""
+    try:
+        for number, line in enumerate(opened, 1):
+            where = f"{path}, line {number}"
+            if line.strip():
+                yield where, parse_record(line, where)
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} cannot be read ({error})") from None
+
+
+def parse_record(text: str, where: str) -> dict:
+    try:
+        record = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{where}: not JSON ({error})") from None
+    if not isinstance(record, dict):
+        raise ValueError(f"{where}: not a JSON object")
+    return record
+
+
+def require(record: dict, where: str, **kinds: type) -> list:
+    """The named fields of a record. Raises ValueError where one is missing or of another type."""
+    for name, kind in kinds.items():
+        if name not in record:
+            raise ValueError(f"{where}: no field {name!r}")
+        if not isinstance(record[name], kind):
+            raise ValueError(f"{where}: {name!r} is not of type {kind.__name__}")
+    return [record[name] for name in kinds]
+
+
+def refuse_duplicates(seen: dict[str, str], name: str, where: str) -> None:
+    """Raises ValueError where an id was seen before; `seen` keeps where each was."""
+    if name in seen:
+        raise ValueError(f"{where}: {name} is there twice, first in {seen[name]}")
+    seen[name] = where
