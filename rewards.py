@@ -40,6 +40,7 @@ import textwrap
 import time
 import types
 from collections import Counter
+from collections.abc import Set
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -88,48 +89,37 @@ def number_reward(prompt: str, response: str) -> float:
 # ---------------------------------------------------------------------------------------------
 # MATH answers
 #
-# MATH answers: is the answer in the response the reference answer, perhaps written otherwise?
+# Is the answer in the response the reference answer, perhaps written otherwise? extract_answer cuts
+# it out of the response, math_equal compares two bare answers: rewrite → tokens → classify (list,
+# union, relation, ratio, tuple or interval with its brackets, set, matrix, numeral with a base,
+# scalar, text) and recurse → compare the two readings.
 #
-# extract_answer cuts the answer out of the response; math_equal compares two bare answers:
-# rewrite → tokens → classify (list, union, relation, ratio, tuple or interval with its brackets, set,
-# matrix, numeral with a base, scalar, text) and recurse → compare the two readings. A scalar reads as
-# the values that it takes at a few fixed points, by recursive descent over LaTeX. They are exact
-# fractions as long as the operations stay rational, so 9999 is not 10000, 1/3 is not 0.333333333333
-# and polynomials are compared without a tolerance. Behind a root, a logarithm, π, e or i they are
-# complex floats, equal to 1e-11, and a point at which floats cannot tell (a pole, an overflow, a
-# cancellation, a term that vanishes beside another) does not count. What cannot be read is compared
-# as text. Nothing evaluates, imports or executes the answer, and numbers, depth and length are capped.
-#
-# Policies; where two are possible, the one that accepts less:
-#   accepted  list members in any order, and a set for a list; an unreduced fraction or ratio; an
-#             exact decimal; a mixed number, never as a product; an expression that is identical (not
-#             simplified, too: the grader does not see what was asked); 10%, $10, 10 cm and 10° for 10;
-#             "x = 5" and "x ∈ [1, 2]" for the bare value; ± for both values; "x > 5" for (5, ∞) and
-#             "1 ≤ x < 2" for [1, 2); x^10 and 2^-1 for what their authors mean
-#   refused   a rounded decimal; 0.1 for 10%; a member of a list, set or union missing, added or
-#             repeated; other brackets, (1, 2) for "1, 2", and "1 < x < 2" for (1, 2), which may be a
-#             point; a missing base, or a value for a numeral with one; one side of an equation;
-#             "x = 5" for "y = 5"; an equation not solved for a variable for one that is; a row for a
-#             column; an identity of positive variables only, √(x²) = x; "1 2" for 12; anything empty
-#             or undefined.
+# A scalar reads as the values that it takes at a few fixed points, by recursive descent over LaTeX.
+# They are exact fractions as long as the operations stay rational, so 9999 is not 10000, 1/3 is not
+# 0.333333333333 and polynomials are compared without a tolerance. Behind a root, a logarithm, π, e
+# or i they are complex floats, equal to 1e-11, and a point at which floats cannot tell (a pole, an
+# overflow, a cancellation, a term that vanishes beside another) does not count. What cannot be read
+# is compared as text. Nothing evaluates, imports or executes the answer; numbers, depth and length
+# are capped.
 
 
 LONGEST_ANSWER = 1000  # characters; longer answers are equal only as strings
+MOST_TOKENS = 400  # of a reading; beyond, an answer is text
 DEEPEST = 30  # nested brackets, so that recursion stays far from Python's limit
 MOST_BITS = 6000  # of an exact value: towers of powers are not computed
-POINTS = 4  # values that each variable takes; an expression needs three of them
+POINTS = 5  # values that each variable takes; an expression needs three of them
 TOLERANCE = 1e-11  # relative, between floats
 
 # ---- text → tokens ----
 
 TOKEN_NAMES = {  # a token → its other names
-    "": r"\left \right \big \Big \bigg \Bigg \bigl \bigr \Bigl \Bigr \displaystyle \textstyle \limits"
-    r" \boxed \fbox \text \mbox \rm \bf \( \) \[ \]",
+    "": r"\left \right \big \Big \bigg \Bigg \bigl \bigr \Bigl \Bigr \displaystyle \textstyle"
+    r" \limits \boxed \fbox \text \mbox \rm \bf \( \) \[ \]",
     r"\frac": r"\dfrac \tfrac \cfrac \nicefrac \sfrac",
     **{r"\binom": r"\dbinom \tbinom", "*": r"\cdot \times \ast × · ∗", "/": r"\div ÷", "-": "− –"},
     **{"<": r"\lt", "≤": r"\le \leq \leqslant \leqq <=", "≥": r"\ge \geq \geqslant \geqq >="},
     **{">": r"\gt", "≠": r"\ne \neq", "∈": r"\in", "∪": r"\cup", "∩": r"\cap", "±": r"\pm"},
-    **{"∓": r"\mp", ":": r"\colon", ",": ";", "°": r"\degree", "|": r"\lvert \rvert \vert \mid"},
+    **{"∓": r"\mp", ":": r"\colon", ",": "; ∧", "°": r"\degree", "|": r"\lvert \rvert \vert \mid"},
     **{"∞": r"\infty infinity", "∅": r"\emptyset \varnothing", r"\{": r"\lbrace", "[": r"\lbrack"},
     **{r"\}": r"\rbrace", "]": r"\rbrack", r"\pi": "π pi", r"\theta": "θ", r"\sqrt": "√ sqrt"},
     '"percent"': r"\% %",
@@ -141,24 +131,28 @@ UNIT = (
     "(?:inch(?:es)?|(?<= )in|feet|foot|ft|yards?|yd|miles?|[cmk]?meters?|[cmk]m|kg|grams?|pounds?"
     "|lbs?|ounces?|oz|liters?|ml|gallons?|seconds?|secs?|minutes?|mins?|hours?|hrs?|days?|weeks?"
     "|months?|years?|degrees?|radians?|percent|dollars?|cents?|units?|mph|kph|square|sq|cubic|cu"
-    "|per|pm|am)(?![A-Za-z])"
+    "|km/h|m/s|per|pm|am)(?![A-Za-z])"
 )
 UNIT_LETTERS = "mgshLJNWVKCF"  # \text{m} behind a number is a unit, \text{A} is a letter
 # Words that change what the number before them means, so that they are not dropped as a unit.
 NOT_UNITS = frozenset(
     "am pm ad bc bce mod is are be if for where when with without not no none all any only to than"
     " more less least most over under about at between even odd prime base choose times plus minus"
-    " hundred thousand million billion trillion dozen half third quarter left right up down north"
+    " hundred thousand million billion trillion dozen half third quarter halves thirds quarters"
+    " fourths fifths sixths sevenths eighths ninths tenths squared cubed factorial root sqrt pi"
+    " infinity sin cos tan log left right up down north"
     " south east west january february march april may june july august september october november"
-    " december".split()
+    " december squared cubed factorial below above negative positive divided multiplied halves"
+    " thirds quarters fourths fifths sixths eighths tenths hundredths score gross pairs".split()
 )
 SHORT_WORDS = {"no", "yes", "odd", "one", "two", "six", "ten"}  # not products of variables
 
 
 def quote_words(match: re.Match) -> str:
     """Mark words, so that each becomes one token and not a product of variables."""
-    quote = lambda word: f'"{word[0]}"' if len(word[0]) > 1 or word[0] in UNIT_LETTERS else word[0]
-    return " " + re.sub(r"(?<![\\A-Za-z])[A-Za-z]+", quote, match[1]) + " "
+    words = re.split(r"((?<![\\A-Za-z])[A-Za-z]+)", match[1])  # every second one is a word
+    words[1::2] = [f'"{x}"' if len(x) > 1 or x in UNIT_LETTERS else x for x in words[1::2]]
+    return f" {''.join(words)} "
 
 
 def repeating_decimal(match: re.Match) -> str:
@@ -171,18 +165,24 @@ def repeating_decimal(match: re.Match) -> str:
 # Applied in this order. Each pattern is linear in a text whose runs of blanks are single.
 REWRITES = [
     (re.compile(r"\\\\(?: ?\[-?[0-9.]+(?:pt|em|ex|mm|cm)\])?"), r"\\cr "),
-    (re.compile(r"\\?\$"), " "),
+    (re.compile(r"\\?\$|\\$"), " "),
+    (re.compile(r"\{([^{}]*)\\over(?![A-Za-z])([^{}]*)\}"), r"\\frac{\1}{\2}"),
+    (re.compile(r"\{([^{}]*)\\choose(?![A-Za-z])([^{}]*)\}"), r"\\binom{\1}{\2}"),
     (re.compile(r"(?<=[0-9])(?:\{,\}|\\!,|,\\!|\\,)(?=[0-9]{3}(?![0-9]))"), ""),
     (re.compile(r"\\(?:left|right) ?\.|\\[,;:!> ]|\\q?quad(?![A-Za-z])|~"), " "),
     (re.compile(r"\^ ?(?:\{ ?\\circ ?\}|\\circ(?![A-Za-z]))(?: ?[CF](?![A-Za-z]))?"), "°"),
-    (re.compile(r"(?<![0-9])([0-9]*)\.([0-9]*)\\overline ?\{([0-9]+)\}"), repeating_decimal),
+    (
+        re.compile(r"(?<![0-9])([0-9]*)\.([0-9]*)\\(?:overline|bar) ?\{([0-9]+)\}"),
+        repeating_decimal,
+    ),
     (re.compile(r"\\mathbb ?(?:R|\{R\})"), r"(-\\infty,\\infty)"),
     (re.compile(r"(\\begin ?\{array\}) ?\{[^{}]*\}"), r"\1"),
     (re.compile(r"\b([AaPp])\. ?([Mm])\b\.?"), r"\1\2"),
     (re.compile(rf"\\(?:{FONTS}) ?\{{([^{{}}]*)\}}"), quote_words),
     (re.compile(rf"(?<=[0-9}})°]) {{0,3}}({UNIT}(?:[ /.]{UNIT})*)", re.I), quote_words),
+    (re.compile(r"(?<=[0-9])( [a-z]{3,}(?: [a-z]{3,}){0,2})$"), quote_words),
     (re.compile(r"(?<=[0-9]) ([0-9]+) ?/ ?([0-9]+)"), r"\\frac{\1}{\2}"),
-    (re.compile(r",[ ,]*,"), ","),
+    (re.compile(r",? {0,3}([∧∩∪]) {0,3},?"), r"\1"),
 ]
 CONNECTIVE = re.compile(r"(?<![\\A-Za-z])(?:and|or)(?![A-Za-z])")
 INEQUALITY = re.compile(r"[<>≤≥]|\\[lg](?:eq?(?:slant|q)?|t)(?![A-Za-z])")
@@ -204,7 +204,9 @@ def tokenize(text: str) -> list[str]:
     """LaTeX → tokens, each under one name."""
     text = text.replace('"', "''").replace("²", "^2").replace("³", "^3").replace("½", r"\frac12")
     text = " ".join(text.split())
-    text = CONNECTIVE.sub("∪" if INEQUALITY.search(text) else ",", text)
+    if INEQUALITY.search(text):  # "x < 1 or x > 2" is a union; "1 or 2" and "1 and 2" are lists
+        text = CONNECTIVE.sub(lambda match: "∪" if match[0] == "or" else "∩", text)
+    text = CONNECTIVE.sub("∧", text)
     for pattern, replacement in REWRITES:
         text = pattern.sub(replacement, text)
     if not BRACKET.search(text):  # inside of brackets a comma separates: (1,234) is a pair
@@ -231,7 +233,9 @@ LETTERS = frozenset(
     r" \Sigma \Phi \Psi \Omega \ell ∞ ∅".split()
 )
 GROUPS = {"(": ")", "[": "]", "{": "}", "|": "|"}
-STARTS_FACTOR = frozenset([*LETTERS, *CONSTANTS, *FUNCTIONS, *GROUPS, r"\frac", r"\sqrt", r"\binom"])
+COMMANDS = (r"\frac", r"\sqrt", r"\binom")
+STARTS_FACTOR = frozenset([*LETTERS, *CONSTANTS, *FUNCTIONS, *GROUPS, *COMMANDS])
+STARTS_OPERAND = STARTS_FACTOR - {*FUNCTIONS, *GROUPS}
 
 
 class Unreadable(Exception):
@@ -241,10 +245,11 @@ class Unreadable(Exception):
 @functools.lru_cache(maxsize=512)
 def variable(name: str) -> list[Fraction]:
     """A variable's value at each point: all are positive at the first and negative at the second,
-    so that what holds for one sign only is no identity."""
+    so that what holds for one sign only is no identity, and large at the last, or |x − 1| would be
+    1 − x."""
     draw = random.Random(name)
-    signs = [1, -1, draw.choice((1, -1)), draw.choice((1, -1))]
-    return [sign * Fraction(draw.randrange(151, 700, 2), 256) for sign in signs]
+    scales = [1, -1, draw.choice((1, -1)), draw.choice((1, -1)), 16]
+    return [scale * Fraction(draw.randrange(151, 700, 2), 256) for scale in scales]
 
 
 def exact(*values) -> bool:
@@ -323,11 +328,15 @@ def apply(name: str, x):
 
 
 def binomial(n, k):
-    """n over k; n! is spelled binomial(n, None)."""
-    if not exact(n, k or 0) or n.denominator != 1 or n < 0 or k and (k.denominator != 1 or k < 0):
+    """n over k; n! is spelled binomial(n, None). With a variable n it is a polynomial."""
+    if not exact(n, k or 0) or k and (k.denominator != 1 or k < 0):
         raise Unreadable
-    if n > 1000:
+    if n > 1000 or (k or 0) > 1000:
         raise OverflowError("too many digits")
+    if n.denominator != 1 and k is not None and k <= 20:
+        return math.prod((n - i) / (i + 1) for i in range(int(k)))
+    if n.denominator != 1 or n < 0:
+        raise Unreadable
     return math.factorial(int(n)) if k is None else math.comb(int(n), int(k))
 
 
@@ -385,6 +394,8 @@ class Evaluator:
                 value = divide(value, self.signed(self.factor))
             elif self.peek() in STARTS_FACTOR and not (self.in_bars and self.peek() == "|"):
                 value = multiply(value, self.factor())
+            elif is_number(self.peek()) and self.tokens[self.at - 1] == "!":  # 5!5!
+                value = multiply(value, self.factor())
             else:
                 return value
 
@@ -411,8 +422,10 @@ class Evaluator:
             return self.atom()
         if not token.isdigit():
             raise Unreadable
-        self.tokens[self.at] = token[1:]
-        self.at += len(token) == 1
+        if len(token) > 1:
+            self.tokens[self.at] = token[1:]
+        else:
+            self.take()
         return int(token[0])
 
     def atom(self):
@@ -444,7 +457,8 @@ class Evaluator:
         if not self.skip(r"\frac"):
             return value
         part = divide(self.argument(), self.argument())
-        if not all(is_number(token) or token in "{} " for token in self.tokens[start + 1 : self.at]):
+        inside = self.tokens[start + 1 : self.at]
+        if not all(is_number(symbol) or symbol in ("{", "}", " ") for symbol in inside):
             return multiply(value, part)
         if "." in token or not 0 < part < 1:
             raise Unreadable
@@ -476,7 +490,7 @@ class Evaluator:
         self.skip(" ")
         is_group = self.peek() in GROUPS
         value = self.atom() if is_group else self.factor()
-        while not is_group and self.peek() in STARTS_FACTOR - {*FUNCTIONS, *GROUPS}:
+        while not is_group and self.peek() in STARTS_OPERAND:
             value = multiply(value, self.factor())
         if self.peek() in (("^", "!") if is_group else ("/",)):
             raise Unreadable
@@ -511,11 +525,11 @@ def evaluate(tokens: list[str]) -> tuple:
         if not evaluator.has_variables:
             values *= POINTS
             break
-    if values.count(None) > 1:
+    if values.count(None) > POINTS - 3:
         raise Unreadable
-    # Beside something irrational a decimal this long can only be a rounded one: 1.41421356 π.
     if exact(*values):
         return "exact", tuple(values)
+    # Beside something irrational a decimal this long can only be a rounded one: 1.41421356 π.
     if any(is_number(token) and len(token) > 8 for token in tokens):
         raise Unreadable
     return "float", tuple(values)
@@ -546,7 +560,7 @@ def step(token: str) -> int:
     return BRACKETS.get(token) or token.startswith(r"\begin") - token.startswith(r"\end")
 
 
-def split(tokens: list[str], separators) -> tuple[list[list[str]], list[str]]:
+def split(tokens: list[str], separators: Set[str]) -> tuple[list[list[str]], list[str]]:
     """The parts between the separators that stand outside of brackets, and these separators."""
     if separators.isdisjoint(tokens):
         return [tokens], []
@@ -596,7 +610,7 @@ def read(tokens: list[str]):
     parts, found = split(tokens, RELATIONS)
     if found:
         return read_relation(parts, found)
-    if tokens.count("±") == 1:
+    if tokens.count("±") == 1 and tokens[0] != r"\{":
         upper = [{"±": "+", "∓": "-"}.get(token, token) for token in tokens]
         lower = [{"±": "-", "∓": "+"}.get(token, token) for token in tokens]
         return ",", (read(upper), read(lower))
@@ -630,10 +644,10 @@ def read_relation(sides: list[list[str]], signs: list[str]):
         signs = [{">": "<", "≥": "≤"}[sign] for sign in reversed(signs)]
     if not all(sign in "<≤" for sign in signs):
         raise Unreadable
-    place = [k for k, name in enumerate(names) if name]
-    if len(place) > 1 or len(sides) > 3 or place != [1] and (not place or len(sides) > 2):
+    named = [k for k, name in enumerate(names) if name]
+    if (len(sides), *named) not in ((2, 0), (2, 1), (3, 1)):
         return "".join(signs), tuple(read(side) for side in sides)
-    at = place[0]
+    at = named[0]
     low, opening = (sides[at - 1], signs[at - 1]) if at else (["-", "∞"], "<")
     high, closing = (sides[at + 1], signs[at]) if at + 1 < len(sides) else (["∞"], "<")
     kind = ("[" if opening == "≤" else "(") + ("]" if closing == "≤" else ")")
@@ -679,20 +693,20 @@ def read_scalar(tokens: list[str]):
 def read_text(tokens: list[str]):
     """Words regardless of case; one or two letters, or a few capitals, are symbols."""
     text = join(tokens).replace('"', "")
-    is_symbol = len(text) < 3 or text.isupper() and len(text) < 5
+    is_symbol = len(text) < 3 or len(text) == 3 and text.isalpha() and text.isupper()
     return "text", text if is_symbol and text.lower() not in SHORT_WORDS else text.casefold()
 
 
 def read_answer(text: str):
-    """What has no reading, is unbalanced or too deep is text; None if there is nothing at all."""
-    tokens = trim(tokenize(text))
-    depths = list(itertools.accumulate(map(step, tokens)))
+    """What has no reading, is unbalanced or too large is text; None if there is nothing at all."""
+    tokens = tokenize(text)
+    depths = list(itertools.accumulate(map(step, tokens), initial=0))
+    if len(tokens) > MOST_TOKENS or min(depths) < 0 or max(depths) > DEEPEST or depths[-1]:
+        return read_text(tokens)
     try:
-        if depths and depths[-1] == 0 and min(depths) >= 0 and max(depths) <= DEEPEST:
-            return read(tokens)
+        return read(tokens) if trim(tokens) else None
     except Unreadable:
-        pass
-    return read_text(tokens) if tokens else None
+        return read_text(tokens)
 
 
 # ---- comparison ----
@@ -705,7 +719,8 @@ def same(a, b) -> bool:
     if a[0] == b[0] == "named":
         return a[1] == b[1] and same(a[2], b[2])
     if a[0] == "named" or b[0] == "named":
-        return same(a[2], b) if a[0] == "named" else same(a, b[2])
+        named, other = (a, b) if a[0] == "named" else (b, a)
+        return is_rearranged(named, other) if other[0] == "=" else same(named[2], other)
     kinds = {a[0], b[0]}
     if kinds <= {"exact", "float"}:
         return same_values(a[1], b[1])
@@ -745,21 +760,54 @@ def same_members(a: tuple, b: tuple) -> bool:
     return True
 
 
-def in_proportion(a, b) -> bool:
-    """2:4 is 1:2; 4x + 6y − 10 = 0 is 2x + 3y = 5, where neither is solved for a variable."""
-    if any(part[0] != "exact" for part in (*a[1], *b[1])):
+def is_rearranged(solved, equation) -> bool:
+    """2x − y + 3 = 0 is y = 2x + 3, all terms on one side; 4x − 2y + 6 = 0 is not quite. One that
+    gives a number, x = 5, has to be solved."""
+    _, name, reading = solved
+    if len(name) > 1 or reading[0] != "exact" or len({*reading[1]}) == 1:
         return False
-    if a[0] == ":":
-        first, second = ([x for part in side for x in part[1]] for side in (a[1], b[1]))
+    return ratios((("exact", tuple(variable(name))), reading), equation[1], "=") <= {1, -1}
+
+
+def in_proportion(a, b) -> bool:
+    """2:4 is 1:2; 4x + 6y − 10 = 0 is 2x + 3y = 5."""
+    return len(ratios(a[1], b[1], a[0])) == 1
+
+
+def ratios(a: tuple, b: tuple, kind: str) -> set:
+    """The quotients of two ratios' members, or of two equations' sides when moved to the left, at
+    each point. More than one value, and none of them 1, where there are none."""
+    nothing = {2, 3}
+    if any(part[0] != "exact" for part in (*a, *b)):
+        return nothing
+    if kind == ":":
+        first, second = ([x for part in one for x in part[1]] for one in (a, b))
     else:
-        first, second = ([x - y for x, y in zip(*(part[1] for part in side))] for side in (a[1], b[1]))
-        if len({*first}) == 1:
-            return False
-    return all(first) and all(second) and len({Fraction(x) / y for x, y in zip(first, second)}) == 1
+        first, second = ([x - y for x, y in zip(one[0][1], one[1][1])] for one in (a, b))
+        if len({*first}) == 1:  # no variable: 1 = 2
+            return nothing
+    if not (all(first) and all(second)):
+        return nothing
+    return {Fraction(x) / y for x, y in zip(first, second)}
 
 
 def math_equal(prediction: str, gold: str) -> bool:
-    """Whether two bare answers, what stands inside the box, are the same. Never raises."""
+    """Whether two bare answers, what stands inside the box, are the same. Never raises.
+
+    Policies; where two are possible, the one that accepts less:
+
+    accepted  list members in any order, and a set for a list; an unreduced fraction or ratio; an
+              exact decimal; a mixed number, never as a product; an expression that is identical
+              (unsimplified, too: the grader does not see what was asked); 10 for 10%, $10, 10 cm
+              and 10°; "x = 5" and "x ∈ [1, 2]" for the bare value; ± for both values; "x > 5" for
+              (5, ∞) and "1 ≤ x < 2" for [1, 2); an equation in several variables with terms moved
+              to the other side; x^10 and 2^-1 for what their authors mean
+    refused   a rounded decimal; 0.1 for 10%; a member of a list, set or union missing, added or
+              repeated; other brackets, (1, 2) for "1, 2", and "1 < x < 2" for (1, 2), which may be
+              a point; a missing base, or a value for a numeral with one; one side of an equation;
+              "x = 5" for "y = 5"; 2x = 10 for x = 5; a row for a column; an identity of positive
+              variables only, √(x²) = x; "1 2" for 12; anything empty or undefined
+    """
     prediction, gold = prediction.strip(), gold.strip()
     if prediction == gold or max(len(prediction), len(gold)) > LONGEST_ANSWER:
         return prediction == gold and read_answer(gold[:LONGEST_ANSWER]) is not None
@@ -772,7 +820,8 @@ def math_equal(prediction: str, gold: str) -> bool:
 
 # ---- the answer in a response ----
 
-FINAL_ANSWER = "The final answer is"  # "Final Answer: The final answer is $…$. I hope it is correct."
+# The paper's line is "Final Answer: The final answer is $answer$. I hope it is correct."
+FINAL_ANSWER = "The final answer is"
 BOX_OR_BRACE = re.compile(r"\\(?:boxed|fbox)\s{0,9}\{|\\.|[{}]", re.DOTALL)
 BARE_BOX = re.compile(
     r"\\(?:boxed|fbox)(?: {0,9}(-?[0-9][0-9,]*(?:\.[0-9]+)?|\\[A-Za-z]+)| {1,9}([A-Za-z]))"
@@ -862,23 +911,21 @@ class Verdict(NamedTuple):
 TIMEOUT = 3.0  # s of wall-clock time for a program and its tests
 SETTLE = 1.5  # s beyond a program's own limit after which the trainer kills the whole worker
 MESSAGE_BYTES = 8 << 20  # what U may send at once
-DEPTH = 100  # of nested containers, in either direction
-MEMORY_BYTES = 1 << 30
+DEPTH = 200  # of nested containers, in either direction
 SCRATCH = "/scratch"  # inside the private root
 SCRATCH_LIMITS = "size=64m,nr_inodes=4096,mode=1777"
-THREADS = 64
-FILES = 64  # open at a time
-FILE_BYTES = 4 << 20
-STACK_BYTES = 64 << 20  # deep recursion through C; Python's own limit comes first by default
+THREADS, FILES = 64, 64
+LIMITS = {"RLIMIT_AS": 1 << 30, "RLIMIT_FSIZE": 4 << 20, "RLIMIT_NOFILE": FILES, "RLIMIT_CORE": 0}
+LIMITS["RLIMIT_STACK"] = 64 << 20  # for deep recursion through C
 
 # Imported before the fork, so that a program does not pay for them.
 COMMON = """array bisect cmath collections copy dataclasses datetime decimal enum fractions
 functools hashlib heapq itertools json math operator queue random re statistics string struct
 textwrap threading time typing unicodedata""".split()
 # Imported as well where a program may open no file.
-RARE = """abc asyncio base64 binascii calendar concurrent.futures contextlib csv difflib
-encodings.ascii encodings.idna encodings.latin_1 encodings.utf_16 graphlib inspect io numbers
-pprint secrets traceback uuid warnings weakref zlib""".split()
+RARE = """__future__ abc asyncio base64 binascii calendar concurrent.futures.thread contextlib csv
+difflib encodings.ascii encodings.idna encodings.latin_1 encodings.utf_16 graphlib inspect io
+numbers pprint secrets traceback uuid warnings weakref zlib""".split()
 
 
 def encode(value, depth: int = 0):
@@ -914,34 +961,34 @@ def encode(value, depth: int = 0):
 
 PLAIN = {int: int.__int__, float: float.__float__, str: str.__str__, bytes: bytes}
 PLAIN |= {kind: kind for kind in (tuple, list, dict, set, frozenset, complex)}
+BUILD = {
+    "tuple": lambda items, depth: tuple(decode(items, depth)),
+    "set": lambda items, depth: set(decode(items, depth)),
+    "frozenset": lambda items, depth: frozenset(decode(items, depth)),
+    "dict": lambda items, depth: {decode(k, depth + 1): decode(v, depth + 1) for k, v in items},
+    "bytes": lambda text, depth: bytes.fromhex(text),
+    "bytearray": lambda text, depth: bytearray.fromhex(text),
+    "complex": lambda parts, depth: complex(*parts),
+    "int": lambda text, depth: int(text, 16),
+    "object": lambda nothing, depth: object(),
+}
 
 
 def decode(value, depth: int = 0):
     """encode()'s inverse, into exact builtin types; raises for anything that it cannot have sent.
 
     No object of the program's can cross, so none can bring an __eq__ of its own to a test. What
-    is not plain arrives as an object that is true, as in `assert re.search(…)`, and equals nothing.
+    is not plain arrives as an object that is true, as `assert re.search(…)` expects, and equals
+    nothing.
     """
     if depth > DEPTH:
         raise ValueError("too deep")
     if type(value) is list:
         return [decode(item, depth + 1) for item in value]
-    if type(value) is not dict:
-        return value
-    ((kind, body),) = value.items()
-    if kind in ("tuple", "set", "frozenset"):
-        return {"tuple": tuple, "set": set, "frozenset": frozenset}[kind](decode(body, depth))
-    if kind == "dict":
-        return {decode(k, depth + 1): decode(v, depth + 1) for k, v in body}
-    if kind in ("bytes", "bytearray"):
-        return {"bytes": bytes, "bytearray": bytearray}[kind].fromhex(body)
-    if kind == "complex":
-        return complex(*body)
-    if kind == "int":
-        return int(body, 16)
-    if kind == "object":
-        return object()
-    raise ValueError(f"unknown kind {kind!r}")
+    if type(value) is dict:
+        ((kind, body),) = value.items()
+        return BUILD[kind](body, depth)
+    return value
 
 
 def pack(message, limit: float = math.inf) -> bytes:
@@ -998,7 +1045,7 @@ def tester(task_fd: int, inbox: int, outbox: int, verdict_fd: int) -> None:
         try:
             send(outbox, pack(message))
             reply = receive(inbox, MESSAGE_BYTES)
-            error = rebuild(reply["raised"]) if "raised" in reply else None
+            error = rebuild(*reply["raised"]) if "raised" in reply else None
             value = decode(reply["value"]) if error is None else None
         except Exception:  # a dead or lying U must not look like an exception that a test expects
             conclude("error")
@@ -1038,15 +1085,17 @@ def judge(task: dict, ask, candidate) -> str:
         return "error"
 
 
-def rebuild(name: str) -> Exception:
+def rebuild(name: str, message: str) -> Exception:
     """The builtin exception of that name, for tests that expect one; never SystemExit and its
-    like, which would end T."""
+    like, which would end T, nor StopIteration, which would end an all(map(candidate, …)) well."""
     kind = getattr(builtins, name, None)
     if not (isinstance(kind, type) and issubclass(kind, Exception)):
         kind = RuntimeError
+    if issubclass(kind, (StopIteration, StopAsyncIteration)):
+        kind = RuntimeError
     for base in kind.__mro__:
         try:
-            return base("raised by the program")
+            return base(str(message))
         except TypeError:  # UnicodeDecodeError and a few others want more than a message
             continue
 
@@ -1089,8 +1138,15 @@ def reply(outbox: int, action) -> None:
     except BaseException as error:
         kinds = type(error).__mro__
         name = next(kind.__name__ for kind in kinds if kind.__module__ == "builtins")
-        data = pack({"raised": name})
+        data = pack({"raised": [name, message_of(error)]})
     send(outbox, data)
+
+
+def message_of(error: BaseException) -> str:
+    try:
+        return str(error)[:1000]
+    except BaseException:  # the program's own __str__
+        return ""
 
 
 # Confinement. Each protection is tried out in a child before it is relied on; W reports which hold.
@@ -1125,8 +1181,7 @@ def libc() -> ctypes.CDLL:
 
 def libc_call(name: str, *args) -> int:
     """A C function's result, OSError if it is −1."""
-    result = getattr(libc(), name)(*args)
-    if result == -1:
+    if (result := getattr(libc(), name)(*args)) == -1:
         raise OSError(ctypes.get_errno(), f"{name}: {os.strerror(ctypes.get_errno())}")
     return result
 
@@ -1181,7 +1236,7 @@ getdents64 217 61 readlink 89 - readlinkat 267 78 statfs 137 43 fstatfs 138 44 u
 pipe 22 - pipe2 293 59 dup 32 23 dup2 33 - dup3 292 24 select 23 - pselect6 270 72 poll 7 -
 ppoll 271 73 epoll_create 213 - epoll_create1 291 20 epoll_ctl 233 21 epoll_wait 232 -
 epoll_pwait 281 22 epoll_pwait2 441 441 eventfd2 290 19 sendto 44 206 recvfrom 45 207
-sendmsg 46 211 recvmsg 47 212 shutdown 48 210 getsockopt 55 209 setsockopt 54 208
+sendmsg 46 211 recvmsg 47 212 shutdown 48 210 getsockopt 55 209
 getsockname 51 204 getpeername 52 205 alarm 37 - pause 34 - setitimer 38 103 getitimer 36 102
 nanosleep 35 101 clock_nanosleep 230 115 clock_gettime 228 113 clock_getres 229 114
 gettimeofday 96 169 time 201 - times 100 153 getcpu 309 168 sched_yield 24 124
@@ -1201,50 +1256,53 @@ renameat2 316 276 link 86 - linkat 265 37 symlink 88 - symlinkat 266 36 truncate
 ftruncate 77 46 fallocate 285 47 chmod 90 - fchmod 91 52 fchmodat 268 53 utimensat 280 88
 fsync 74 82 fdatasync 75 83 flock 73 32 sendfile 40 71 copy_file_range 326 285 creat 85 -
 """
-# Call: (argument, mask, the values that it may have under the mask).
+# Call: what its arguments must be, each (number, mask, the values allowed under the mask).
+ANY = 0xFFFFFFFF
 ARGUMENTS = {
-    "clone": (0, 0x7E030000, (0x10000,)),  # CLONE_THREAD and no new namespace
-    "prlimit64": (0, 0xFFFFFFFF, (0,)),  # its own limits, not another process's
-    "socketpair": (0, 0xFFFFFFFF, (1,)),  # AF_UNIX; asyncio's loop wakes itself through one
-    "prctl": (0, 0xFFFFFFFF, (15, 16)),  # a thread's name
-    "fcntl": (1, 0xFFFFFFFF, (0, 1, 2, 3, 4, 5, 6, 7, 1030)),  # dup, flags and locks; no owner
-    "ioctl": (1, 0xFFFFFFFF, (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)),  # isatty, cloexec
+    "clone": [(0, 0x7E030000, [0x10000])],  # CLONE_THREAD and no new namespace
+    "prlimit64": [(0, ANY, [0])],  # its own limits, not another process's
+    # asyncio's loop wakes itself through a pair of AF_UNIX stream sockets. A datagram socket
+    # could also send to the sockets of others, by their names.
+    "socketpair": [(0, ANY, [1]), (1, 0xF, [1])],
+    "prctl": [(0, ANY, [15, 16])],  # a thread's name
+    "fcntl": [(1, ANY, [0, 1, 2, 3, 4, 5, 6, 7, 1030])],  # dup, flags and locks; no owner
+    "ioctl": [(1, ANY, [0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451])],  # isatty, cloexec, …
 }
 READ_ONLY = 0o1103  # the flags of open() that write, create or truncate
-READ_ONLY_ARGUMENTS = {"open": (1, READ_ONLY, (0,)), "openat": (2, READ_ONLY, (0,))}
+OPENING = {"open": [(1, READ_ONLY, [0])], "openat": [(2, READ_ONLY, [0])]}
 
 
 def call_filter(may_open: bool, may_write: bool, may_thread: bool) -> bytes | None:
     """The seccomp filter as classic BPF, None on other machines than the two in the tables.
 
-    Calls that are not allowed fail as if the kernel lacked them (ENOSYS): glibc then falls back
-    from clone3 to clone, and Python raises an OSError that a program can report. Another
-    architecture's calls, numbered differently, kill.
+    Calls that are not allowed fail as if the kernel lacked them (ENOSYS), so that glibc falls back
+    from clone3 to clone; an open that is not allowed, as if permissions forbade it (EACCES), so
+    that a failing import is an ImportError. Another architecture's calls kill: they are numbered
+    differently.
     """
     machine = {"x86_64": (0xC000003E, 1), "aarch64": (0xC00000B7, 2)}.get(os.uname().machine)
     if machine is None or sys.maxsize < 1 << 32:
         return None
     audit, column = machine
-    kill, allow, absent = 0x80000000, 0x7FFF0000, 0x00050000 | errno.ENOSYS
+    kill, allow, fail = 0x80000000, 0x7FFF0000, 0x00050000
     load, equal, at_least, mask, end = 0x20, 0x15, 0x35, 0x54, 0x06
     words = (CALLS + (CHANGES if may_write else "")).split()
-    rules = ARGUMENTS | ({} if may_write else READ_ONLY_ARGUMENTS)
-    denied = set() if may_open else {"open", "openat"}
-    denied |= set() if may_thread else {"clone"}
+    rules = ARGUMENTS | ({} if may_write else OPENING)
+    denied = (set() if may_open else set(OPENING)) | (set() if may_thread else {"clone"})
     code = [(load, 0, 0, 4), (equal, 1, 0, audit), (end, 0, 0, kill), (load, 0, 0, 0)]
     code += [(at_least, 0, 1, 1 << 30), (end, 0, 0, kill)]  # x32's numbers begin there
     for name, *numbers in zip(words[::3], words[1::3], words[2::3]):
-        if name in denied or numbers[column - 1] == "-":
+        if numbers[column - 1] == "-":
             continue
-        body = [(end, 0, 0, allow)]
-        if name in rules:
-            argument, bits, values = rules[name]
-            body = [(load, 0, 0, 16 + 8 * argument), (mask, 0, 0, bits)]
-            for value in values:
-                body += [(equal, 0, 1, value), (end, 0, 0, allow)]
-            body += [(end, 0, 0, absent)]
+        refuse = (end, 0, 0, fail | (errno.EACCES if name in OPENING else errno.ENOSYS))
+        body = []
+        for argument, bits, values in rules.get(name, []):
+            body += [(load, 0, 0, 16 + 8 * argument), (mask, 0, 0, bits)]
+            body += [(equal, len(values) - i, 0, value) for i, value in enumerate(values)]
+            body += [refuse]
+        body += [refuse if name in denied else (end, 0, 0, allow)]
         code += [(equal, 0, len(body), int(numbers[column - 1])), *body]
-    code += [(end, 0, 0, absent)]
+    code += [(end, 0, 0, fail | errno.ENOSYS)]
     return b"".join(struct.pack("=HBBI", *instruction) for instruction in code)
 
 
@@ -1299,12 +1357,31 @@ def restrict_files(ruleset: int) -> None:
     libc_call("syscall", 446, ruleset, 0)  # landlock_restrict_self
 
 
-def enter_private_root(paths: "Paths") -> None:
-    """Moves this process into namespaces and a root directory of its own.
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_BIND = 1, 2, 4, 8, 32, 4096
+MS_REC, MS_PRIVATE = 1 << 14, 1 << 18
+LOCKED = MS_NOSUID | MS_NODEV | MS_NOEXEC  # a mount's flags that a user namespace may not drop
 
-    The new root is put over /proc, which is on every system and holds none of the paths to bind.
-    Who is not root does this in a user namespace, as the same user.
-    """
+
+def mount(source: str | None, target: str, kind: str | None, flags: int, options: str = "") -> None:
+    words = [word and word.encode() for word in (source, target, kind)]
+    libc_call("mount", *words, ctypes.c_ulong(flags), options.encode())
+
+
+def show(path: str, root: str) -> None:
+    """Puts a file or folder, read-only, in the same place under another root."""
+    if os.path.isdir(path):
+        os.makedirs(root + path, exist_ok=True)
+    else:
+        os.makedirs(os.path.dirname(root + path), exist_ok=True)
+        open(root + path, "x").close()
+    mount(path, root + path, None, MS_BIND | MS_REC)
+    flags = os.statvfs(path).f_flag & LOCKED
+    mount(None, root + path, None, MS_REMOUNT | MS_BIND | MS_RDONLY | flags)
+
+
+def enter_namespaces() -> None:
+    """Network, mount, IPC and host name; who is not root needs a user namespace to do this, and
+    stays the same user in it."""
     uid, gid = os.getuid(), os.getgid()
     new_user = 0x10000000 if uid else 0
     libc_call("unshare", new_user | 0x40000000 | 0x00020000 | 0x08000000 | 0x04000000)
@@ -1313,41 +1390,31 @@ def enter_private_root(paths: "Paths") -> None:
         for name, text in maps.items():
             with open(f"/proc/self/{name}", "w") as file:
                 file.write(text)
-    read_only, no_suid, no_dev, no_exec, remount, bind, recursive, private = (
-        1, 2, 4, 8, 32, 4096, 16384, 1 << 18)  # fmt: skip
 
-    def mount(source: str | None, target: str, kind: str | None, flags: int, options: str = ""):
-        words = [word and word.encode() for word in (source, target, kind)]
-        libc_call("mount", *words, ctypes.c_ulong(flags), options.encode())
 
+def enter_private_root(paths: "Paths") -> None:
+    """Namespaces, and in them a root directory with those paths and the scratch alone.
+
+    It is built over /proc, which is on every system and holds none of the paths to bind.
+    """
+    enter_namespaces()
     root = "/proc"
-    mount(None, "/", None, recursive | private)
-    mount("tmpfs", root, "tmpfs", no_suid | no_dev, "size=1m,mode=755")
-
-    def show(path: str) -> None:
-        if os.path.isdir(path):
-            os.makedirs(root + path, exist_ok=True)
-        else:
-            os.makedirs(os.path.dirname(root + path), exist_ok=True)
-            open(root + path, "x").close()
-        mount(path, root + path, None, bind | recursive)
-        kept = os.statvfs(path).f_flag & (no_suid | no_dev | no_exec)  # a user may not drop these
-        mount(None, root + path, None, remount | bind | read_only | kept)
-
+    plain = MS_NOSUID | MS_NODEV
+    mount(None, "/", None, MS_REC | MS_PRIVATE)
+    mount("tmpfs", root, "tmpfs", plain, "size=1m,mode=755")
     for path in paths.readable:
-        show(path)
+        show(path, root)
     for path in paths.hidden:
-        mount("tmpfs", root + path, "tmpfs", no_suid | no_dev, "size=1m,mode=755")
+        mount("tmpfs", root + path, "tmpfs", plain, "size=1m,mode=755")
     for path in paths.libraries:
-        show(path)
-    for path in paths.hidden:
-        mount(None, root + path, None, remount | bind | read_only | no_suid | no_dev)
+        show(path, root)
     os.mkdir(root + SCRATCH)
-    mount("tmpfs", root + SCRATCH, "tmpfs", no_suid | no_dev | no_exec, SCRATCH_LIMITS)
+    mount("tmpfs", root + SCRATCH, "tmpfs", plain | MS_NOEXEC, SCRATCH_LIMITS)
     os.chdir(root)
     libc_call("syscall", {"x86_64": 155, "aarch64": 41}[os.uname().machine], b".", b".")
     libc_call("umount2", b".", 2)  # the old root, stacked there by pivot_root; MNT_DETACH
-    mount(None, "/", None, remount | bind | read_only | no_suid | no_dev)
+    for path in ("/", *paths.hidden):
+        mount(None, path, None, MS_REMOUNT | MS_BIND | MS_RDONLY | plain)
     os.chdir("/")
 
 
@@ -1439,6 +1506,8 @@ def build_box(libraries: list[str]) -> tuple[Box, list[str], list[str]]:
             uid = own if attempt(drop_rights, own, 0) else None
         (off if uid is None else on).append("user id")
     may_open = rooted or ruleset is not None
+    if sys.platform == "linux":
+        libc_call("prctl", 4, 0, 0, 0, 0)  # PR_SET_DUMPABLE: W and T cannot be traced by an equal
     code = call_filter(may_open, rooted, may_thread=os.getuid() != 0 or uid is not None)
     if not try_out("seccomp", fork_is_denied, code):
         code = None
@@ -1463,41 +1532,43 @@ def worker(options: dict) -> None:
     It holds no task itself. Its standard input is the trainer's: T reads the task from there, and
     when the trainer has gone the pipe hangs up and everything ends.
     """
-    for name in (signal.SIGALRM, signal.SIGCHLD):  # an ignored signal is inherited through exec
-        signal.signal(name, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_SETMASK, [])
-    task_fd, verdict_fd = os.dup(0), os.dup(1)
-    null = os.open(os.devnull, os.O_RDWR)
-    for standard in (0, 1, 2):
-        os.dup2(null, standard)
-    os.close(null)
+    task_fd, verdict_fd = detach()
     here = os.path.dirname(os.path.abspath(__file__))
     sys.path[:] = [path for path in sys.path if os.path.abspath(path) != here]
     sys.path += [os.path.dirname(path) for path in options["libraries"][:1]]
     sys.argv[1:] = []
     for name in COMMON:
         importlib.import_module(name)
-    if sys.platform == "linux":
-        with open("/proc/self/oom_score_adj", "w") as file:
-            file.write("1000")  # where memory runs out, let the kernel end this before the trainer
     box, on, off = build_box(options["libraries"])
     refused = box.filter is None and not options["unsafe"]
     os.write(verdict_fd, pack({"on": on, "off": off, "refused": refused}))
     if refused:
         return
-    if box.ruleset is None and box.scratch == "/":
-        for name in RARE:
-            importlib.import_module(name)
-    if sys.platform == "linux":
-        libc_call("prctl", 4, 0, 0, 0, 0)  # PR_SET_DUMPABLE: no tracing of W, T and U by equals
-    for name, value in {"AS": MEMORY_BYTES, "FSIZE": FILE_BYTES, "NOFILE": FILES, "CORE": 0,
-                        "STACK": STACK_BYTES}.items():  # fmt: skip
-        limit(f"RLIMIT_{name}", value)
+    for name in RARE if box.ruleset is None and box.scratch == "/" else ():
+        importlib.import_module(name)
+    for name, value in LIMITS.items():
+        limit(name, value)
     gc.collect()
     gc.freeze()  # children then write to fewer of the pages that they share
     while (reason := run_one(box, task_fd)) is not None:
         empty(box.scratch)
         os.write(verdict_fd, pack(reason))
+
+
+def detach() -> tuple[int, int]:
+    """Sets aside the pipes from and to the trainer, and what else the trainer's state decided."""
+    for name in (signal.SIGALRM, signal.SIGCHLD):  # an ignored signal is inherited through exec
+        signal.signal(name, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    pipes = os.dup(0), os.dup(1)
+    null = os.open(os.devnull, os.O_RDWR)
+    for standard in (0, 1, 2):
+        os.dup2(null, standard)
+    os.close(null)
+    if sys.platform == "linux":
+        with open("/proc/self/oom_score_adj", "w") as file:
+            file.write("1000")  # where memory runs out, let the kernel end this before the trainer
+    return pipes
 
 
 def run_one(box: Box, task_fd: int) -> str | None:
@@ -1669,11 +1740,14 @@ def sandbox_status(unsafe: bool = False) -> str:
     return f"sandbox: {', '.join(worker.status['on'] + ['limits'])}{missing}"
 
 
-def pack_task(program, test, entry_point, timeout: float = TIMEOUT, prompt: str = "") -> bytes:
+def pack_task(program, test, entry_point, timeout=TIMEOUT, prompt="") -> tuple[bytes, float]:
+    """The task as T reads it, and its limit; TypeError if a text is something else."""
     if not 0 < timeout <= 3600:
         raise ValueError(f"a timeout of {timeout} s is not between 0 and an hour")
-    return pack({"program": program, "test": test, "entry_point": entry_point,
-                 "timeout": timeout, "prompt": prompt})  # fmt: skip
+    if not all(isinstance(text, str) for text in (program, test, entry_point, prompt)):
+        raise TypeError("not text")
+    task = {"program": program, "test": test, "entry_point": entry_point, "prompt": prompt}
+    return pack(task | {"timeout": timeout}), timeout
 
 
 def run_tests(
@@ -1721,14 +1795,13 @@ def run_many(items: list[tuple], workers: int | None = None) -> list[Verdict]:
 def start(items: list[tuple], index: int, busy: list[Worker], verdicts: list) -> None:
     """Gives item index to a worker, or a verdict at once if it cannot be run."""
     try:
-        task = pack_task(*items[index])
+        task, timeout = pack_task(*items[index])
         worker = POOL.take()
     except SandboxError:
         verdicts[index] = Verdict(False, "refused", 0.0)
-    except (TypeError, RecursionError):  # not text
+    except TypeError:
         verdicts[index] = Verdict(False, "error", 0.0)
     else:
-        timeout = items[index][3] if len(items[index]) > 3 else TIMEOUT
         worker.begin(index, task, timeout + SETTLE)
         busy.append(worker)
 
@@ -1751,15 +1824,22 @@ def mbpp_test(test_list: list[str], setup: str = "") -> tuple[str, str]:
 
     The name is bound inside check, for some records call theirs check or sum. It is the one that
     every assert calls, and not a builtin (set(f(x)) == …) unless there is no other. Some asserts
-    use math or sys without importing it, for MBPP runs them where the program has.
+    use math or sys without importing it, for MBPP runs them where the program has. Raises
+    ValueError, in one line, where there is no such function or a test is not Python.
     """
-    asserts = [ast.parse(text) for text in test_list]
-    called = [
-        [node.func.id for node in ast.walk(tree)
-         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
-        for tree in asserts
-    ]  # fmt: skip
+    asserts, called = [], []
+    for text in test_list:
+        try:
+            asserts.append(ast.parse(text))
+        except (SyntaxError, TypeError, ValueError):
+            raise ValueError(f"the test {text!r} is not Python") from None
+        calls = [node.func for node in ast.walk(asserts[-1]) if isinstance(node, ast.Call)]
+        called.append([function.id for function in calls if isinstance(function, ast.Name)])
+    if not called:
+        raise ValueError("there is no test")
     shared = [name for name in called[0] if all(name in names for names in called)]
+    if not shared:
+        raise ValueError("the tests call no function in common")
     entry_point = min(shared, key=lambda name: hasattr(builtins, name))
     lines = [f"{entry_point} = candidate", *map(ast.unparse, asserts)]  # one line an assert
     body = textwrap.indent("\n".join(lines), "    ")

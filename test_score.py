@@ -8,6 +8,7 @@
 
 import ast
 import dataclasses
+import gzip
 import itertools
 import json
 import math
@@ -29,15 +30,20 @@ import torch
 
 import data
 import model as model_module
+import rewards
 import score
 import train
 from data import Problem
 from data.arithmetic import SPLITS, Corpus
 from data.tokenizer import QWEN_PATTERN
 from model import GPT, GPTConfig, generate, row_keys
-from rewards import number_reward, puzzle_reward
+from rewards import math_equal, math_reward, number_reward, puzzle_reward
 
 HERE = pathlib.Path(__file__).parent
+sys.path.append(str(HERE / "experiments"))
+import attacks
+import compare
+import grades
 
 
 @pytest.fixture(scope="module")
@@ -1173,11 +1179,6 @@ def test_run_time_packages_are_the_four_named():
 
 
 def test_readme_table_is_what_the_comparison_printed():
-    sys.path.insert(0, str(HERE / "experiments"))
-    try:
-        import compare
-    finally:
-        sys.path.pop(0)
     rows = json.loads(compare.FIGURES.read_text())
     assert compare.marked(compare.table(rows)) in (HERE / "README.md").read_text()
 
@@ -1916,3 +1917,148 @@ def test_bad_open_flag_is_one_line(flags, named, chatty, tmp_path, capsys, monke
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and named in lines[0], lines
     assert not list(tmp_path.rglob("*.pt"))
+
+
+# ---------------------------------------------------------------------------------------------
+# 8. The grader of MATH answers, on tables written without sight of it
+
+
+@pytest.mark.parametrize("category", grades.EQUAL)
+def test_the_same_answer_written_otherwise(category):
+    wrong = [case for case in grades.EQUAL[category] if math_equal(*case) is not True]
+    assert not wrong
+
+
+@pytest.mark.parametrize("category", grades.DIFFERENT)
+def test_another_answer(category):
+    pairs = [pair for case in grades.DIFFERENT[category] for pair in (case, case[::-1])]
+    wrong = [pair for pair in pairs if math_equal(*pair) is not False]
+    assert not wrong
+
+
+@pytest.mark.parametrize("category", grades.RESPONSES)
+def test_the_answer_in_a_response(category):
+    wrong = [case for case in grades.RESPONSES[category] if math_reward(*case[:2]) != case[2]]
+    assert not wrong
+
+
+def test_bait_neither_hangs_nor_crashes_nor_pays():
+    """Each in a forked process with an alarm: nesting, towers of powers, 100,000 characters, …"""
+    fates = {name: grades.survive(rewards, bait) for name, bait in grades.BAIT.items()}
+    assert not {name: fate for name, fate in fates.items() if fate}
+
+
+def test_every_reference_answer_equals_itself():
+    answers = {gold for cases in grades.EQUAL.values() for pair in cases for gold in pair}
+    assert all(math_equal(gold, gold) for gold in answers)
+    lines = shared("gsm8k_test.jsonl").read_text(encoding="utf-8").splitlines()
+    golds = [json.loads(line)["answer"].rpartition("#### ")[2] for line in lines]
+    assert len(golds) == 1319
+    for gold in golds:
+        plain = gold.replace(",", "")
+        assert math_equal(gold, plain) and math_equal(f"\\${plain}.00", gold)
+        assert not math_equal(plain + "0", gold) or plain == "0"
+        assert not math_equal(str(int(plain) + 1), gold)
+
+
+def test_an_answer_is_never_executed():
+    marker = "import os; os.environ.__setitem__('SCORE_EXECUTED', '1')"
+    for text in (f"exec({marker!r})", "__import__('os').environ.update(SCORE_EXECUTED='1')"):
+        math_reward(f"\\boxed{{{text}}}", "1")
+    assert "SCORE_EXECUTED" not in os.environ
+
+
+# ---------------------------------------------------------------------------------------------
+# 9. Programs in the sandbox. The attacks were written without sight of it, too.
+
+
+@pytest.fixture(scope="module")
+def host():
+    """What an attack must leave alone: files, processes, sockets, settings, the next program."""
+    with attacks.Host() as watched:
+        yield watched
+
+
+# Those of the kind "time" take their whole limit; the command line runs them all.
+SLOW = [case for case in attacks.ATTACKS if case.kind == "time"]
+QUICK = [case for case in attacks.ATTACKS if case.kind != "time"] + SLOW[::6]
+HONEST = [case for case in attacks.CONTROLS if not case.optional]
+
+
+@pytest.mark.parametrize("case", QUICK, ids=lambda case: case.name)
+def test_attack_fails_and_leaves_the_host_alone(case, host):
+    outcome = attacks.run(case, host)
+    assert outcome.good, outcome
+
+
+@pytest.mark.parametrize("case", HONEST, ids=lambda case: case.name)
+def test_honest_program_passes(case, host):
+    outcome = attacks.run(case, host)
+    assert outcome.good, outcome
+
+
+def test_every_canonical_solution_passes():
+    """All 164 of HumanEval, through run_many, with the prompt's helpers for 32, 38 and 50."""
+    with gzip.open(shared("HumanEval.jsonl.gz"), "rt", encoding="utf-8") as lines:
+        records = [json.loads(line) for line in lines]
+    items = [
+        (r["prompt"] + r["canonical_solution"], r["test"], r["entry_point"], 10.0, r["prompt"])
+        for r in records
+    ]
+    verdicts = rewards.run_many(items)
+    failed = [r["task_id"] for r, verdict in zip(records, verdicts) if not verdict.passed]
+    assert len(records) == 164 and failed == []
+    empty = [(r["prompt"] + "    pass\n", *item[1:]) for r, item in zip(records, items)]
+    assert not any(verdict.passed for verdict in rewards.run_many(empty))
+
+
+# MBPP's tests of these hand over objects or functions of the program's own, which do not cross.
+OBJECTS = {367, 533, 601, 927}
+
+
+def test_mbpp_solutions_pass():
+    lines = shared("mbpp.jsonl").read_text(encoding="utf-8").splitlines()
+    records = [json.loads(line) for line in lines]
+    items = []
+    for r in records:
+        test, entry_point = rewards.mbpp_test(r["test_list"], r["test_setup_code"])
+        items.append((r["code"], test, entry_point, 10.0))
+    verdicts = rewards.run_many(items)
+    failed = {r["task_id"] for r, verdict in zip(records, verdicts) if not verdict.passed}
+    assert len(records) == 974 and failed <= OBJECTS
+
+
+@pytest.mark.parametrize(
+    "tests, named",
+    [([], "no test"), (["assert f(1) =="], "assert f(1) =="), (["assert 1 == 1"], "function")],
+)
+def test_mbpp_records_without_a_test_are_named(tests, named):
+    with pytest.raises(ValueError) as error:
+        rewards.mbpp_test(tests)
+    assert named in str(error.value)
+
+
+def test_programs_run_in_parallel_and_in_order():
+    """Half a second each on two workers is half the time on one; verdicts keep their places."""
+    test = "def check(candidate):\n    assert candidate() == 1\n"
+    programs = [f"import time\ndef f():\n    time.sleep(0.5)\n    return {n % 2}" for n in range(6)]
+    items = [(program, test, "f") for program in programs]
+    rewards.run_many(items[:2], workers=2)  # starts the workers
+    started = time.monotonic()
+    verdicts = rewards.run_many(items, workers=6)
+    assert [verdict.passed for verdict in verdicts] == [False, True] * 3
+    assert time.monotonic() - started < sum(verdict.seconds for verdict in verdicts) / 2
+
+
+def test_the_sandbox_says_what_holds_and_refuses_elsewhere(monkeypatch, tmp_path, capsys):
+    assert rewards.sandbox_status().startswith("sandbox: ")
+    assert "seccomp" in rewards.sandbox_status()
+    monkeypatch.setattr(rewards, "POOL", rewards.Pool())
+    monkeypatch.setattr(sys, "platform", "darwin")
+    with pytest.raises(rewards.SandboxError, match="darwin"):
+        rewards.sandbox_status()
+    verdict = rewards.run_tests("def f(): pass", "def check(candidate): pass", "f")
+    assert (verdict.passed, verdict.reason) == (False, "refused")
+    flags = ["--stage", "1", "--data", "humaneval", "--init", str(tmp_path)]
+    assert train.main(flags) == 2
+    assert "darwin" in capsys.readouterr().err

@@ -39,6 +39,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 import data
+import rewards
 import score
 from model import GPT, GPTConfig, config_from_json, read_json
 
@@ -87,6 +88,7 @@ class Run:
     subjects: str | None = None  # of MATH: algebra,number_theory; all if not given
     layout: str = "auto"  # of prompts: chatml, llama3, plain; auto goes by the model's tokenizer
     max_new_tokens: int | None = None  # of an open model's attempt; 512 of math, 384 of humaneval
+    unsafe_sandbox: bool = False  # run programs even where they cannot be confined
     out: str = "out"  # folder for all that is written
     seed: int = 0  # of the initial weights and of everything drawn
     steps: int | None = None  # of this stage; its own default if not given
@@ -336,7 +338,8 @@ class Trainer:
 
     def settings(self) -> dict:
         """What a resumed or reused run must agree on."""
-        free = ("out", "device", "attempts", "split", "eval_problems")
+        free = ("out", "device", "attempts", "split", "eval_problems", "eval_batch")
+        free += ("unsafe_sandbox",)
         run = {name: value for name, value in asdict(self.run).items() if name not in free}
         own = {"stage": self.stage.number, "steps": self.steps, "lr": self.peak}
         return run | asdict(self.cfg) | own
@@ -730,6 +733,9 @@ def add_flags(parser: argparse.ArgumentParser, config: type) -> None:
             kind = typing.get_args(kind)[0]
         flag = "--" + field.name.replace("_", "-")
         text = comments[field.name].replace("%", "%%")
+        if kind is bool:
+            parser.add_argument(flag, action="store_true", default=argparse.SUPPRESS, help=text)
+            continue
         default = "" if field.default in (None, MISSING) else f" [{field.default}]"
         parser.add_argument(flag, type=kind, default=argparse.SUPPRESS, help=text + default)
 
@@ -787,8 +793,10 @@ def load_task(run: Run) -> data.Task:
     try:
         if run.data == "arithmetic":
             return data.load(run.task, run.difficulty)
+        if run.data == "humaneval":
+            say(rewards.sandbox_status(run.unsafe_sandbox))
         task = data.load(run.data, source=source(run))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, rewards.SandboxError) as error:
         raise BadInput(str(error)) from None
     for note in task.notes:
         say(note)
