@@ -1028,12 +1028,14 @@ def receive(fd: int, limit: float = math.inf):
 
 
 def tester(task_fd: int, inbox: int, outbox: int, verdict_fd: int) -> None:
-    """T's life: one task, one word.
+    """T's life: one task, one word. The task's name goes before it, so that no verdict is ever
+    taken for another task's, whatever is killed when.
 
     The limit is the kernel's alarm, whose default action ends T, so that nothing a test, a value
     or a silent U does can hold it off; it counts loading the program, too.
     """
     task = receive(task_fd)
+    os.write(verdict_fd, task["name"].encode() + b" ")
     signal.setitimer(signal.ITIMER_REAL, task["timeout"])
     random.seed()  # a copy of U's generator would let it foretell a test's random arguments
 
@@ -1550,9 +1552,9 @@ def worker(options: dict) -> None:
         limit(name, value)
     gc.collect()
     gc.freeze()  # children then write to fewer of the pages that they share
-    while (reason := run_one(box, task_fd)) is not None:
+    while (verdict := run_one(box, task_fd)) is not None:
         empty(box.scratch)
-        os.write(verdict_fd, pack(reason))
+        os.write(verdict_fd, pack(verdict))
 
 
 def detach() -> tuple[int, int]:
@@ -1571,8 +1573,9 @@ def detach() -> tuple[int, int]:
     return pipes
 
 
-def run_one(box: Box, task_fd: int) -> str | None:
-    """One task's U and T, started before it comes; None when the trainer has gone."""
+def run_one(box: Box, task_fd: int) -> list[str] | None:
+    """One task's U and T, started before it comes → [the task's name, how it ended]; None when the
+    trainer has gone, or T before it said which task it took: that one's bytes are lost."""
     parent = os.getpid()
     (calls, to_runner), (from_runner, results) = os.pipe(), os.pipe()
     processes = [spawn(runner, calls, results, box, parent)]
@@ -1587,19 +1590,28 @@ def run_one(box: Box, task_fd: int) -> str | None:
     processes.append(spawn(life))
     for fd in (calls, to_runner, from_runner, results, verdict):
         os.close(fd)
-    poll = select.poll()
-    poll.register(verdicts, select.POLLIN)
-    poll.register(task_fd, 0)  # tells of a hang-up only
-    gone = task_fd in dict(poll.poll())
-    reason = None if gone else os.read(verdicts, 64).decode()
+    said = hear(verdicts, task_fd)
     os.close(verdicts)
     for pid in processes:
         os.kill(pid, signal.SIGKILL)
     status = [os.waitpid(pid, 0)[1] for pid in processes][1]
-    if reason == "":  # T ended without a word
-        alarmed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGALRM
-        reason = "timeout" if alarmed else "error"
-    return reason
+    name, _, reason = said.partition(" ")
+    alarmed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGALRM
+    return [name, reason or ("timeout" if alarmed else "error")] if name else None
+
+
+def hear(verdicts: int, task_fd: int) -> str:
+    """All that T says until it ends; nothing if the trainer goes first."""
+    poll = select.poll()
+    poll.register(verdicts, select.POLLIN)
+    poll.register(task_fd, 0)  # tells of a hang-up only
+    said = b""
+    while task_fd not in dict(poll.poll()):
+        data = os.read(verdicts, 64)
+        if not data:
+            return said.decode()
+        said += data
+    return ""
 
 
 def empty(folder: str) -> None:
@@ -1647,7 +1659,7 @@ class Worker:
         self.inbox, self.outbox = self.process.stdout.fileno(), self.process.stdin.fileno()
         os.set_blocking(self.inbox, False)
         os.set_blocking(self.outbox, False)
-        self.begin(-1, b"", 20.0)
+        self.begin(-1, "", b"", 20.0)
         while (status := self.step()) is None and time.monotonic() < self.deadline:
             select.select([self.inbox], [], [], 0.1)
         if status in (None, "died") or status["refused"]:
@@ -1656,9 +1668,10 @@ class Worker:
             raise SandboxError(f"programs cannot be confined on this machine: {why}")
         self.status = status
 
-    def begin(self, index: int, task: bytes, timeout: float) -> None:
+    def begin(self, index: int, name: str, task: bytes, timeout: float) -> None:
         """Takes up item index, to be over in timeout seconds."""
-        self.index, self.unsent, self.received = index, memoryview(task), b""
+        self.index, self.name = index, name
+        self.unsent, self.received = memoryview(task), b""
         self.started = time.monotonic()
         self.deadline = self.started + timeout
 
@@ -1740,14 +1753,16 @@ def sandbox_status(unsafe: bool = False) -> str:
     return f"sandbox: {', '.join(worker.status['on'] + ['limits'])}{missing}"
 
 
-def pack_task(program, test, entry_point, timeout=TIMEOUT, prompt="") -> tuple[bytes, float]:
+def pack_task(
+    name: str, program: str, test: str, entry_point: str, timeout: float = TIMEOUT, prompt: str = ""
+) -> tuple[bytes, float]:
     """The task as T reads it, and its limit; TypeError if a text is something else."""
     if not 0 < timeout <= 3600:
         raise ValueError(f"a timeout of {timeout} s is not between 0 and an hour")
     if not all(isinstance(text, str) for text in (program, test, entry_point, prompt)):
         raise TypeError("not text")
     task = {"program": program, "test": test, "entry_point": entry_point, "prompt": prompt}
-    return pack(task | {"timeout": timeout}), timeout
+    return pack(task | {"name": name, "timeout": timeout}), timeout
 
 
 def run_tests(
@@ -1772,14 +1787,16 @@ def run_many(items: list[tuple], workers: int | None = None) -> list[Verdict]:
                 start(items, waiting.pop(), busy, verdicts)
             wait_for(busy)
             for worker in list(busy):
-                reason, now = worker.step(), time.monotonic()
-                if reason is None and now < worker.deadline:
+                answer, now = worker.step(), time.monotonic()
+                if answer is None and now < worker.deadline:
                     continue
                 busy.remove(worker)
-                if reason in (None, "died"):
-                    worker.stop()
-                else:
+                if isinstance(answer, list) and answer[0] == worker.name:
+                    reason = answer[1]
                     POOL.idle.append(worker)
+                else:
+                    reason = None if answer is None else "died"
+                    worker.stop()
                 if reason == "died" and worker.index not in retried:
                     retried.add(worker.index)  # by another's hand: once more, on a fresh worker
                     waiting.append(worker.index)
@@ -1795,14 +1812,15 @@ def run_many(items: list[tuple], workers: int | None = None) -> list[Verdict]:
 def start(items: list[tuple], index: int, busy: list[Worker], verdicts: list) -> None:
     """Gives item index to a worker, or a verdict at once if it cannot be run."""
     try:
-        task, timeout = pack_task(*items[index])
+        name = os.urandom(8).hex()
+        task, timeout = pack_task(name, *items[index])
         worker = POOL.take()
     except SandboxError:
         verdicts[index] = Verdict(False, "refused", 0.0)
     except TypeError:
         verdicts[index] = Verdict(False, "error", 0.0)
     else:
-        worker.begin(index, task, timeout + SETTLE)
+        worker.begin(index, name, task, timeout + SETTLE)
         busy.append(worker)
 
 

@@ -2062,3 +2062,21 @@ def test_the_sandbox_says_what_holds_and_refuses_elsewhere(monkeypatch, tmp_path
     flags = ["--stage", "1", "--data", "humaneval", "--init", str(tmp_path)]
     assert train.main(flags) == 2
     assert "darwin" in capsys.readouterr().err
+
+
+def test_a_verdict_is_never_another_program_s():
+    """A tester or runner that is killed while it waits costs no program the verdict of the one
+    before, though worker and trainer speak through a pipe that outlives them."""
+    test = "def check(candidate):\n    assert candidate() == 1\n"
+    right, wrong = ("def f(): return 1", test, "f"), ("def f(): return 2", test, "f")
+    for which in (0, 1):
+        rewards.run_many([right, wrong], workers=1)
+        worker = rewards.POOL.idle[-1].process.pid
+        children = pathlib.Path(f"/proc/{worker}/task/{worker}/children")
+        deadline = time.monotonic() + 5
+        while len(waiting := children.read_text().split()) < 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        os.kill(int(waiting[which]), signal.SIGKILL)
+        rewards.run_tests(*right)  # may be lost with what was killed
+        passed = [rewards.run_tests(*item).passed for item in (wrong, right, wrong, wrong, right)]
+        assert passed == [False, True, False, False, True]
