@@ -27,6 +27,8 @@ import json
 import math
 import os
 import re
+import types
+import typing
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,6 +76,8 @@ class GPTConfig:
     embedding_scale: float = 1.0  # token embeddings are multiplied by it (Gemma: √C)
 
     def __post_init__(self):
+        for name, kind in typing.get_type_hints(type(self)).items():
+            check_type(name, getattr(self, name), kind)
         for name, default in (
             ("kv_heads", self.heads),
             ("head_width", self.width // max(1, self.heads)),
@@ -88,12 +92,34 @@ class GPTConfig:
             raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
         if self.heads % self.kv_heads:
             raise ValueError(f"heads {self.heads} is not a multiple of kv_heads {self.kv_heads}")
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}")
         if self.family not in FAMILIES:
             raise ValueError(f"family must be one of {', '.join(FAMILIES)}: {self.family}")
         if self.window is not None and self.window < 2:
             raise ValueError(f"window must be at least 2, not {self.window}")
         if self.rope is not None and self.head_width % 2:
             raise ValueError(f"head_width {self.head_width} must be even to be rotated")
+
+
+def check_type(name: str, value: object, kind: type) -> None:
+    """Raises ValueError for a value that is not of a field's type, and a float that is not finite
+    and positive; an integer is a float, too."""
+    kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    kinds = tuple(typing.get_origin(each) or each for each in kinds)
+    if type(value) is int and float in kinds:
+        value = float(value)
+    if type(value) not in kinds:
+        raise ValueError(f"{name} has the wrong type: {value!r}")
+    if type(value) is float and not (
+        0 < value < math.inf or (name == "norm_offset" and value == 0)
+    ):
+        raise ValueError(f"{name} must be finite and positive: {value}")
+    if isinstance(value, tuple):
+        if not all(type(part) in (int, float) and part > 0 for part in value):
+            raise ValueError(f"{name} must hold positive numbers: {value}")
+        if value[1] >= value[2]:
+            raise ValueError(f"{name} must have its low factor below its high one: {value}")
 
 
 # ---------------------------------------------------------------------------------------------
@@ -369,7 +395,7 @@ class GPT(nn.Module):
         are read one at a time, so memory holds one copy of the weights. Raises ValueError or
         OSError, in one line that names the file and tensor, for what does not fit."""
         folder = Path(folder)
-        config = config_from_json(read_json(folder / "config.json"))
+        config = read_config(folder)
         with torch.device("meta"):
             model = cls(config)
         model = model.to(dtype).to_empty(device=device)
@@ -379,7 +405,8 @@ class GPT(nn.Module):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes config.json and model.safetensors as the family's own tools read them. Tokenizer
-        files are not the model's: copy those of the folder that it came from."""
+        files are not the model's: copy those of the folder that it came from. Raises ValueError
+        where the family has no such model, OSError where it cannot write."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         dtype = self.tokens.weight.dtype
@@ -655,7 +682,7 @@ def token_key(tokens: list[int]) -> int:
 def read_json(path: Path) -> dict:
     try:
         content = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON ({error})") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path} does not hold a JSON object")
@@ -673,7 +700,7 @@ UNUSED = {
     "use_bidirectional_attention": None,
     "partial_rotary_factor": 1.0,
 }
-ACTIVATION_NAMES = {  # config.json's → ours; the first of several is written back
+ACTIVATION_NAMES = {  # config.json's → ours
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
     "gelu": "gelu",
@@ -681,25 +708,34 @@ ACTIVATION_NAMES = {  # config.json's → ours; the first of several is written 
 }
 
 
+def read_config(folder: str | Path) -> GPTConfig:
+    """The shape of a checkpoint folder's model. Raises ValueError or OSError, naming the file."""
+    path = Path(folder) / "config.json"
+    raw = read_json(path)
+    try:
+        return config_from_json(raw)
+    except KeyError as error:
+        raise ValueError(f"{path} has no {error}") from None
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
 def config_from_json(raw: dict) -> GPTConfig:
     """The shape of a model from its config.json. A key that is absent has the default of its
-    family. Raises ValueError for an unknown family, a missing key or a feature not built here."""
+    family. Raises ValueError for an unknown family or a feature not built here, KeyError for a
+    missing key, and TypeError or AttributeError for one of the wrong type."""
     family = raw.get("model_type")
     if family not in FAMILIES:
-        raise ValueError(f"config.json: model_type {family!r} is not one of {', '.join(FAMILIES)}")
+        raise ValueError(f"model_type {family!r} is not one of {', '.join(FAMILIES)}")
     for name, unused in UNUSED.items():
         if raw.get(name, unused) not in (unused, None):
-            raise ValueError(f"config.json: {name} {raw[name]!r} is not supported")
-    try:
-        shape = gpt2_shape(raw) if family == "gpt2" else llama_shape(raw, family)
-        return GPTConfig(vocab_size=raw["vocab_size"], family=family, **shape)
-    except KeyError as error:
-        raise ValueError(f"config.json has no {error}") from None
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"config.json: {error}") from None
+            raise ValueError(f"{name} {raw[name]!r} is not supported")
+    shape = gpt2_shape(raw) if family == "gpt2" else llama_shape(raw, family)
+    return GPTConfig(vocab_size=raw["vocab_size"], family=family, **shape)
 
 
 def activation(name: str) -> str:
+    """Ours for config.json's; raises ValueError for one that is not built here."""
     if name not in ACTIVATION_NAMES:
         raise ValueError(f"activation {name!r} is not one of {', '.join(ACTIVATION_NAMES)}")
     return ACTIVATION_NAMES[name]
@@ -746,7 +782,7 @@ def llama_shape(raw: dict, family: str) -> dict:
         "qkv_bias": bias or family == "qwen2",
         "out_bias": bias,
         "mlp_bias": raw.get("mlp_bias", False),
-        "rope": float(rope.get("rope_theta", 10000.0)),
+        "rope": rope.get("rope_theta", 10000.0),
         "rope_scaling": tuple(rope[name] for name in scaling) if kind == "llama3" else None,
     }
     return shape | (gemma2_shape(raw) if family == "gemma2" else {})
@@ -773,7 +809,6 @@ def gemma2_shape(raw: dict) -> dict:
 def config_to_json(config: GPTConfig) -> dict:
     """A config.json with which `config_from_json` and the family's own tools build this model.
     Raises ValueError where the family has no such model."""
-    names = {ours: name for name, ours in reversed(ACTIVATION_NAMES.items())}
     raw = {
         "model_type": config.family,
         "vocab_size": config.vocab_size,
@@ -787,17 +822,17 @@ def config_to_json(config: GPTConfig) -> dict:
             "n_head": config.heads,
             "n_embd": config.width,
             "n_inner": config.inner,
-            "activation_function": names[config.activation],
+            "activation_function": config.activation.replace("gelu_tanh", "gelu_new"),
             "layer_norm_epsilon": config.norm_eps,
         }
     else:
-        raw |= llama_json(config, names[config.activation])
+        raw |= llama_json(config)
     if config_from_json(raw) != config:
         raise ValueError(f"a model of this shape is no {config.family} and has no config.json")
     return raw
 
 
-def llama_json(config: GPTConfig, activation_name: str) -> dict:
+def llama_json(config: GPTConfig) -> dict:
     raw = {
         "architectures": [f"{config.family.capitalize()}ForCausalLM"],
         "max_position_embeddings": config.context,
@@ -807,7 +842,7 @@ def llama_json(config: GPTConfig, activation_name: str) -> dict:
         "head_dim": config.head_width,
         "hidden_size": config.width,
         "intermediate_size": config.inner,
-        "hidden_act": activation_name,
+        "hidden_act": config.activation.replace("gelu_tanh", "gelu_pytorch_tanh"),
         "rms_norm_eps": config.norm_eps,
         "attention_bias": config.out_bias,
         "mlp_bias": config.mlp_bias,
@@ -824,7 +859,7 @@ def llama_json(config: GPTConfig, activation_name: str) -> dict:
         }
     if config.family == "gemma2":
         raw |= {
-            "hidden_activation": "gelu_pytorch_tanh",
+            "hidden_activation": raw["hidden_act"],
             "query_pre_attn_scalar": config.score_width,
             "attn_logit_softcapping": config.score_cap,
             "final_logit_softcapping": config.logit_cap,
@@ -896,7 +931,7 @@ def llama_tensors(model: GPT) -> Iterator[tuple[str, Tensor | None]]:
             yield f"model.layers.{i}.{name}.weight", norm.weight
 
 
-# Not weights: masks and frequencies that old files carry, and a tied head that some repeat.
+# Masks and frequencies that old files carry beside the weights.
 BUFFERS = re.compile(r".*\.attn\.(masked_)?bias|.*rotary_emb\.inv_freq")
 
 
@@ -910,8 +945,8 @@ def load_tensors(model: GPT, folder: Path) -> None:
             for name, (dtype, shape, begin, end) in header.items():
                 if name.split(".")[0] in ("wte", "wpe", "h", "ln_f"):
                     name = "transformer." + name  # GPT-2's first files leave it out
-                if BUFFERS.fullmatch(name) or (name == "lm_head.weight" and model.config.tied):
-                    continue
+                if name == "lm_head.weight" and model.config.tied:
+                    continue  # some files repeat it
                 if name not in wanted or name in found:
                     which = "twice" if name in found else "which config.json has no place for"
                     raise ValueError(f"{path} holds {name}, {which}")
@@ -928,7 +963,8 @@ def load_tensors(model: GPT, folder: Path) -> None:
     missing = sorted(wanted.keys() - found)
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise ValueError(f"{folder} lacks the tensor {missing[0]}{more}")
+        tie = "; should tie_word_embeddings be true?" if missing == ["lm_head.weight"] else ""
+        raise ValueError(f"{folder} lacks the tensor {missing[0]}{more}{tie}")
 
 
 def safetensors_files(folder: Path) -> list[Path]:
@@ -969,11 +1005,17 @@ def read_header(path: Path) -> tuple[dict[str, tuple[torch.dtype, tuple[int, ...
             header = {
                 name: (DTYPES[entry["dtype"]], tuple(entry["shape"]), *entry["data_offsets"])
                 for name, entry in raw.items()
+                if not BUFFERS.fullmatch(name)
             }
             for name, (dtype, shape, begin, end) in header.items():
-                if begin < 0 or end - begin != math.prod(shape) * dtype.itemsize:
+                if not all(type(n) is int and n >= 0 for n in (*shape, begin, end)):
+                    raise ValueError(f"{name} has sizes that are not whole numbers")
+                if end - begin != math.prod(shape) * dtype.itemsize:
                     raise ValueError(f"the size of {name} is not that of its shape")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            ranges = sorted(entry[2:] for entry in header.values())
+            if any(end > begin for (_, end), (begin, _) in zip(ranges, ranges[1:])):
+                raise ValueError("tensors overlap")
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"{path} has a header that cannot be read ({error})") from None
     start = 8 + length
     last = max((end for *_, end in header.values()), default=0)

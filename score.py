@@ -436,7 +436,7 @@ def train_step(
     on_policy, seconds = len(rollouts[0].r1), sum(len(rolled.r2) for rolled in rollouts)
     optimizer.zero_grad()
     loss, kls = 0.0, []
-    for part in (part for rolled in rollouts for part in parts(rolled, cfg)):
+    for part in (part for rolled in rollouts for part in split(rolled, cfg)):
         with torch.no_grad():
             ref_logprobs = attempt_logprobs(ref, part, cfg.temperature)
         logprobs = attempt_logprobs(policy, part, cfg.temperature)
@@ -459,7 +459,7 @@ def train_step(
     }
 
 
-def parts(rolled: Rollout, cfg: Config) -> Iterator[Rollout]:
+def split(rolled: Rollout, cfg: Config) -> Iterator[Rollout]:
     """The rollout, cfg.micro problems at a time. Baselines stay within a problem, so the gradients
     of the parts add up to that of the whole."""
     K, M = cfg.samples, cfg.revisions
@@ -485,6 +485,7 @@ class Evaluation:
     problems: list[Problem]
     responses: list[list[str]]  # per attempt, per problem
     rewards: Tensor  # (attempts, problems)
+    ended: Tensor  # (attempts, problems) bool: not cut by the length limit
 
 
 def evaluate(
@@ -505,7 +506,7 @@ def evaluate(
         raise ValueError(f"attempts must be at least 2 to compare two: {attempts}")
     said: list[list[str]] = [[] for _ in range(attempts)]
     right: list[list[Tensor]] = [[] for _ in range(attempts)]
-    ended: list[Tensor] = []
+    ended: list[list[Tensor]] = [[] for _ in range(attempts)]
     for start in range(0, len(problems), batch):
         some = problems[start : start + batch]
         prompts = [task.encode(problem.prompt) for problem in some]
@@ -514,8 +515,8 @@ def evaluate(
         for index, generation in enumerate(generations):
             said[index] += texts(task, generation)
             right[index].append(rewards(task, some, generation).cpu())
-            ended.append(generation.ended.cpu())
-    r = torch.stack([torch.cat(parts) for parts in right])  # (attempts, problems)
+            ended[index].append(generation.ended.cpu())
+    r, whole = (torch.stack([torch.cat(one) for one in all_]) for all_ in (right, ended))
     series = {
         "acc_t1": r[0],
         "acc_t2": r[1],
@@ -525,10 +526,10 @@ def evaluate(
         "changed": torch.tensor([float(a != b) for a, b in zip(*said[:2])]),
     }
     metrics = {name: values.mean().item() for name, values in series.items()}
-    metrics["truncated"] = 1 - torch.cat(ended).float().mean().item()
+    metrics["truncated"] = 1 - whole.float().mean().item()
     metrics["acc"] = r.mean(1).tolist()
     metrics["se"] = {
         name: (values.var(correction=0) / len(problems)).sqrt().item()
         for name, values in series.items()
     }
-    return Evaluation(metrics, problems, said, r)
+    return Evaluation(metrics, problems, said, r, whole)

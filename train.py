@@ -41,7 +41,7 @@ from tqdm import tqdm
 import data
 import rewards
 import score
-from model import GPT, GPTConfig, config_from_json, read_json
+from model import GPT, GPTConfig, read_config, read_json
 
 
 class BadInput(Exception):
@@ -142,7 +142,7 @@ def write_atomically(path: Path, write) -> None:
 
 
 def first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:100]
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:500]
 
 
 def write_json(path: Path, content: dict) -> None:
@@ -163,8 +163,9 @@ def read_pt(path: Path, keys: set[str]) -> dict:
     return content
 
 
-def load_model(folder: Path, task: data.Task, device: torch.device) -> GPT:
-    """The model of a stage's folder; BadInput if missing, broken or for another vocabulary."""
+def load_model(folder: Path, task: data.Task | None, device: torch.device) -> GPT:
+    """The model of a stage's folder; BadInput if missing, broken or for another vocabulary than
+    that of the task, if one is given."""
     path = folder / "model.pt"
     content = read_pt(path, {"config", "model"})
     try:
@@ -172,14 +173,17 @@ def load_model(folder: Path, task: data.Task, device: torch.device) -> GPT:
         model.load_state_dict(content["model"])
     except (TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise BadInput(f"{path} is not a model of this program ({first_line(error)})") from None
-    if not all(weight.isfinite().all() for weight in model.parameters()):
-        raise BadInput(f"{path} has weights that are not finite")
-    check_vocabulary(path, model, task)
+    check_model(path, model, task)
     return model.to(device)
 
 
-def check_vocabulary(path: Path, model: GPT, task: data.Task) -> None:
-    """Open models may have rows to spare beyond their tokenizer's."""
+def check_model(path: Path, model: GPT, task: data.Task | None) -> None:
+    """BadInput for weights that are not finite, or a vocabulary that is not the task's. Open models
+    may have rows to spare beyond their tokenizer's."""
+    if not all(weight.isfinite().all() for weight in model.parameters()):
+        raise BadInput(f"{path} has weights that are not finite")
+    if task is None:
+        return
     has, needs = model.config.vocab_size, task.encoding.n_vocab
     if has < needs or (has > needs and not isinstance(task, data.TextTask)):
         raise BadInput(
@@ -193,8 +197,8 @@ def open_model(run: Run, task: data.Task, device: torch.device) -> GPT:
     try:
         model = GPT.from_pretrained(run.init, device=device)
     except (ValueError, OSError) as error:
-        raise BadInput(f"--init {run.init}: {first_line(error)}") from None
-    check_vocabulary(Path(run.init), model, task)
+        raise BadInput(first_line(error)) from None
+    check_model(Path(run.init), model, task)
     return model
 
 
@@ -211,7 +215,12 @@ def save_model(path: Path, config: GPTConfig, weights: dict) -> None:
 
 
 def copy_weights(model: GPT) -> dict:
-    return {name: w.detach().to("cpu", copy=True) for name, w in model.state_dict().items()}
+    """The weights on the host; a tied head is the same tensor there, too."""
+    copies: dict[int, torch.Tensor] = {}
+    for weight in model.state_dict().values():
+        if weight.data_ptr() not in copies:
+            copies[weight.data_ptr()] = weight.detach().to("cpu", copy=True)
+    return {name: copies[weight.data_ptr()] for name, weight in model.state_dict().items()}
 
 
 STATE = {
@@ -339,10 +348,10 @@ class Trainer:
     def settings(self) -> dict:
         """What a resumed or reused run must agree on."""
         free = ("out", "device", "attempts", "split", "eval_problems", "eval_batch")
-        free += ("unsafe_sandbox",)
-        run = {name: value for name, value in asdict(self.run).items() if name not in free}
+        free += ("unsafe_sandbox", "micro")
         own = {"stage": self.stage.number, "steps": self.steps, "lr": self.peak}
-        return run | asdict(self.cfg) | own
+        every = asdict(self.run) | asdict(self.cfg) | own
+        return {name: value for name, value in every.items() if name not in free}
 
     def save(self) -> None:
         best = self.best.weights or copy_weights(self.policy)
@@ -521,6 +530,7 @@ def evaluate(
         "stage": facts["stage"],
         "split": run.split,
         "n": len(problems),
+        "skipped": task.skipped.get(run.split, 0),  # problems that do not fit the context
         "seed": run.seed,
         "temperature": temperature,
         **result.metrics,
@@ -529,8 +539,12 @@ def evaluate(
         "command": shlex.join(["python"] + sys.argv),
     }
     write_json(folder / "results.json", content)
-    for number, responses in enumerate(result.responses, 1):
-        samples = task.samples(problems, responses)
+    for path in folder.glob("samples_t*.jsonl"):
+        path.unlink()  # of another evaluation, with more attempts perhaps
+    for number, (responses, ended) in enumerate(zip(result.responses, result.ended), 1):
+        # A cut attempt is wrong here whatever it says, and so it shall be elsewhere.
+        said = [text if whole else "" for text, whole in zip(responses, ended.tolist())]
+        samples = task.samples(problems, said)
         if samples:
             write_samples(folder / f"samples_t{number}.jsonl", samples)
     return result
@@ -626,6 +640,10 @@ def stage_folder(run: Run, number: int) -> Path:
     return Path(run.out) / name / STAGES[number].folder
 
 
+def stage_of(run: Run, number: int) -> Stage:
+    return replace(STAGES[number], **PAPER.get(run.data, {}))
+
+
 def frozen(model: GPT) -> GPT:
     """A reference: it is given no gradient and nothing updates it."""
     return model.requires_grad_(False).eval()
@@ -633,8 +651,7 @@ def frozen(model: GPT) -> GPT:
 
 def run_stage(run: Run, given: dict, number: int, last: int, resume: bool, task, device) -> None:
     """Trains one stage of `--stage last`, or goes on with it, or finds it finished."""
-    stage = replace(STAGES[number], **PAPER.get(run.data, {}))
-    folder = stage_folder(run, number)
+    stage, folder = stage_of(run, number), stage_folder(run, number)
     if number == 0 and run.init is not None:
         return say(f"base: using {run.init}")
     if number < last:
@@ -691,8 +708,8 @@ def evaluate_folder(
     folder: Path, run: Run, task: data.Task, device: torch.device, temperature: float = 0.0
 ) -> score.Evaluation:
     """Evaluates a checkpoint folder; its state, if it is there, says what training cost."""
-    if run.init is not None and not (folder / "model.pt").exists() and folder.name == "base":
-        model = open_model(run, task, device)
+    if run.init is not None and not (folder / "model.pt").exists():
+        model = open_model(run, task, device)  # nothing was trained here: the base
     else:
         model = load_model(folder, task, device)
     facts = {"stage": None, "seconds": None, "steps": None, "samples": None, "config": asdict(run)}
@@ -814,7 +831,7 @@ def source(run: Run) -> data.Source:
     return data.Source(
         folder=Path(run.data_dir or f"data/{run.data}"),
         layout=data.pick_layout(tokenizer, run.layout),
-        context=config_from_json(read_json(init / "config.json")).context,
+        context=read_config(init).context,
         max_new_tokens=run.max_new_tokens,
         attempts=run.attempts,
         limit=run.limit,
@@ -827,11 +844,11 @@ def parse_levels(text: str) -> frozenset[int]:
     """ "1-3" → {1, 2, 3};  "1,5" → {1, 5}."""
     if not re.fullmatch(r"[1-5](-[1-5])?(,[1-5](-[1-5])?)*", text):
         raise BadInput(f"levels must be like 1-3 or 1,5, between 1 and 5: {text}")
-    ranges = [part.split("-") for part in text.split(",")]
-    levels = frozenset(n for r in ranges for n in range(int(r[0]), int(r[-1]) + 1))
-    if not levels:
-        raise BadInput(f"levels {text} are none")
-    return levels
+    ranges = [(int(part[0]), int(part[-1])) for part in text.split(",")]
+    for low, high in ranges:
+        if low > high:
+            raise BadInput(f"levels {text}: {low} to {high} are none")
+    return frozenset(n for low, high in ranges for n in range(low, high + 1))
 
 
 # Settings that choose an open model's problems, and those that only arithmetic has.
@@ -866,16 +883,25 @@ def check_evaluation(run: Run, task: data.Task) -> None:
         )
 
 
+def check_batch(cfg: score.Config, task: data.Task) -> None:
+    try:
+        task.batch(0, 1, cfg.problems)
+    except ValueError as error:
+        raise BadInput(f"problems {cfg.problems}: {error}") from None
+
+
 def train_command(args: argparse.Namespace, given: dict) -> None:
     run = settings(Run, given)
     check_belong(given, run.data)
     base = stage_folder(run, 0)
     if run.data == "arithmetic":
         run = settings(Run, adopt(given, base, ("difficulty", "layers", "heads", "width")))
-    settings(score.Config, given)
+    cfg = settings(score.Config, given)
     device, task = pick_device(run.device), load_task(run)
     run = replace(run, difficulty=task.difficulty)
     check_evaluation(run, task)
+    if args.stage > 0:
+        check_batch(cfg, task)
     numbers = range(args.stage + 1)
     for number in numbers:
         check_writable(stage_folder(run, number))
@@ -896,6 +922,7 @@ def eval_command(args: argparse.Namespace, given: dict) -> None:
     if not (temperature == 0 or 1e-3 <= temperature < math.inf):
         raise BadInput(f"temperature must be 0, or finite and at least 0.001: {temperature}")
     run = trained_as(given, folder)
+    check_writable(folder)
     task = load_task(run)
     run = replace(run, difficulty=task.difficulty)
     result = evaluate_folder(folder, run, task, pick_device(run.device), temperature)
@@ -906,19 +933,28 @@ def trained_as(given: dict, folder: Path) -> Run:
     """A stage's settings from its folder. Those that only choose what it is evaluated on may be
     given anew."""
     free = [name for name in ("seed", *SOURCE[1:]) if name not in given]
-    return settings(Run, adopt(given, folder, ("data", "task", "difficulty", *free)))
+    names = ("data", "task", "difficulty", *free)
+    given = adopt(given, folder, names)
+    if not (folder / "state.pt").exists() and (folder / "results.json").exists():
+        # The base of an open model has been evaluated, and nothing else is kept of it.
+        config = read_json(folder / "results.json").get("config", {})
+        given = {name: config[name] for name in names if name in config} | given
+    return settings(Run, given)
 
 
 def export_command(args: argparse.Namespace, given: dict) -> None:
-    """Writes a trained open model as a folder like the one that it began from."""
+    """Writes a trained open model as a folder like the one that it began from, in float32: the
+    steps of training are smaller than bfloat16's."""
     folder = Path(args.export)
     run = trained_as(given, folder)
     if run.init is None:
         raise BadInput(f"{folder} was not trained from an open model (--init)")
-    model = load_model(folder, load_task(run), torch.device("cpu"))
-    target = folder / "pretrained"
+    model = load_model(folder, None, torch.device("cpu"))
+    target, config = folder / "pretrained", Path(run.init) / "config.json"
     try:
         model.save_pretrained(target)
+        ends = {k: v for k, v in read_json(config).items() if k.endswith("_token_id")}
+        write_json(target / "config.json", read_json(target / "config.json") | ends)
         for pattern in ("*token*", "vocab.json", "merges.txt", "chat_template.*", "generation_*"):
             for path in Path(run.init).glob(pattern):
                 shutil.copy(path, target)

@@ -33,6 +33,14 @@ STYLES = {
 }
 
 
+def thought(tokenizer: Tokenizer) -> list[str]:
+    """What the assistant's turn begins with: a model that may think first is told that it has, as
+    by Qwen3's template with enable_thinking=False."""
+    if "enable_thinking" not in tokenizer.chat:
+        return []
+    return [Control("<think>"), "\n\n", Control("</think>"), "\n\n"]
+
+
 @dataclass(frozen=True)
 class Layout:
     """Token ids of a prompt and of the instruction p, in a model's own style."""
@@ -50,22 +58,23 @@ class Layout:
     def prompt(self, system: str, user: str, plain: str) -> list[int]:
         """[x]: system and user turns and the opening of the assistant's, or else `plain`."""
         if self.style == "plain":
-            bos = [] if self.tokenizer.bos is None else [self.tokenizer.bos]
+            bos = [self.tokenizer.bos] if self.tokenizer.adds_bos else []
             return bos + self.tokenizer.encoding.encode_ordinary(plain)
         turns = [("system", system), ("user", user), ("assistant", None)]
-        parts = [part for role, text in turns for part in turn(self.style, role, text)]
-        return self._encode(STYLES[self.style][0] + parts)
+        bos = self.style == "chatml" and "bos_token" in self.tokenizer.chat
+        return [self.tokenizer.bos] * bos + self._encode(STYLES[self.style][0], turns)
 
     def revise(self, instruction: str, plain: str) -> list[int]:
         """[p], after the token that ended attempt 1."""
         if self.style == "plain":
             return self.tokenizer.encoding.encode_ordinary(plain)
         turns = [("user", instruction), ("assistant", None)]
-        parts = [part for role, text in turns for part in turn(self.style, role, text)]
-        return self._encode(STYLES[self.style][2] + parts)
+        return self._encode(STYLES[self.style][2], turns)
 
-    def _encode(self, parts: list[str]) -> list[int]:
+    def _encode(self, before: list[str], turns: list[tuple[str, str | None]]) -> list[int]:
         encoding, ids = self.tokenizer.encoding, []
+        parts = before + [part for role, text in turns for part in turn(self.style, role, text)]
+        parts += thought(self.tokenizer)
         for part in merged(parts):
             if isinstance(part, Control):
                 ids.append(encoding.encode_single_token(part))
@@ -86,14 +95,26 @@ def merged(parts: list[str]) -> list[str]:
 
 
 def pick_layout(tokenizer: Tokenizer, style: str = "auto") -> Layout:
-    """The style asked for; auto takes the one whose control tokens the folder's chat template has.
-    Raises ValueError for an unknown style or one whose control tokens the tokenizer lacks."""
-    needs = {name: end for name, (_, end, _) in STYLES.items()}
+    """The style asked for. auto takes that of the folder's chat template where a turn's end is the
+    model's end of text, too: base models come with templates that they were never tuned to, and
+    read plain text. Raises ValueError for an unknown style or template, and for a style whose
+    control tokens the tokenizer lacks."""
+    known = tokenizer.encoding.special_tokens_set
+    ends = {name: end for name, (_, end, _) in STYLES.items()}
     if style == "auto":
-        fits = [name for name, token in needs.items() if token in tokenizer.chat]
-        style = fits[0] if fits else "plain"
-    if style not in (*needs, "plain"):
-        raise ValueError(f"layout must be auto, {', '.join(needs)} or plain: {style}")
-    if style != "plain" and needs[style] not in tokenizer.encoding.special_tokens_set:
-        raise ValueError(f"the model's tokenizer has no {needs[style]}, which {style} needs")
+        fits = [name for name, end in ends.items() if end in tokenizer.chat and end in known]
+        if tokenizer.chat and not fits:
+            raise ValueError(
+                "the model's chat template is neither ChatML nor Llama 3's; --layout plain would "
+                "leave it out"
+            )
+        tuned = fits and tokenizer.encoding.encode_single_token(ends[fits[0]]) == tokenizer.eos
+        style = fits[0] if tuned else "plain"
+    if style not in (*ends, "plain"):
+        raise ValueError(f"layout must be auto, {', '.join(ends)} or plain: {style}")
+    if style != "plain":
+        needed = [*STYLES[style][0], *turn(style, "user", ""), *thought(tokenizer)]
+        lacking = [part for part in needed if isinstance(part, Control) and part not in known]
+        if lacking:
+            raise ValueError(f"the model's tokenizer has no {lacking[0]}, which {style} needs")
     return Layout(tokenizer, style)

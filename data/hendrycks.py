@@ -4,8 +4,8 @@
     DIR/train.jsonl, DIR/test.jsonl   one problem a line, as in Lightman et al. 2023 ("MATH-500");
                                       github.com/openai/prm800k, prm800k/math_splits
 
-With the folders and MATH-500's test.jsonl (any *.jsonl whose name does not begin with "train"), the
-paper's split is rebuilt: those 500 are the test problems, all others train.
+With the folders and MATH-500's test.jsonl the paper's split is rebuilt: those 500 are the test
+problems, all others train. Whatever the files, no test problem is trained on.
 """
 
 import re
@@ -90,22 +90,23 @@ class MathTask(TextTask):
 def read_math(folder: Path) -> tuple[dict[str, list[MathProblem]], list[str]]:
     """Problems by split, and what there is to say about how they came together."""
     folders = {name: read_folder(folder, name) for name in ("train", "test")}
-    train: list[MathProblem] = []
-    test: list[MathProblem] = []
-    for path in sorted(folder.glob("*.jsonl")):
-        (train if path.name.startswith("train") else test).extend(read_jsonl(path))
+    seen: dict[str, str] = {}
+    train, test = (read_jsonl(folder / f"{name}.jsonl", seen) for name in ("train", "test"))
     if not any((*folders.values(), train, test)):
         raise ValueError(
             f"no MATH problems in {folder}: bring train/SUBJECT/N.json and test/SUBJECT/N.json "
             "(github.com/hendrycks/math), or train.jsonl and test.jsonl (github.com/openai/prm800k)"
         )
-    if not test:
-        return {"train": train or folders["train"], "test": folders["test"]}, []
+    pool = train or folders["train"] + (folders["test"] if test else [])
+    test = test or folders["test"]
     held = {squeezed(x.prompt) for x in test}
     ids = {x.id for x in test} - {""}
-    pool = train or folders["train"] + folders["test"]
     kept = [x for x in pool if squeezed(x.prompt) not in held and x.id not in ids]
-    notes = [f"{len(pool) - len(kept)} of {len(pool)} problems are test problems, not trained on"]
+    others = {path.name for path in folder.glob("*.jsonl")} - {"train.jsonl", "test.jsonl"}
+    notes = [f"{name} is not read: name it train.jsonl or test.jsonl" for name in sorted(others)]
+    if len(kept) < len(pool):
+        count = len(pool) - len(kept)
+        notes.append(f"{count} of {len(pool)} problems are test problems, not trained on")
     return {"train": kept, "test": test}, notes
 
 
@@ -115,14 +116,12 @@ def squeezed(text: str) -> str:
 
 
 def read_folder(folder: Path, split: str) -> list[MathProblem]:
-    """DIR/SPLIT/SUBJECT/N.json, in the order of subject and number."""
-    paths = [p for p in (folder / split).glob("*/*.json")]
-    paths.sort(key=lambda p: (p.parent.name, int(p.stem) if p.stem.isdigit() else 0, p.stem))
+    """The problems of DIR/SPLIT/SUBJECT/N.json."""
     problems = []
-    for path in paths:
+    for path in sorted((folder / split).glob("*/[!.]*.json")):  # some copies hold ._N.json as well
         where = f"{path}, line 1"
         try:
-            record = parse_record(path.read_text(encoding="utf-8"), where)
+            record = parse_record(path.read_text(encoding="utf-8-sig"), where)
         except (OSError, UnicodeDecodeError) as error:
             raise ValueError(f"{path} cannot be read ({error})") from None
         text, solution = require(record, where, problem=str, solution=str)
@@ -138,17 +137,20 @@ def read_folder(folder: Path, split: str) -> list[MathProblem]:
     return problems
 
 
-def read_jsonl(path: Path) -> list[MathProblem]:
-    """One problem a line. The answer is the field of that name, or the solution's last box."""
-    problems, seen = [], {}
-    with path.open(encoding="utf-8") as opened:
+def read_jsonl(path: Path, seen: dict[str, str]) -> list[MathProblem]:
+    """One problem a line, none where there is no file. The answer is the field of that name, or the
+    solution's last box; `seen` keeps where each id was."""
+    problems: list[MathProblem] = []
+    if not path.exists():
+        return problems
+    with path.open(encoding="utf-8-sig") as opened:
         for where, record in read_lines(path, opened):
             [text] = require(record, where, problem=str)
             if "answer" in record:
                 [answer] = require(record, where, answer=str)
             else:
                 answer = extract_answer(*require(record, where, solution=str)) or ""
-            name = record.get("unique_id", "")
+            [name] = require({"unique_id": ""} | record, where, unique_id=str)
             if name:
                 refuse_duplicates(seen, name, where)
             problems.append(

@@ -5,13 +5,15 @@
 
 With both MBPP files the full one is used. All of MBPP trains but for the three problems of the
 prompt and, kept for --split val, its own validation problems; its own test problems train too,
-since HumanEval is what is evaluated. With HumanEval alone, 100 of its problems train and 64 others
-are the test.
+since HumanEval is what is evaluated. With HumanEval alone, 100 of its 164 problems train and the
+others are the test.
 """
 
+import ast
 import gzip
 import json
 import re
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +31,7 @@ SHOTS = (2, 3, 4)  # Austin et al.'s prompt problems
 VALIDATION = range(511, 601)
 # What ends the body of a function that a base model goes on writing (Chen et al. 2021).
 STOPS = re.compile(r"\n(?=class|def|#|if|print)")
+FENCED = re.compile(r"(```|~~~)[ \t]*[\w+-]*[ \t]*\n(.*?)(?:\1|\Z)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,8 @@ class ProgramTask(TextTask):
         mbpp = read_mbpp(source.folder)
         if mbpp is None:
             order = sorted(test, key=lambda x: text_hash(x.id))
-            splits = {"train": order[:100], "test": order[100:]}
+            part = 100 * len(order) // 164
+            splits = {"train": order[:part], "test": order[part:]}
             notes = ["no MBPP file: a fixed part of HumanEval trains and the rest is the test"]
         else:
             splits, notes = mbpp
@@ -70,19 +74,17 @@ class ProgramTask(TextTask):
         return problem.prompt
 
     def over(self, problem: Program, response: str) -> bool:
-        body = completes(problem, response) and STOPS.search(response) is not None
-        return body or "[DONE]" in response
+        return len(answer_alone(problem, response)) < len(response)
 
     def completion(self, problem: Program, response: str) -> str:
         """What is put after the problem's code, if it has any, and run."""
+        if self.runs_on:
+            response = answer_alone(problem, response)
         code = extract_code(response, problem.entry_point)
-        if not problem.head:
-            return code
-        if completes(problem, code):
-            return STOPS.split(code)[0] if self.runs_on else code
-        # A whole program: the head ends in a docstring, so it is complete by itself, and what it
+        is_body = is_indented(code) if self.runs_on else not defines(code, problem.entry_point)
+        # The head of a whole program ends in a docstring, so it is complete by itself, and what it
         # imports stays imported.
-        return "\n\n" + code
+        return code if not problem.head or is_body else "\n\n" + code
 
     def reward(self, problem: Program, response: str) -> float:
         return self.rewards([problem], [response])[0]
@@ -104,22 +106,58 @@ class ProgramTask(TextTask):
         ]
 
 
-def completes(problem: Program, code: str) -> bool:
-    """The text goes on where the problem's code ends, in place of defining the function anew."""
-    return bool(problem.head) and not defines(code, problem.entry_point)
+def answer_alone(problem: Program, text: str) -> str:
+    """What a base model wrote up to the end of its answer: [DONE] in any case, and on HumanEval,
+    whose prompt shows no [DONE], the end of the function."""
+    text = text.partition("[DONE]")[0]
+    if not problem.head:
+        return text
+    if is_indented(text):
+        return STOPS.split(text)[0]
+    start = defined_at(text, problem.entry_point)
+    end = start and re.search(r"\n(?=[^\s)\]}#])", text[start.end() :])
+    return text[: start.end() + end.start()] if end else text
+
+
+def is_indented(code: str) -> bool:
+    """It goes on where the problem's code ends, in place of defining the function anew."""
+    return re.match(r"\s*^[ \t]+\S", code, re.MULTILINE) is not None
+
+
+def defined_at(code: str, name: str) -> re.Match | None:
+    return re.search(rf"^(async\s+)?(def|class)\s+{re.escape(name)}\b", code, re.MULTILINE)
 
 
 def defines(code: str, name: str) -> bool:
-    return bool(re.search(rf"^(async\s+)?(def|class)\s+{re.escape(name)}\b", code, re.MULTILINE))
+    return defined_at(code, name) is not None
 
 
 def extract_code(response: str, entry_point: str) -> str:
-    """The program in a response: what stands between [BEGIN] and [DONE], or in the first fenced
-    block that defines the function (else the first block), or else all of it."""
+    """The program in a response: what stands between [BEGIN] and [DONE], or in fenced blocks, or
+    else all of it. Of several blocks that define the function the last counts, for a correction
+    may quote what it corrects; blocks before it that only define other things stay with it."""
     response = response.partition("[DONE]")[0].rpartition("[BEGIN]")[2]
-    blocks = re.findall(r"^```[^\n]*\n(.*?)(?:^```|\Z)", response, re.MULTILINE | re.DOTALL)
-    chosen = [block for block in blocks if defines(block, entry_point)] or blocks
-    return chosen[0] if chosen else response
+    blocks = [block for _, block in FENCED.findall(response)]
+    flat = [textwrap.dedent(block) for block in blocks]
+    places = [n for n, block in enumerate(flat) if defines(block, entry_point)]
+    if places:
+        helpers = [block for block in flat[: places[-1]] if only_defines(block, entry_point)]
+        response = "\n".join([*helpers, flat[places[-1]]])
+    elif blocks:
+        response = blocks[0]
+    response = re.sub(r"\A\s*python\s*\n", "", response)
+    # The problem's code comes first, and after it this would be a syntax error.
+    return re.sub(r"^from __future__ import .*\n", "", response, flags=re.MULTILINE)
+
+
+def only_defines(code: str, entry_point: str) -> bool:
+    """A block of imports, functions, classes and constants, none of them the entry point."""
+    try:
+        nodes = ast.parse(code).body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+    kinds = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign)
+    return all(isinstance(node, kinds) for node in nodes) and not defines(code, entry_point)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -138,7 +176,7 @@ def read_humaneval(folder: Path) -> list[Program]:
         )
     problems, seen = [], {}
     opener = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rt", encoding="utf-8") as opened:
+    with opener(path, "rt", encoding="utf-8-sig") as opened:
         for where, record in read_lines(path, opened):
             name, prompt, test, entry_point, solution = require(
                 record,
@@ -163,13 +201,13 @@ def read_mbpp(folder: Path) -> tuple[dict[str, list[Program]], list[str]] | None
     full, sanitized = folder / "mbpp.jsonl", folder / "sanitized-mbpp.json"
     if full.exists():
         path = full
-        with path.open(encoding="utf-8") as opened:
+        with path.open(encoding="utf-8-sig") as opened:
             records = list(read_lines(path, opened))
     elif sanitized.exists():
         path = sanitized
         try:
             content = json.loads(path.read_bytes())
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path} is not JSON ({error})") from None
         if not isinstance(content, list) or not all(isinstance(x, dict) for x in content):
             raise ValueError(f"{path} is not a list of JSON objects")
@@ -182,7 +220,11 @@ def read_mbpp(folder: Path) -> tuple[dict[str, list[Program]], list[str]] | None
         number, code, tests = require(record, where, task_id=int, code=str, test_list=list)
         [text] = require(record, where, **{"text" if "text" in record else "prompt": str})
         refuse_duplicates(seen, f"task_id {number}", where)
-        setup = "\n".join([record.get("test_setup_code", ""), *record.get("test_imports", [])])
+        record = {"test_setup_code": "", "test_imports": []} | record
+        before, imports = require(record, where, test_setup_code=str, test_imports=list)
+        if not all(isinstance(line, str) for line in [*tests, *imports]):
+            raise ValueError(f"{where}: a test or import is not text")
+        setup = "\n".join([before, *imports])
         try:
             test, entry_point = mbpp_test(tests, setup)
         except ValueError as error:

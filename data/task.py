@@ -22,7 +22,7 @@ class Problem:
 
 def text_hash(text: str) -> int:
     """63 bits of BLAKE2b, the same in every process (Python's own hash is not)."""
-    raw = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    raw = hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8).digest()
     return int.from_bytes(raw, "little") >> 1
 
 
@@ -38,6 +38,7 @@ class Task(ABC):
     max_new_tokens: int  # of one attempt, eos included
     runs_on: bool = False  # the model may write on after its answer, to be cut by `over`
     notes: list[str] = []  # what a user should know of how the data was read
+    skipped: dict[str, int] = {}  # by split, problems left out since the context is too short
 
     def room(self, attempts: int) -> int:
         """The most tokens that come after a prompt."""

@@ -1,6 +1,7 @@
 """Tasks whose problems are read from files and whose tokens are those of an open model."""
 
 import json
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,11 +27,10 @@ class Source:
 
 
 class TextTask(Task):
-    """Problems by split, laid out for a model.
+    """Problems by split, laid out for a model, in an order that has nothing to do with the files'.
 
     A subclass sets `system`, `instruction` (p), `plain_revise` and `max_new_tokens`, and says how a
-    problem reads to a chat model (`user`) and to a base model (`plain`). Raises ValueError where
-    no problem fits the context.
+    problem reads to a chat model (`user`) and to a base model (`plain`).
     """
 
     system: str  # the system turn
@@ -47,23 +47,24 @@ class TextTask(Task):
         self.notes = notes + [f"layout: {self.layout.style}"]
         self._problems = {x.prompt: x for problems in splits.values() for x in problems}
         self._pieces = token_bytes(self.encoding)
-        room = source.context - self.room(source.attempts)
-        self.splits = {}
+        self.splits, self.skipped = {}, {}
         for name, problems in splits.items():
+            attempts = (
+                2 if name == "train" else source.attempts
+            )  # what is trained on stays the same
+            room = source.context - self.room(attempts)
             fit = [x for x in problems if len(self.encode(x.prompt)) <= room]
-            if len(fit) < len(problems):
+            self.skipped[name] = len(problems) - len(fit)
+            if self.skipped[name]:
                 self.notes.append(
-                    f"{len(problems) - len(fit)} of {len(problems)} {name} problems are skipped: "
-                    f"prompt and {source.attempts} attempts exceed the context of {source.context}"
+                    f"{self.skipped[name]} of {len(problems)} {name} problems are skipped: prompt "
+                    f"and {attempts} attempts exceed the context of {source.context}"
                 )
             if problems and not fit:
                 raise ValueError(f"{self.name}: {self.notes[-1]}")
-            self.splits[name] = fit[: source.limit]
-        for name in ("train", "test"):
-            if not self.splits.get(name):
-                raise ValueError(f"{source.folder} has no {name} problems of the kind asked for")
+            self.splits[name] = sorted(fit, key=lambda x: x.key)[: source.limit]
         sizes = ", ".join(f"{len(x)} {name}" for name, x in self.splits.items() if x)
-        self.notes.append(f"{self.name}: {sizes} problems from {source.folder}")
+        self.notes.append(f"{self.name}: {sizes or 'no'} problems from {source.folder}")
 
     def user(self, problem: Problem) -> str:
         """The user turn that poses a problem."""
@@ -83,20 +84,21 @@ class TextTask(Task):
         return b"".join(self._pieces.get(t, unknown) for t in tokens).decode(errors="replace")
 
     def batch(self, seed: int, step: int, count: int) -> list[Problem]:
-        """Every training problem once an epoch, in an order drawn for the epoch."""
-        problems = self.splits["train"]
-        numbers = range((step - 1) * count, step * count)
-        orders = {
-            epoch: np.random.default_rng([seed, epoch]).permutation(len(problems))
-            for epoch in {n // len(problems) for n in numbers}
-        }
-        return [problems[orders[n // len(problems)][n % len(problems)]] for n in numbers]
+        """Each training problem at most once an epoch, in an order drawn for the epoch; a rest that
+        fills no batch waits for another. Raises ValueError where there are fewer than `count`."""
+        problems = self.splits.get("train", [])
+        if count > len(problems):
+            raise ValueError(f"{self.name} has {len(problems)} training problems, not {count}")
+        epoch, place = divmod(step - 1, len(problems) // count)
+        order = np.random.default_rng([seed, epoch]).permutation(len(problems))
+        return [problems[n] for n in order[place * count : (place + 1) * count]]
 
     def held_out(self, split: str, count: int | None) -> list[Problem]:
         problems = self.splits.get(split, [])
-        if len(problems) < (count or 1):
-            has = f"the {split} split of {self.name} has {len(problems)} problems"
-            raise ValueError(f"{has}, not {count or 'any'}")
+        if not problems:
+            raise ValueError(f"{self.name} has no {split} problems of the kind asked for")
+        if count is not None and count > len(problems):
+            raise ValueError(f"the {split} split of {self.name} has {len(problems)}, not {count}")
         return problems[:count]
 
 
@@ -122,14 +124,14 @@ def read_lines(path: Path, opened) -> Iterator[tuple[str, dict]]:
             where = f"{path}, line {number}"
             if line.strip():
                 yield where, parse_record(line, where)
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise ValueError(f"{path} cannot be read ({error})") from None
 
 
 def parse_record(text: str, where: str) -> dict:
     try:
         record = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{where}: not JSON ({error})") from None
     if not isinstance(record, dict):
         raise ValueError(f"{where}: not a JSON object")

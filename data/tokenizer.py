@@ -38,8 +38,9 @@ class Tokenizer:
     """An encoding and what its folder says about the ends of texts."""
 
     encoding: tiktoken.Encoding
-    eos: int  # ends a document
-    bos: int | None  # stands before every document, if the model was trained so
+    eos: int  # ends a text; of a model tuned to chat, its turn
+    bos: int | None  # begins a text, if the folder names such a token
+    adds_bos: bool  # to every text
     chat: str  # the folder's chat template; empty if it has none
 
 
@@ -58,13 +59,15 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
             raise ValueError(not_byte_level(folder / "tokenizer.model"))
         else:
             raise FileNotFoundError(f"no tokenizer.json, nor vocab.json and merges.txt in {folder}")
+        added = added_first(whole or {})
         return Tokenizer(
             encoding,
             eos=end_of_text(encoding, settings, folder),
-            bos=begin_of_text(encoding, settings, whole or {}),
+            bos=token_named(encoding, added or settings.get("bos_token")),
+            adds_bos=added is not None or settings.get("add_bos_token", False),
             chat=chat_template(settings, folder),
         )
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, OverflowError, UnicodeDecodeError) as error:
         raise ValueError(f"{folder} holds a malformed tokenizer ({error!r})") from None
 
 
@@ -73,8 +76,8 @@ def read(path: Path) -> dict | None:
     if not path.exists():
         return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON ({error})") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path} does not hold a JSON object")
@@ -94,26 +97,33 @@ def not_byte_level(path: Path) -> str:
 
 def from_tokenizer_json(raw: dict, folder: Path) -> tiktoken.Encoding:
     path, model = folder / "tokenizer.json", raw["model"]
-    steps = parts(raw.get("pre_tokenizer"), "pretokenizers")
+    steps = flattened(raw.get("pre_tokenizer"), "pretokenizers")
     if model.get("type", "BPE") != "BPE" or not any(s["type"] == "ByteLevel" for s in steps):
         raise ValueError(not_byte_level(path))
     for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(name):
             raise ValueError(f"{path}: {name} is not supported")
-    normalizers = [step["type"] for step in parts(raw.get("normalizer"), "normalizers")]
+    normalizers = [step["type"] for step in flattened(raw.get("normalizer"), "normalizers")]
     if normalizers not in ([], ["NFC"]):
         raise ValueError(f"{path}: the normalizer {', '.join(normalizers)} is not supported")
     merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
     special = {token["content"]: token["id"] for token in raw.get("added_tokens", [])}
     kind = NFC if normalizers else tiktoken.Encoding
-    return build(kind, path, split_pattern(steps, path), model["vocab"], merges, special)
+    whole_words = model.get("ignore_merges", False)
+    return build(
+        kind, path, split_pattern(steps, path), model["vocab"], merges, special, whole_words
+    )
 
 
-def parts(step: dict | None, name: str) -> list[dict]:
+def flattened(step: dict | None, name: str) -> list[dict]:
     """A pipeline's steps, whether it is none, one or a sequence of them."""
     if step is None:
         return []
-    return [part for inner in step[name] for part in parts(inner, name)] if name in step else [step]
+    return (
+        [part for inner in step[name] for part in flattened(inner, name)]
+        if name in step
+        else [step]
+    )
 
 
 def split_pattern(steps: list[dict], path: Path) -> str:
@@ -156,8 +166,11 @@ def build(
     vocab: dict[str, int],
     merges: list[list[str]],
     special: dict[str, int],
+    whole_words: bool = False,
 ) -> tiktoken.Encoding:
-    """Checks that merging by token id is merging in the listed order, and makes the encoding."""
+    """Checks that merging by token id is merging in the listed order, and makes the encoding. With
+    whole_words a piece of text that is a token becomes that token, whether merges make it or not.
+    """
     previous, merged = -1, set()
     for pair in merges:
         token = "".join(pair)
@@ -174,7 +187,7 @@ def build(
     for token, token_id in vocab.items():
         if token in special:
             continue
-        if len(token) > 1 and token not in merged:
+        if len(token) > 1 and token not in merged and not whole_words:
             special[token] = token_id  # no merge makes it, so text never becomes it
             continue
         try:
@@ -186,7 +199,13 @@ def build(
     lacking = [byte for byte in needed if bytes([byte]) not in ranks]
     if lacking:
         raise ValueError(f"{path} has no token for the byte {min(lacking)}")
-    return kind(path.parent.name, pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
+    if min(vocab.values()) < 0:
+        raise ValueError(f"{path} has a negative token id")
+    try:
+        name = path.parent.name
+        return kind(name, pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
+    except ValueError as error:
+        raise ValueError(f"{path}: tiktoken cannot use it ({error})") from None
 
 
 def byte_characters() -> list[str]:
@@ -226,13 +245,9 @@ def chat_template(settings: dict, folder: Path) -> str:
     )
 
 
-def begin_of_text(encoding: tiktoken.Encoding, settings: dict, whole: dict) -> int | None:
-    """The token that the folder's tokenizer puts before every text, if it does so."""
+def added_first(whole: dict) -> str | None:
+    """The token that tokenizer.json puts before every text, if it does so."""
     post = whole.get("post_processor") or {}
     templates = [step.get("single", []) for step in post.get("processors", [post])]
-    begins = [t[0]["SpecialToken"]["id"] for t in templates if t and "SpecialToken" in t[0]]
-    if begins:
-        return token_named(encoding, begins[0])
-    if not settings.get("add_bos_token"):
-        return None
-    return token_named(encoding, settings.get("bos_token"))
+    firsts = [template[0] for template in templates if template]
+    return next((part["SpecialToken"]["id"] for part in firsts if "SpecialToken" in part), None)
