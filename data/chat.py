@@ -4,7 +4,9 @@
     llama3   <|start_header_id|>user<|end_header_id|>\\n\\n…<|eot_id|>
     plain    text alone, for base models
 
-Control tokens are kept apart from text, so that a problem which spells one does not become one.
+These are the families' own templates, but for the dates that Llama 3.1's puts into the system turn
+and for Qwen3's, which drops the empty thoughts of an earlier answer. Control tokens are kept apart
+from text, so that a problem which spells one does not become one.
 """
 
 from dataclasses import dataclass

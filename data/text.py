@@ -20,7 +20,7 @@ class Source:
     layout: Layout
     context: int  # most tokens that the model holds
     max_new_tokens: int | None = None  # of an attempt. None: the task's own
-    attempts: int = 2  # that must fit the context
+    attempts: int = 2  # of an evaluation, that must fit the context
     limit: int | None = None  # most problems of a split
     levels: frozenset[int] | None = None  # of MATH. None: all
     subjects: frozenset[str] | None = None  # of MATH. None: all
@@ -49,9 +49,8 @@ class TextTask(Task):
         self._pieces = token_bytes(self.encoding)
         self.splits, self.skipped = {}, {}
         for name, problems in splits.items():
-            attempts = (
-                2 if name == "train" else source.attempts
-            )  # what is trained on stays the same
+            # An evaluation of more attempts must not change what is trained on.
+            attempts = 2 if name == "train" else source.attempts
             room = source.context - self.room(attempts)
             fit = [x for x in problems if len(self.encode(x.prompt)) <= room]
             self.skipped[name] = len(problems) - len(fit)
