@@ -2087,8 +2087,9 @@ def test_both_stages_run_on_an_open_model(name, template, tmp_path, capsys, monk
         assert command("--stage", stage, *source_flags, "--eval-problems", 4, "--micro", 1) == 0
     printed = capsys.readouterr().out
     assert f"base: using {init}" in printed and "Stage I: using" in printed
-    for stage in ("base", "stage1", "stage2"):
+    for number, stage in enumerate(("base", "stage1", "stage2")):
         results = json.loads((out / name / stage / "results.json").read_text())
+        assert results["stage"] == number and results["skipped"] == 0
         assert results["data"] == results["task"] == name and results["n"] == 4
         assert 0 <= results["truncated"] <= 1
         samples = sorted((out / name / stage).glob("samples_t*.jsonl"))

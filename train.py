@@ -708,11 +708,11 @@ def evaluate_folder(
     folder: Path, run: Run, task: data.Task, device: torch.device, temperature: float = 0.0
 ) -> score.Evaluation:
     """Evaluates a checkpoint folder; its state, if it is there, says what training cost."""
+    facts = {"stage": None, "seconds": None, "steps": None, "samples": None, "config": asdict(run)}
     if run.init is not None and not (folder / "model.pt").exists():
-        model = open_model(run, task, device)  # nothing was trained here: the base
+        model, facts["stage"] = open_model(run, task, device), 0  # nothing was trained here
     else:
         model = load_model(folder, task, device)
-    facts = {"stage": None, "seconds": None, "steps": None, "samples": None, "config": asdict(run)}
     state = read_state(folder)
     if state is not None:
         facts = {
