@@ -107,7 +107,7 @@ LONGEST_ANSWER = 1000  # characters; longer answers are equal only as strings
 MOST_TOKENS = 400  # of a reading; beyond, an answer is text
 DEEPEST = 30  # nested brackets, so that recursion stays far from Python's limit
 MOST_BITS = 6000  # of an exact value: towers of powers are not computed
-POINTS = 5  # values that each variable takes; an expression needs three of them
+POINTS = 8  # values that each variable takes; an expression needs three of them
 TOLERANCE = 1e-11  # relative, between floats
 
 # ---- text → tokens ----
@@ -244,12 +244,12 @@ class Unreadable(Exception):
 
 @functools.lru_cache(maxsize=512)
 def variable(name: str) -> list[Fraction]:
-    """A variable's value at each point: all are positive at the first and negative at the second,
-    so that what holds for one sign only is no identity, and large at the last, or |x − 1| would be
-    1 − x."""
+    """A variable's value at each point, of either sign and size, so that what holds for some only,
+    |x − 1| = 1 − x, is no identity: all are positive at the first point, negative at the second."""
     draw = random.Random(name)
-    scales = [1, -1, draw.choice((1, -1)), draw.choice((1, -1)), 16]
-    return [scale * Fraction(draw.randrange(151, 700, 2), 256) for scale in scales]
+    scales = [1, -1, draw.choice((1, -1)), draw.choice((1, -1)), 16, -16, 64, -64]
+    tops = draw.sample(range(151, 700, 2), POINTS)
+    return [scale * Fraction(top, 256) for scale, top in zip(scales, tops)]
 
 
 def exact(*values) -> bool:
@@ -334,7 +334,10 @@ def binomial(n, k):
     if n > 1000 or (k or 0) > 1000:
         raise OverflowError("too many digits")
     if n.denominator != 1 and k is not None and k <= 20:
-        return math.prod((n - i) / (i + 1) for i in range(int(k)))
+        value = 1
+        for i in range(int(k)):
+            value = sound(value * Fraction(n - i, i + 1))
+        return value
     if n.denominator != 1 or n < 0:
         raise Unreadable
     return math.factorial(int(n)) if k is None else math.comb(int(n), int(k))
@@ -735,7 +738,10 @@ def same_values(a: tuple, b: tuple) -> bool:
     """Equal wherever both have a value, which is at three points at least."""
     pairs = [(x, y) for x, y in zip(a, b) if x is not None and y is not None]
     for x, y in pairs:
-        if x != y if exact(x, y) else abs(x - y) > TOLERANCE * max(abs(x), abs(y)):
+        try:
+            if x != y if exact(x, y) else abs(x - y) > TOLERANCE * max(abs(x), abs(y)):
+                return False
+        except OverflowError:  # an exact value beyond all floats
             return False
     if len(pairs) < 3:
         return False
@@ -824,7 +830,7 @@ def math_equal(prediction: str, gold: str) -> bool:
 FINAL_ANSWER = "The final answer is"
 BOX_OR_BRACE = re.compile(r"\\(?:boxed|fbox)\s{0,9}\{|\\.|[{}]", re.DOTALL)
 BARE_BOX = re.compile(
-    r"\\(?:boxed|fbox)(?: {0,9}(-?[0-9][0-9,]*(?:\.[0-9]+)?|\\[A-Za-z]+)| {1,9}([A-Za-z]))"
+    r"\\(?:boxed|fbox)(?: {0,9}(-?[0-9][0-9,]{0,30}(?:\.[0-9]{1,30})?|\\[A-Za-z]{1,30})| {1,9}([A-Za-z]))"
     r"(?=[.,]?(?:\s|\$|\\[)\]]|$))"
 )
 LONGEST_BOX = 10_000  # characters in which a box must close, so that no response takes long
