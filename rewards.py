@@ -112,6 +112,7 @@ TOLERANCE = 1e-11  # relative, between floats
 
 # ---- text → tokens ----
 
+PLAIN_FUNCTIONS = "arcsin arccos arctan sin cos tan cot sec csc log ln".split()
 TOKEN_NAMES = {  # a token → its other names
     "": r"\left \right \big \Big \bigg \Bigg \bigl \bigr \Bigl \Bigr \displaystyle \textstyle"
     r" \limits \boxed \fbox \text \mbox \rm \bf \( \) \[ \]",
@@ -123,7 +124,7 @@ TOKEN_NAMES = {  # a token → its other names
     **{"∞": r"\infty infinity", "∅": r"\emptyset \varnothing", r"\{": r"\lbrace", "[": r"\lbrack"},
     **{r"\}": r"\rbrace", "]": r"\rbrack", r"\pi": "π pi", r"\theta": "θ", r"\sqrt": "√ sqrt"},
     '"percent"': r"\% %",
-    **{"\\" + name: name for name in "sin cos tan log ln".split()},
+    **{"\\" + name: name for name in PLAIN_FUNCTIONS},
 }
 ALIASES = {name: token for token, names in TOKEN_NAMES.items() for name in names.split()}
 FONTS = "text|textbf|textit|textrm|textnormal|mbox|hbox|mathrm|mathbf|mathit|mathsf|emph"
@@ -149,10 +150,14 @@ SHORT_WORDS = {"no", "yes", "odd", "one", "two", "six", "ten"}  # not products o
 
 
 def quote_words(match: re.Match) -> str:
-    """Mark words, so that each becomes one token and not a product of variables."""
-    words = re.split(r"((?<![\\A-Za-z])[A-Za-z]+)", match[1])  # every second one is a word
-    words[1::2] = [f'"{x}"' if len(x) > 1 or x in UNIT_LETTERS else x for x in words[1::2]]
-    return f" {''.join(words)} "
+    """Marks the words of a match's last group, so that each becomes one token and not a product of
+    variables."""
+
+    def quote(word: re.Match) -> str:
+        return f'"{word[0]}"' if len(word[0]) > 1 or word[0] in UNIT_LETTERS else word[0]
+
+    before = match[1] if match.lastindex == 2 else ""
+    return f"{before} " + re.sub(r"(?<![\\A-Za-z])[A-Za-z]+", quote, match[match.lastindex]) + " "
 
 
 def repeating_decimal(match: re.Match) -> str:
@@ -162,6 +167,7 @@ def repeating_decimal(match: re.Match) -> str:
     return rf"\frac{{{top}}}{{{10 ** len(start) * (10 ** len(cycle) - 1)}}}"
 
 
+BASES = dict(zip("two three four five six seven eight nine ten".split(), range(2, 11)))
 # Applied in this order. Each pattern is linear in a text whose runs of blanks are single.
 REWRITES = [
     (re.compile(r"\\\\(?: ?\[-?[0-9.]+(?:pt|em|ex|mm|cm)\])?"), r"\\cr "),
@@ -172,15 +178,30 @@ REWRITES = [
     (re.compile(r"\\(?:left|right) ?\.|\\[,;:!> ]|\\q?quad(?![A-Za-z])|~"), " "),
     (re.compile(r"\^ ?(?:\{ ?\\circ ?\}|\\circ(?![A-Za-z]))(?: ?[CF](?![A-Za-z]))?"), "°"),
     (
-        re.compile(r"(?<![0-9])([0-9]*)\.([0-9]*)\\(?:overline|bar) ?\{([0-9]+)\}"),
+        re.compile(
+            r"(?<![0-9])([0-9]*)\.([0-9]*)\\(?:overline|bar|dot) ?"
+            r"\{?((?<=\{)[0-9]+(?=\})|[0-9])\}?"
+        ),
         repeating_decimal,
+    ),
+    (re.compile(r"\\not ?=|\\not ?\\in(?![A-Za-z])"), r"\\ne "),
+    (re.compile(r"(?<=[0-9}])–"), r"\\to "),  # a range; elsewhere it is a minus
+    (re.compile(r"\*\*"), "^"),
+    (re.compile(r"(?<=\.)([0-9]+)[eE]([-+]?[0-9]+)(?![0-9A-Za-z.])"), r"\1\\cdot 10^{\2}"),
+    (re.compile(r"(?:√|(?<![\\A-Za-z])sqrt) ?([0-9]+)"), r"\\sqrt{\1}"),
+    (re.compile(rf"\\(?:operatorname\*?|mathrm) ?\{{({'|'.join(PLAIN_FUNCTIONS)})\}}"), r"\\\1 "),
+    (re.compile(r"_ ?\{ ?\(([0-9]+)\) ?\}"), r"_{\1}"),
+    (
+        re.compile(rf"_ ?(?:\{{ ?)?\\text ?\{{({'|'.join(BASES)})\}}(?: ?\}})?"),
+        lambda match: f"_{{{BASES[match[1]]}}}",
     ),
     (re.compile(r"\\mathbb ?(?:R|\{R\})"), r"(-\\infty,\\infty)"),
     (re.compile(r"(\\begin ?\{array\}) ?\{[^{}]*\}"), r"\1"),
     (re.compile(r"\b([AaPp])\. ?([Mm])\b\.?"), r"\1\2"),
     (re.compile(rf"\\(?:{FONTS}) ?\{{([^{{}}]*)\}}"), quote_words),
     (re.compile(rf"(?<=[0-9}})°]) {{0,3}}({UNIT}(?:[ /.]{UNIT})*)", re.I), quote_words),
-    (re.compile(r"(?<=[0-9])( [a-z]{3,}(?: [a-z]{3,}){0,2})$"), quote_words),
+    # Behind a number that is all there is, a noun needs no command: 42 students.
+    (re.compile(r"^(-?[0-9][0-9.,/]*)( [a-z]{4,}(?: [a-z]{3,}){0,2})$"), quote_words),
     (re.compile(r"(?<=[0-9]) ([0-9]+) ?/ ?([0-9]+)"), r"\\frac{\1}{\2}"),
     (re.compile(r",? {0,3}([∧∩∪]) {0,3},?"), r"\1"),
 ]
@@ -194,15 +215,22 @@ TOKEN = re.compile(
     | "[^"]*"                           # a word
     | [0-9]+(?:\.[0-9]+)? | \.[0-9]+    # a number
     | (?<=[0-9])\ (?=[0-9])             # the blank of 2 1/2
-    | (?<![A-Za-z])(?:sqrt|sin|cos|tan|log|ln|pi|infinity)(?![A-Za-z])
-    | [<>]= | [^ ]""",
+    | (?<![A-Za-z])(?:sqrt|pi|infinity|FUNCTIONS)(?![A-Za-z])
+    | [<>]= | [^ ]""".replace("FUNCTIONS", "|".join(PLAIN_FUNCTIONS)),
     re.VERBOSE,
 )
 
 
+FRACTIONS = str.maketrans(
+    {"½": r"\frac12", "⅓": r"\frac13", "⅔": r"\frac23", "¼": r"\frac14", "¾": r"\frac34"}
+)
+RAISED, LOWERED = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹]+"), str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹", "0123456789")
+
+
 def tokenize(text: str) -> list[str]:
     """LaTeX → tokens, each under one name."""
-    text = text.replace('"', "''").replace("²", "^2").replace("³", "^3").replace("½", r"\frac12")
+    text = text.replace('"', "''").translate(FRACTIONS)
+    text = RAISED.sub(lambda match: f"^{{{match[0].translate(LOWERED)}}}", text)
     text = " ".join(text.split())
     if INEQUALITY.search(text):  # "x < 1 or x > 2" is a union; "1 or 2" and "1 and 2" are lists
         text = CONNECTIVE.sub(lambda match: "∪" if match[0] == "or" else "∩", text)
@@ -478,7 +506,9 @@ class Evaluator:
     def function(self, name: str):
         base = self.argument() if name == r"\log" and self.skip("_") else 10
         exponent = self.signed(self.exponent) if self.skip("^") else 1
-        if exponent == -1 and name in INVERSES:
+        if exponent == -1:  # of the others it might be meant either way
+            if name not in INVERSES:
+                raise Unreadable
             name, exponent = INVERSES[name], 1
         outside, self.degrees = self.degrees, False
         x = self.operand()
@@ -548,10 +578,20 @@ BRACKETS = {
 RELATIONS = frozenset("=<>≤≥≠∈")
 UNORDERED = frozenset((",", r"\{\}", "∪", "∩", "≠", "="))
 MATRIX = re.compile(r"\\begin *\{(?:[pb]?(?:small)?matrix|array)\}")
+MAGNITUDE = re.compile(
+    r"tens?|dozens?|googol|hundreds|thousands|(?!mill?i?onth)[a-z]+illions?|[a-z]*(?<!mo)(?:n|f|x|h|d)ths?"
+    r"|[a-z]+ty|twice|double|triple|factorials?|powers?|binary|hex|repeating|recurring|noon|midnight"
+    r"|wrong|false|incorrect|never|n?either|inverse|reciprocal|conjugate|modulo|theta|alpha|beta|phi"
+)
 VARIABLES = r"\([a-z](?:,[a-z])*\)"  # of f(x), or for the left side of (x, y) = (1, 2)
 NAME = re.compile(rf'(?:[A-Za-z]|\\[a-z]+ )(?:_\{{?\w+\}}?)?(?:{VARIABLES})?|{VARIABLES}|"\w+"')
+# What else may stand before "=" for the value behind it: ∠ABC, AB, P(A), f(2), |z|, [ABC], det A.
+LABEL = re.compile(
+    r"(?:m?\\angle |\\det |\\overline |\\vec )\{?[A-Za-z]{1,3}\}?|[A-Z]{2,3}|\[[A-Z]{3,}\]"
+    r"|\|[A-Za-z]\||[A-Za-z](?:\^\{?-1\}?)?\((?:[0-9A-Za-z,-])+\)"
+)
 NUMERAL = re.compile(r"\(?([0-9A-Z]*[0-9][0-9A-Z]*)\)?")
-UNIT_TAIL = re.compile(r'(?:"[A-Za-z]+"(?:\^(?:[23]|\{[23]\}))?[/*.-]?)+')
+UNIT_TAIL = re.compile(r'"percent"|(?:"(?!percent)[A-Za-z]+"(?:\^(?:[23]|\{[23]\}))?[/*.-]?)+')
 
 
 def join(tokens: list[str]) -> str:
@@ -586,8 +626,8 @@ def is_enclosed(tokens: list[str]) -> bool:
 
 def trim(tokens: list[str]) -> list[str]:
     """Without an outer TeX group, a final stop, and units behind a number."""
-    while tokens and tokens[-1] in (".", " "):
-        tokens = tokens[:-1]
+    while tokens and tokens[-1] == " " or tokens[-1:] == ["."] != tokens[-2:-1]:
+        tokens = tokens[:-1]  # but not the dots of 0.333...
     if tokens and tokens[0] == "{" and is_enclosed(tokens):
         return trim(tokens[1:-1])
     first_word = next((k for k, token in enumerate(tokens) if token[0] == '"'), None)
@@ -595,7 +635,8 @@ def trim(tokens: list[str]) -> list[str]:
         return tokens
     head, tail = tokens[:first_word], tokens[first_word:]
     words = {token.strip('"').lower() for token in tail}
-    if head and re.search(r"[A-Za-z0-9)}\]|!°] ?$", join(head)) and not words & NOT_UNITS:
+    changes = words & NOT_UNITS or any(map(MAGNITUDE.fullmatch, words))
+    if head and re.search(r"[A-Za-z0-9)}\]|!°] ?$", join(head)) and not changes:
         if any(is_number(token) or token == r"\pi" for token in head):
             return trim(head) if UNIT_TAIL.fullmatch(join(tail)) else tokens
     return [tokens[0][1]] if len(tokens) == 1 and len(tokens[0]) == 3 else tokens
@@ -632,10 +673,29 @@ def members(parts: list[list[str]]) -> tuple:
     return tuple(x for one in readings for x in (one[1] if one[0] == "," else (one,)))
 
 
+def is_name(side: list[str]) -> bool:
+    """A variable, a function of variables, a word or a label; \\sim and "not" are none."""
+    text = join(side)
+    command = side[0] if side and side[0][:1] == "\\" else None
+    if command and command not in LETTERS and not LABEL.fullmatch(text):
+        return False
+    if text.strip('"').lower() in ("not", "wrong", "false", "no"):
+        return False
+    return bool(NAME.fullmatch(text) or LABEL.fullmatch(text))
+
+
+def is_constant(reading) -> bool:
+    return reading[0] in ("exact", "float") and len({*reading[1]}) == 1
+
+
 def read_relation(sides: list[list[str]], signs: list[str]):
     """An equation that is solved for a name, "x = 5", reads as ("named", "x", 5), and so does an
     inequality, as an interval. An open finite one has its own kind: (1, 2) may be a point."""
-    names = [join(side) if NAME.fullmatch(join(side)) else None for side in sides]
+    names = [join(side) if is_name(side) else None for side in sides]
+    if names[0] and len(sides) > 2 and all(sign == "=" for sign in signs):
+        values = [read(side) for side in sides[1:]]  # x = 6/8 = 3/4, worked out
+        if all(is_constant(value) and same(values[0], value) for value in values):
+            return "named", names[0], values[-1]
     if len(signs) == 1 and signs[0] in "=∈≠":
         if signs == ["="] and names[1] and not (names[0] and names[0] <= names[1]):
             sides, names = sides[::-1], names[::-1]
@@ -695,8 +755,8 @@ def read_scalar(tokens: list[str]):
 
 def read_text(tokens: list[str]):
     """Words regardless of case; one or two letters, or a few capitals, are symbols."""
-    text = join(tokens).replace('"', "")
-    is_symbol = len(text) < 3 or len(text) == 3 and text.isalpha() and text.isupper()
+    text = re.sub(r"\{(\w)\}", r"\1", join(tokens).replace('"', ""))  # \pmod{5} is \pmod 5
+    is_symbol = len(text) < 3 or "\\" in text or len(text) == 3 and text.isupper()
     return "text", text if is_symbol and text.lower() not in SHORT_WORDS else text.casefold()
 
 
@@ -830,7 +890,8 @@ def math_equal(prediction: str, gold: str) -> bool:
 FINAL_ANSWER = "The final answer is"
 BOX_OR_BRACE = re.compile(r"\\(?:boxed|fbox)\s{0,9}\{|\\.|[{}]", re.DOTALL)
 BARE_BOX = re.compile(
-    r"\\(?:boxed|fbox)(?: {0,9}(-?[0-9][0-9,]{0,30}(?:\.[0-9]{1,30})?|\\[A-Za-z]{1,30})| {1,9}([A-Za-z]))"
+    r"\\(?:boxed|fbox)"
+    r"(?: {0,9}(-?[0-9][0-9,]{0,30}(?:\.[0-9]{1,30})?|\\[A-Za-z]{1,30})| {1,9}([A-Za-z]))"
     r"(?=[.,]?(?:\s|\$|\\[)\]]|$))"
 )
 LONGEST_BOX = 10_000  # characters in which a box must close, so that no response takes long

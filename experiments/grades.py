@@ -6,7 +6,7 @@ EQUAL and DIFFERENT hold bare answers by category, RESPONSES whole responses wit
 BAIT strings that have hung, crashed or fooled graders. Labels follow the written policies: the last
 box only; list order is free; units are dropped; 10\\% is 10 but not 0.1; x = 5 is 5; an unreduced
 fraction is right; a rounded decimal or a missing base is not; repeats count. Where graders
-legitimately differ, there is no case.
+legitimately differ, there is no case. The categories "found later" hold what was wrong at first.
 """
 
 import os
@@ -268,6 +268,14 @@ _equal = {
         ("2x+1", "f(x)=2x+1", "f(x) = 1+2x", "y=2x+1"),
         (r"\frac12", r"p=\frac{1}{2}", r"\theta = \frac{1}{2}", "P = 1/2"),
         ("-4", "x=-4", "x = - 4"),
+    ],
+    "found later": [
+        ("75", r"\angle ABC=75^\circ"), ("5", "AB=5", "|z|=5", "5 months"), ("7", "f(2)=7"),
+        (r"\frac{1}{2}", "P(A)=1/2"), ("12", "[ABC]=12"), (r"\frac34", r"x=\frac68=\frac34"),
+        ("0.0000672", "6.72e-5"), ("x^2", "x**2"), (r"\cot x", "cot x", r"\operatorname{cot} x"),
+        (r"\frac43", "4/3 cups"), ("1101_2", r"1101_{\text{two}}", "1101_{(2)}"),
+        (r"\frac13", r"0.\overline3", r"0.\bar 3"), (r"\frac34", "¾"), ("x^4", "x⁴"),
+        (r"\sqrt{65}", "√65", "sqrt 65"), (r"n \equiv 3 \pmod{5}", r"n \equiv 3 \pmod 5"),
     ],
     "unicode": [
         ("-3", "−3"),
@@ -559,6 +567,18 @@ _different = {
         (r"\frac12", "", r"\frac", "/"),
         ("0", "", "{}", r"\text{}", "()", "-", "+"),
     ],
+    "found later": [
+        (r"\pi", "10^{400}", "1000!"), (r"\{\pi,2\}", r"\{10^{400},1\}"), ("|x+3|", "x+3"),
+        (r"\sqrt{x^2+6x+9}", "x+3"), ("|x-50|", "50-x"), (r"|\sin x|", r"\sin|x|"),
+        ("5", *(rf"5\text{{ {word}}}" for word in "tens thousands millions billion".split())),
+        ("5", *(rf"5\text{{ {word}}}" for word in "hundredths tenth twelfths dozens".split())),
+        ("5", *(rf"5\text{{ {word}}}" for word in "wrong never inverse modulo twice".split())),
+        ("5", *(rf"5\text{{ {word}}}" for word in "squared factorials repeating noon".split())),
+        ("x^2+2", "x^2 + 2 xyz"), ("5", "5 abc", "5...", "AB=6", r"\not=5", r"\sim=5"),
+        ("2", "2 theta", "2 csc theta", "x=1=2", "2=3"), ("20", r"20\%^2"), ("A=5", "AB=5"),
+        (r"\tan 3", r"\cot^{-1}3"), (r"\overline{AB}", r"\overline{ab}"), ("-4", "1–5"),
+        (r"\sum_{n=1}^{N}n", r"\sum_{N=1}^{n}N"), ("0.333", "0.333..."), ("5", r"x\ne 5"),
+    ],
     "nonsense": [
         ("5", "__import__('os')", "True", "5 if True else 0", "len('12345')", "lambda: 5"),
         ("5", r"\text{the right answer}", r"\text{any number}", "answer", r"\square", "?", "*"),
@@ -699,6 +719,9 @@ RESPONSES = {
 
 # Strings that hang, crash or fool graders; none of them is equal to 5, 1/2 or x^2+1.
 BAIT = {
+    "binomials of binomials": r"\binom{" * 5 + "x" + "}{20}" * 5,
+    "binomial of a power": r"\binom{\binom{x^{300}}{20}}{20}",
+    "bare box": r"\boxed " + "1" * 100_000 + "x",
     "power tower": "9^{9^{9^{9^9}}}",
     "power tower, plain": "9^9^9^9^9^9^9",
     "python powers": "9**9**9**9",
@@ -874,7 +897,7 @@ def judge(tally, call, arguments, expected, failures):
 def tempt(rewards, bait):
     """Every way of grading one bait. Runs in a child that may die."""
     boxed = "\\boxed{" + bait + "}"
-    for gold in ("5", r"\frac{1}{2}", "x^2+1"):
+    for gold in ("5", r"\frac{1}{2}", "x^2+1", r"\pi", r"\sqrt2 x"):
         if rewards.math_equal(bait, gold) or rewards.math_equal(gold, bait):
             return 2
         if rewards.math_reward(boxed, gold) or rewards.math_reward(bait, gold):
