@@ -163,13 +163,11 @@ def cut(task: Task, problems: list[Problem], attempt: Generation) -> Generation:
     What it wrote after that is taken back: it is not trained on, and attempt 2 does not see it."""
     if not task.runs_on:
         return attempt
-    lengths, ended = attempt.mask.sum(1), attempt.ended.clone()
-    for row, (problem, tokens) in enumerate(zip(problems, attempt.tokens.tolist())):
-        answer = answer_length(task, problem, tokens[: lengths[row]])
-        if answer is not None:
-            lengths[row], ended[row] = answer, True
-    T = attempt.tokens.shape[1]
-    mask = torch.arange(T, device=lengths.device) < lengths[:, None]  # (N, T)
+    said, (_, T), device = attempt.mask.sum(1).tolist(), attempt.mask.shape, attempt.mask.device
+    rows = [tokens[:n] for tokens, n in zip(attempt.tokens.tolist(), said)]
+    answers = [answer_length(task, *pair) for pair in zip(problems, rows)]
+    lengths = torch.tensor([a or n for a, n in zip(answers, said)], device=device)  # (N,)
+    mask = torch.arange(T, device=device) < lengths[:, None]  # (N, T)
     if attempt.cache is not None:  # which has read all but the last of T tokens
         attempt.cache.ok[:, attempt.cache.used - (T - 1) : attempt.cache.used] = mask[:, 1:]
     return replace(
@@ -177,7 +175,7 @@ def cut(task: Task, problems: list[Problem], attempt: Generation) -> Generation:
         tokens=attempt.tokens * mask,
         mask=mask,
         logprobs=attempt.logprobs * mask,
-        ended=ended,
+        ended=attempt.ended | torch.tensor([a is not None for a in answers], device=device),
     )
 
 
