@@ -922,7 +922,8 @@ def eval_command(args: argparse.Namespace, given: dict) -> None:
     if not (temperature == 0 or 1e-3 <= temperature < math.inf):
         raise BadInput(f"temperature must be 0, or finite and at least 0.001: {temperature}")
     run = trained_as(given, folder)
-    check_writable(folder)
+    if run.init is not None:
+        check_writable(folder)  # it may be new: the base of an open model leaves nothing before
     task = load_task(run)
     run = replace(run, difficulty=task.difficulty)
     result = evaluate_folder(folder, run, task, pick_device(run.device), temperature)
@@ -937,7 +938,10 @@ def trained_as(given: dict, folder: Path) -> Run:
     given = adopt(given, folder, names)
     if not (folder / "state.pt").exists() and (folder / "results.json").exists():
         # The base of an open model has been evaluated, and nothing else is kept of it.
-        config = read_json(folder / "results.json").get("config", {})
+        try:
+            config = dict(read_json(folder / "results.json")["config"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise BadInput(f"{folder}/results.json is not of this program ({error})") from None
         given = {name: config[name] for name in names if name in config} | given
     return settings(Run, given)
 
