@@ -1,16 +1,22 @@
 """Verifiers: text in, number out. They run at training time only and never tell the model anything.
 
 A verifier is the one thing that a policy under reinforcement can win against instead of the task,
-so each is strict and total: any string gets a verdict, nothing raises, and a right answer has
-exactly one spelling, the verifier's own. It rebuilds that spelling and compares; it never parses
-numbers out of the response, for that is where leniency creeps in (int() takes "1_3", " 13", "+13"
-and "１３").
+so each is strict and total: any string gets a verdict and nothing raises. There are three:
 
-What the arithmetic verifiers refuse, each tried in test_score.py: a wrong step on the way to the
-right end; the end without the steps; steps left out, repeated, reordered or added after the end;
-a restated problem with another target; a sum that is right modulo 100; negative zero; leading
-zeros and signs; underscores, exponents, blanks, line ends and digits of other scripts; text before
-or after the answer; a control token's text; two answers of which one is right; nothing at all.
+    arithmetic    one spelling is right, and it is compared              `puzzle_reward`, …
+    MATH answers  the same value, however it is written                  `math_reward`
+    programs      they pass tests that they cannot see, in a sandbox     `run_tests`, `run_many`
+
+Only the standard library is imported, for the sandbox's processes run this very file.
+
+In arithmetic a right answer has exactly one spelling, the verifier's own. It rebuilds that spelling
+and compares; it never parses numbers out of the response, for that is where leniency creeps in
+(int() takes "1_3", " 13", "+13" and "１３"). What the arithmetic verifiers refuse, each tried in
+test_score.py: a wrong step on the way to the right end; the end without the steps; steps left out,
+repeated, reordered or added after the end; a restated problem with another target; a sum that is
+right modulo 100; negative zero; leading zeros and signs; underscores, exponents, blanks, line ends
+and digits of other scripts; text before or after the answer; a control token's text; two answers of
+which one is right; nothing at all.
 """
 
 import ast
@@ -139,10 +145,9 @@ UNIT_LETTERS = "mgshLJNWVKCF"  # \text{m} behind a number is a unit, \text{A} is
 NOT_UNITS = frozenset(
     "am pm ad bc bce mod is are be if for where when with without not no none all any only to than"
     " more less least most over under about at between even odd prime base choose times plus minus"
-    " hundred thousand million billion trillion dozen half third quarter halves thirds quarters"
-    " fourths fifths sixths sevenths eighths ninths tenths squared cubed factorial root sqrt pi"
-    " infinity sin cos tan log left right up down north"
-    " south east west january february march april may june july august september october november"
+    " hundred thousand million billion trillion dozen half third quarter root sqrt pi infinity sin"
+    " cos tan log left right up down north south east west january february march april may june"
+    " july august september october november"
     " december squared cubed factorial below above negative positive divided multiplied halves"
     " thirds quarters fourths fifths sixths eighths tenths hundredths score gross pairs".split()
 )
