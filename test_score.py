@@ -4,6 +4,8 @@
    autograd of the exact objective, and mutants of the algorithm fail that very test.
 2. The sampler: it draws from the distribution that the scorer scores, whatever the batch.
 3. The verifiers and the data.  4. The command line.  5. A tiny run learns.
+6. Open models: checkpoints, tokenizers and layouts are those of the libraries that made them.
+7. MATH, MBPP and HumanEval.  8, 9. The grader and the sandbox, on tables of experiments/.
 """
 
 import ast
