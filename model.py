@@ -445,6 +445,12 @@ class GPT(nn.Module):
         cap = self.config.logit_cap
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
+    def logprobs(self, hidden: Tensor, tokens: Tensor, temperature: float = 1.0) -> Tensor:
+        """log π(token | hidden) at a temperature: hidden (n, C), tokens (n,) int64 → (n,) float32,
+        with gradient, in memory that does not grow with n · V."""
+        cap = self.config.logit_cap
+        return HeadLogprobs.apply(hidden, self.head.weight, tokens, temperature, cap)
+
     def _blocks(self, tokens: Tensor, mask: Tensor, cache: Cache | None) -> Tensor:
         config, turn, near = self.config, None, mask
         x = self.tokens(tokens) * config.embedding_scale  # (B, T, C)
@@ -461,6 +467,73 @@ class GPT(nn.Module):
         for layer, block in enumerate(self.blocks):
             x = block(x, mask if layer % 2 else near, turn, cache, layer)
         return self.norm(x)
+
+
+# ---------------------------------------------------------------------------------------------
+# Scoring
+
+
+class HeadLogprobs(torch.autograd.Function):
+    """log softmax(cap(hidden · weightᵀ) / temperature) at one token a row, and its gradient for any
+    weights on the rows, without the (n, V) logits: both ways run over chunks of rows, and the
+    backward pass computes a chunk's logits again instead of keeping them.
+
+    hidden (n, C), weight (V, C), tokens (n,) int64 → (n,) float32, float64 for float64 input. Under
+    autocast the products are its dtype's; what is summed over rows and vocabulary is not.
+    """
+
+    CHUNK = 1 << 24  # logits at hand at a time: 64 MiB in float32
+
+    @staticmethod
+    def product(hidden: Tensor, weight: Tensor, temperature: float, cap: float | None) -> Tensor:
+        logits = hidden @ weight.T
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        if cap is not None:
+            logits = cap * torch.tanh(logits / cap)
+        return logits.div_(temperature)
+
+    @staticmethod
+    def forward(ctx, hidden, weight, tokens, temperature, cap):
+        kind = torch.get_autocast_dtype(hidden.device.type)
+        low = kind if torch.is_autocast_enabled(hidden.device.type) else hidden.dtype
+        rows = max(1, HeadLogprobs.CHUNK // len(weight))
+        with torch.autocast(hidden.device.type, enabled=False):
+            used, table = hidden.to(low), weight.to(low)
+            total = torch.promote_types(hidden.dtype, torch.float32)
+            logprobs, logsumexp = torch.empty(2, len(tokens), dtype=total, device=hidden.device)
+            for start in range(0, len(tokens), rows):
+                part = slice(start, start + rows)
+                logits = HeadLogprobs.product(used[part], table, temperature, cap)  # (rows, V)
+                chosen = logits.gather(1, tokens[part, None])[:, 0]
+                logsumexp[part] = logits.logsumexp(1)
+                logprobs[part] = chosen - logsumexp[part]
+        ctx.save_for_backward(hidden, weight, tokens, logsumexp)
+        ctx.low, ctx.rows, ctx.temperature, ctx.cap = low, rows, temperature, cap
+        return logprobs
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, weights):
+        hidden, weight, tokens, logsumexp = ctx.saved_tensors
+        cap, temperature = ctx.cap, ctx.temperature
+        with torch.autocast(hidden.device.type, enabled=False):
+            used, table = hidden.to(ctx.low), weight.to(ctx.low)
+            d_hidden, d_weight = torch.empty_like(hidden), torch.zeros_like(weight)
+            for start in range(0, len(tokens), ctx.rows):
+                part = slice(start, start + ctx.rows)
+                logits = HeadLogprobs.product(used[part], table, temperature, cap)
+                # d cap·tanh(x / cap) / dx = 1 − (its value / cap)²
+                slope = None if cap is None else 1 - (logits * (temperature / cap)).square()
+                grad = logits.sub_(logsumexp[part, None]).exp_().neg_()  # −softmax, (rows, V)
+                grad.scatter_add_(1, tokens[part, None], torch.ones_like(grad[:, :1]))
+                grad *= (weights[part] / temperature)[:, None]
+                grad = (grad if slope is None else grad * slope).to(ctx.low)
+                d_hidden[part] = grad @ table
+                if grad.dtype == d_weight.dtype:
+                    d_weight.addmm_(grad.T, used[part])
+                else:
+                    d_weight += grad.T @ used[part]
+        return d_hidden, d_weight, None, None, None
 
 
 # ---------------------------------------------------------------------------------------------

@@ -294,9 +294,10 @@ def pack(
 
 def token_logprobs(model: GPT, hidden: Tensor, attempt: Generation, temperature: float) -> Tensor:
     """log π(token | what precedes it), hidden (rows, T, C) → (rows, T); 0 outside the mask."""
-    logits = model.logits(hidden) / temperature  # (rows, T, V)
-    chosen = logits.gather(2, attempt.tokens[:, :, None])[:, :, 0]
-    return (chosen - logits.logsumexp(2)) * attempt.mask
+    mask = attempt.mask
+    # The head, the costliest product where the vocabulary is large, sees the attempt's tokens only.
+    logprobs = model.logprobs(hidden[mask], attempt.tokens[mask], temperature)  # (n,)
+    return logprobs.new_zeros(mask.shape).masked_scatter(mask, logprobs)
 
 
 def attempt_logprobs(model: GPT, rolled: Rollout, temperature: float) -> tuple[Tensor, Tensor]:
