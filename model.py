@@ -21,12 +21,14 @@ Dimensions: B rows, T tokens of a call, S slots of a cache, L layers, C width, H
 G key/value heads, D width of a head, I width inside the MLP, V vocabulary.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
 import math
 import os
 import re
+import time
 import types
 import typing
 from collections.abc import Iterator
@@ -258,6 +260,71 @@ class Cache:
 # The network, bottom-up
 
 
+@functools.lru_cache
+def has_onednn() -> bool:
+    """Whether torch's oneDNN product, a private operator, is there, equal to F.linear and faster.
+    It works on weights laid out for it in advance; what F.linear does is up to the build."""
+    try:
+        # Made without torch's generator, whose state is the caller's.
+        x, weight, bias = (torch.arange(n).float().sin() for n in (64 * 768, 3072 * 768, 3072))
+        x, weight = x.view(64, 768), weight.view(3072, 768)
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight, len(x))
+        ways = (
+            functools.partial(torch.ops.mkldnn._linear_pointwise, x, packed, bias, "none", [], ""),
+            functools.partial(F.linear, x, weight, bias),
+        )
+        if not torch.allclose(ways[0](), ways[1](), rtol=1e-4, atol=1e-3):
+            return False
+    except (AttributeError, RuntimeError):
+        return False
+    seconds = [[], []]
+    for turn in range(20):
+        started = time.perf_counter()
+        ways[turn % 2]()
+        seconds[turn % 2].append(time.perf_counter() - started)
+    return min(seconds[0]) < min(seconds[1])
+
+
+class Linear(nn.Linear):
+    """F.linear and an elementwise function, which oneDNN fuses where `decoding` has packed the
+    weight for it. Returns the dtype of x."""
+
+    packed: Tensor | None = None
+
+    def forward(self, x: Tensor, activation: str | None = None) -> Tensor:
+        if self.packed is None:
+            y = F.linear(x, self.weight, self.bias)
+            return y if activation is None else ACTIVATIONS[activation](y)
+        name, kind = FUSED[activation]
+        low = x.to(self.packed.dtype)
+        bias = None if self.bias is None else self.bias.to(low.dtype)
+        y = torch.ops.mkldnn._linear_pointwise(low, self.packed, bias, name, [], kind)
+        return y.to(x.dtype)
+
+
+@contextlib.contextmanager
+def decoding(model: "GPT") -> Iterator[None]:
+    """On a CPU, packs the weights for oneDNN while the context is open, in which they must not
+    change. Under autocast the packed copies are in its dtype, once and not at every step, while
+    everything else stays in float32: cache, norms, residual stream, softmax, and the head, whose
+    logits would otherwise be rounded to 8 bits."""
+    in_float = model.tokens.weight.dtype == torch.float32
+    if model.device.type != "cpu" or not in_float or not has_onednn():
+        yield
+        return
+    low = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
+    layers = [each for each in model.modules() if isinstance(each, Linear)]
+    try:
+        with torch.autocast("cpu", enabled=False), torch.no_grad():
+            for layer in layers:
+                weight = layer.weight.to(torch.float32 if layer is model.head else low)
+                layer.packed = torch.ops.mkldnn._reorder_linear_weight(weight, 64)
+            yield
+    finally:
+        for layer in layers:
+            layer.packed = None
+
+
 class RMSNorm(nn.Module):
     """x / √(mean x² + ε) · (weight + offset), in float32 whatever the weights are kept in."""
 
@@ -283,8 +350,8 @@ class Attention(nn.Module):
         self.H, self.G, self.D = config.heads, config.kv_heads, config.head_width
         self.scale = (config.score_width or self.D) ** -0.5
         self.cap = config.score_cap
-        self.qkv = nn.Linear(config.width, (self.H + 2 * self.G) * self.D, bias=config.qkv_bias)
-        self.out = nn.Linear(self.H * self.D, config.width, bias=config.out_bias)
+        self.qkv = Linear(config.width, (self.H + 2 * self.G) * self.D, bias=config.qkv_bias)
+        self.out = Linear(self.H * self.D, config.width, bias=config.out_bias)
         self.q_norm, self.k_norm = (
             RMSNorm(self.D, config) if config.qk_norm else nn.Identity() for _ in range(2)
         )
@@ -313,22 +380,27 @@ ACTIVATIONS = {
     "gelu_tanh": functools.partial(F.gelu, approximate="tanh"),
     "silu": F.silu,
 }
+FUSED = {  # oneDNN's names for them
+    None: ("none", ""),
+    "gelu": ("gelu", "none"),
+    "gelu_tanh": ("gelu", "tanh"),
+    "silu": ("swish", ""),
+}
 
 
 class MLP(nn.Module):
     def __init__(self, config: GPTConfig):
         super().__init__()
-        self.activation, self.gated = ACTIVATIONS[config.activation], config.gated
+        self.activation, self.gated = config.activation, config.gated
         rows = config.inner * (2 if config.gated else 1)  # gate, then up
-        self.up = nn.Linear(config.width, rows, bias=config.mlp_bias)
-        self.out = nn.Linear(config.inner, config.width, bias=config.mlp_bias)
+        self.up = Linear(config.width, rows, bias=config.mlp_bias)
+        self.out = Linear(config.inner, config.width, bias=config.mlp_bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.up(x)
         if self.gated:
-            gate, x = x.chunk(2, dim=-1)
-            return self.out(self.activation(gate) * x)
-        return self.out(self.activation(x))
+            gate, x = self.up(x).chunk(2, dim=-1)
+            return self.out(ACTIVATIONS[self.activation](gate) * x)
+        return self.out(self.up(x, self.activation))
 
 
 class Block(nn.Module):
@@ -360,7 +432,7 @@ class GPT(nn.Module):
             self.positions = nn.Embedding(config.context, config.width)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = make_norm(config)
-        self.head = nn.Linear(config.width, config.vocab_size, bias=False)
+        self.head = Linear(config.width, config.vocab_size, bias=False)
         self._tie()
         self._initialise()
 
@@ -728,18 +800,19 @@ def generate(
         keys = [token_key(prompt) for prompt in prompts]
     if len(keys) != len(prompts):
         raise ValueError(f"{len(keys)} keys for {len(prompts)} prompts")
-    cache, hidden = read_prompts(model, prompts, room=max_new_tokens)
-    expand = torch.arange(len(prompts), device=model.device).repeat_interleave(samples)
-    keys = torch.tensor(keys, dtype=torch.int64, device=model.device)
-    return decode(
-        model,
-        cache.take(expand),
-        hidden[expand],
-        max_new_tokens,
-        keys=row_keys(keys, samples, seed),
-        temperature=temperature,
-        eos=eos,
-    )
+    with decoding(model):
+        cache, hidden = read_prompts(model, prompts, room=max_new_tokens)
+        expand = torch.arange(len(prompts), device=model.device).repeat_interleave(samples)
+        keys = torch.tensor(keys, dtype=torch.int64, device=model.device)
+        return decode(
+            model,
+            cache.take(expand),
+            hidden[expand],
+            max_new_tokens,
+            keys=row_keys(keys, samples, seed),
+            temperature=temperature,
+            eos=eos,
+        )
 
 
 def token_key(tokens: list[int]) -> int:

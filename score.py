@@ -54,7 +54,7 @@ import torch
 from torch import Tensor
 
 from data import Problem, Task
-from model import GPT, Generation, decode, read_prompts, row_keys
+from model import GPT, Generation, decode, decoding, read_prompts, row_keys
 
 
 @dataclass(frozen=True)
@@ -112,31 +112,32 @@ def respond(
     later attempts continue on the cache of the earlier ones. Each prompt poses its problem; keys
     (len(prompts),) int64. Raises ValueError where a prompt and its attempts cannot fit the context.
     """
-    cache, hidden = read_prompts(policy, prompts, task.room(len(branches)))
-    attempts = []
-    for index, count in enumerate(branches):
-        if index > 0:
-            # The cache has not read the last token of any row; see Generation.last.
-            p, p_ok = between(task.close, task.revise, attempts[-1].ended)
-            feedback = torch.cat([attempts[-1].last, p], 1)
-            ok = torch.cat([torch.ones_like(p_ok[:, :1]), p_ok], 1)
-            hidden = policy.extend(cache, feedback, ok)[:, -1]
-        problems = [x for x in problems for _ in range(count)]
-        rows = torch.arange(len(keys), device=policy.device).repeat_interleave(count)
-        keys = row_keys(keys, count, seed, attempt=index)
-        generation = decode(
-            policy,
-            cache.take(rows),
-            hidden[rows],
-            task.max_new_tokens,
-            keys=keys,
-            temperature=temperature,
-            eos=task.eos,
-            keep_cache=index + 1 < len(branches),
-        )
-        generation = cut(task, problems, generation)
-        cache = generation.cache
-        attempts.append(generation)
+    with decoding(policy):
+        cache, hidden = read_prompts(policy, prompts, task.room(len(branches)))
+        attempts = []
+        for index, count in enumerate(branches):
+            if index > 0:
+                # The cache has not read the last token of any row; see Generation.last.
+                p, p_ok = between(task.close, task.revise, attempts[-1].ended)
+                feedback = torch.cat([attempts[-1].last, p], 1)
+                ok = torch.cat([torch.ones_like(p_ok[:, :1]), p_ok], 1)
+                hidden = policy.extend(cache, feedback, ok)[:, -1]
+            problems = [x for x in problems for _ in range(count)]
+            rows = torch.arange(len(keys), device=policy.device).repeat_interleave(count)
+            keys = row_keys(keys, count, seed, attempt=index)
+            generation = decode(
+                policy,
+                cache.take(rows),
+                hidden[rows],
+                task.max_new_tokens,
+                keys=keys,
+                temperature=temperature,
+                eos=task.eos,
+                keep_cache=index + 1 < len(branches),
+            )
+            generation = cut(task, problems, generation)
+            cache = generation.cache
+            attempts.append(generation)
     return attempts
 
 

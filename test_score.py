@@ -629,6 +629,30 @@ def learnable_returns(r1, r2, kl1, kl2, cfg):
     return -cfg.beta2 * kl1, noise - cfg.beta1 * kl2
 
 
+def test_packed_weights_sample_the_same_tokens(monkeypatch):
+    """oneDNN's product against F.linear, whose log-probabilities differ by rounding only; under
+    bfloat16 by what the README says; and no packed weight outlives the call."""
+    if not model_module.has_onednn():
+        pytest.skip("this torch has no oneDNN product that is faster than F.linear")
+    torch.manual_seed(0)
+    gpt = GPT(GPTConfig(vocab_size=50, context=40, layers=2, heads=4, width=64))
+    prompts = [[1, 2, 3], [4], [5, 6]]
+    packed = model_module.generate(gpt, prompts, 20, samples=8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        low = model_module.generate(gpt, prompts, 20, samples=8)
+    assert all(each.packed is None for each in gpt.modules() if hasattr(each, "packed"))
+    monkeypatch.setattr(model_module, "has_onednn", lambda: False)
+    plain = model_module.generate(gpt, prompts, 20, samples=8)
+    assert torch.equal(packed.tokens, plain.tokens)
+    assert torch.allclose(packed.logprobs, plain.logprobs, atol=1e-5)
+    rows = torch.tensor([[0] * (3 - len(p)) + p for p in prompts]).repeat_interleave(8, 0)
+    ok = torch.tensor([[False] * (3 - len(p)) + [True] * len(p) for p in prompts])
+    ok = torch.cat([ok.repeat_interleave(8, 0), low.mask], 1)
+    logits = gpt(torch.cat([rows, low.tokens], 1), ok)[:, 2:-1]
+    scored = logits.log_softmax(-1).gather(2, low.tokens[:, :, None])[:, :, 0]
+    assert (scored - low.logprobs).abs().mean() < 3e-3
+
+
 # ---------------------------------------------------------------------------------------------
 # 3. Verifiers and data
 
