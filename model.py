@@ -512,8 +512,9 @@ class GPT(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden (…, C) → (…, V) in float32, also where the blocks ran in less."""
-        logits = self.head(hidden)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        with torch.autocast(hidden.device.type, enabled=False):
+            packed = self.head.packed is not None
+            logits = self.head(hidden) if packed else exact_product(hidden, self.head.weight)
         cap = self.config.logit_cap
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
@@ -551,7 +552,8 @@ class HeadLogprobs(torch.autograd.Function):
     backward pass computes a chunk's logits again instead of keeping them.
 
     hidden (n, C), weight (V, C), tokens (n,) int64 → (n,) float32, float64 for float64 input. Under
-    autocast the products are its dtype's; what is summed over rows and vocabulary is not.
+    autocast on CUDA the products take its dtype, but logits and what is summed over rows and
+    vocabulary are never less than float32, as in the sampler.
     """
 
     CHUNK = 1 << 24  # logits at hand at a time: 64 MiB in float32
@@ -563,15 +565,15 @@ class HeadLogprobs(torch.autograd.Function):
         kind = torch.promote_types(hidden.dtype, torch.float32)
         logits = hidden.new_empty(len(hidden), len(weight), dtype=kind)
         for mine, table in zip(logits.split(4096, 1), weight.split(4096)):
-            mine.copy_(hidden @ table.T)
+            mine.copy_(exact_product(hidden, table))
         if cap is not None:
             logits = cap * torch.tanh(logits / cap)
         return logits.div_(temperature)
 
     @staticmethod
     def forward(ctx, hidden, weight, tokens, temperature, cap):
-        kind = torch.get_autocast_dtype(hidden.device.type)
-        low = kind if torch.is_autocast_enabled(hidden.device.type) else hidden.dtype
+        auto = hidden.is_cuda and torch.is_autocast_enabled("cuda")
+        low = torch.get_autocast_dtype("cuda") if auto else hidden.dtype
         rows = max(1, HeadLogprobs.CHUNK // len(weight))
         with torch.autocast(hidden.device.type, enabled=False):
             used, table = hidden.to(low), weight.to(low)
@@ -602,6 +604,15 @@ class HeadLogprobs(torch.autograd.Function):
                 slope = None if cap is None else 1 - (logits * (temperature / cap)).square()
                 grad = logits.sub_(logsumexp[part, None]).exp_().neg_()  # −softmax, (rows, V)
                 grad.scatter_add_(1, tokens[part, None], torch.ones_like(grad[:, :1]))
+def exact_product(x: Tensor, weight: Tensor) -> Tensor:
+    """x (…, C) · weightᵀ, weight (V, C) → (…, V) in float32 at least: what bfloat16 multiplies is
+    exact in float32 and summed there, but its results would be rounded to 8 bits."""
+    kind = torch.promote_types(x.dtype, torch.float32)
+    if x.is_cuda and x.dtype != kind:
+        return torch.mm(x.flatten(0, -2), weight.T, out_dtype=kind).unflatten(0, x.shape[:-1])
+    return F.linear(x.to(kind), weight.to(kind))
+
+
                 grad *= (weights[part] / temperature)[:, None]
                 grad = (grad if slope is None else grad * slope).to(ctx.low)
                 d_hidden[part] = grad @ table

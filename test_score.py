@@ -250,6 +250,23 @@ def test_returns_by_hand():
     r1, r2 = torch.tensor([0.0, 1.0, 0.0, 1.0]), torch.tensor([1.0, 1.0, 0.0, 0.0])
     kl1, kl2 = torch.tensor([0.0, 1.0, 2.0, 0.0]), torch.tensor([3.0, 0.0, 0.0, 1.0])
     no_kl = score.Config(alpha=10.0, beta1=0.0, beta2=0.0)
+def test_bfloat16_does_not_round_logits():
+    """GPT-2's are near −100, where neighbours in bfloat16 are 1/2 apart. With autocast, or weights
+    that are bfloat16, of whose products float32 loses nothing."""
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(30, 64), torch.randn(50, 64) / 8
+    hidden[:, 0], weight[:, 0] = 16, -6
+    tokens = torch.randint(50, (30,))
+    hidden, weight = (each.bfloat16().float() for each in (hidden, weight))
+    logits = hidden.double() @ weight.double().T
+    assert logits.mean() < -90
+    exact = logits.log_softmax(1).gather(1, tokens[:, None])[:, 0]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        auto = model_module.HeadLogprobs.apply(hidden, weight, tokens, 1.0, None)
+    low = model_module.HeadLogprobs.apply(hidden.bfloat16(), weight.bfloat16(), tokens, 1.0, None)
+    assert (auto - exact).abs().max() < 1e-4 and (low - exact).abs().max() < 1e-4
+
+
     first, second = score.stage2_returns(r1, r2, kl1, kl2, no_kl)
     assert first.tolist() == r1.tolist() and second.tolist() == [11.0, 1.0, 0.0, -10.0]
     cfg = score.Config(alpha=10.0, beta1=0.5, beta2=0.25)
