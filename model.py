@@ -31,7 +31,7 @@ import re
 import time
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -40,6 +40,12 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
+
+try:  # optional, for CUDA: without it `sample` does what `fused_sample` would
+    import triton
+    import triton.language as tl
+except ImportError:
+    triton = None
 
 FAMILIES = ("gpt2", "llama", "qwen2", "qwen3", "gemma2")  # config.json's model_type
 
@@ -256,6 +262,25 @@ class Cache:
         )
 
 
+class StaticCache(Cache):
+    """The first R rows and S slots of storage that never moves, for steps of one token. The slot to
+    write is a tensor, (1,) int64, so that a CUDA graph can repeat the step at the next slot."""
+
+    def __init__(self, keys: Tensor, values: Tensor, ok: Tensor, slot: Tensor):
+        self.keys, self.values, self.ok, self.slot = keys, values, ok, slot
+
+    def append(self, ok: Tensor) -> Tensor:
+        """ok (R, 1) → what the new tokens see, (R, 1, S). Later slots must not be ok yet."""
+        self.ok.index_copy_(1, self.slot, ok)
+        own = torch.arange(self.ok.shape[1], device=ok.device) == self.slot  # (S,)
+        return (self.ok | own)[:, None]
+
+    def write(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        for whole, new in ((self.keys, k), (self.values, v)):
+            whole[layer].index_copy_(2, self.slot, new.to(whole.dtype))
+        return self.keys[layer], self.values[layer]
+
+
 # ---------------------------------------------------------------------------------------------
 # The network, bottom-up
 
@@ -286,39 +311,58 @@ def has_onednn() -> bool:
 
 
 class Linear(nn.Linear):
-    """F.linear and an elementwise function, which oneDNN fuses where `decoding` has packed the
-    weight for it. Returns the dtype of x."""
+    """F.linear and an elementwise function, on a copy of the weight where `decoding` has made one:
+    in oneDNN's layout, which fuses the two, or in another dtype. Returns the dtype of x."""
 
     packed: Tensor | None = None
+    low: Tensor | None = None  # on CUDA, the memory of `packed`, which graphs know by its address
 
     def forward(self, x: Tensor, activation: str | None = None) -> Tensor:
         if self.packed is None:
             y = F.linear(x, self.weight, self.bias)
             return y if activation is None else ACTIVATIONS[activation](y)
-        name, kind = FUSED[activation]
-        low = x.to(self.packed.dtype)
-        bias = None if self.bias is None else self.bias.to(low.dtype)
-        y = torch.ops.mkldnn._linear_pointwise(low, self.packed, bias, name, [], kind)
+        given, bias = x.to(self.packed.dtype), self.bias
+        bias = None if bias is None else bias.to(given.dtype)
+        if self.packed.is_mkldnn:
+            name, kind = FUSED[activation]
+            y = torch.ops.mkldnn._linear_pointwise(given, self.packed, bias, name, [], kind)
+        else:
+            y = F.linear(given, self.packed, bias)
+            y = y if activation is None else ACTIVATIONS[activation](y)
         return y.to(x.dtype)
+
+    def pack(self, dtype: torch.dtype) -> None:
+        if self.weight.device.type == "cpu":
+            weight = self.weight.to(dtype)
+            self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, 64)
+            return
+        if self.low is None or self.low.dtype != dtype:
+            self.low = torch.empty_like(self.weight, dtype=dtype)
+        self.packed = self.low.copy_(self.weight)
 
 
 @contextlib.contextmanager
 def decoding(model: "GPT") -> Iterator[None]:
-    """On a CPU, packs the weights for oneDNN while the context is open, in which they must not
-    change. Under autocast the packed copies are in its dtype, once and not at every step, while
-    everything else stays in float32: cache, norms, residual stream, softmax, and the head, whose
-    logits would otherwise be rounded to 8 bits."""
-    in_float = model.tokens.weight.dtype == torch.float32
-    if model.device.type != "cpu" or not in_float or not has_onednn():
+    """Copies the weights as decoding multiplies them fastest while the context is open, in which
+    they must not change: on a CPU in oneDNN's layout, and under autocast in its dtype, once and not
+    at every step. All else stays in float32: norms, residual stream, softmax, on a CPU the cache,
+    and the head, whose logits would be rounded to 8 bits, but for `fused_sample` on CUDA, which
+    does not round them."""
+    device = model.device.type
+    auto = torch.is_autocast_enabled(device)
+    ready = has_onednn() if device == "cpu" else auto
+    if model.tokens.weight.dtype != torch.float32 or not ready:
         yield
         return
-    low = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
+    low = torch.get_autocast_dtype(device) if auto else torch.float32
     layers = [each for each in model.modules() if isinstance(each, Linear)]
     try:
-        with torch.autocast("cpu", enabled=False), torch.no_grad():
+        with torch.autocast(device, enabled=False), torch.no_grad():
             for layer in layers:
-                weight = layer.weight.to(torch.float32 if layer is model.head else low)
-                layer.packed = torch.ops.mkldnn._reorder_linear_weight(weight, 64)
+                if layer is not model.head or can_fuse(model.device):
+                    layer.pack(low)
+                elif device == "cpu":
+                    layer.pack(torch.float32)
             yield
     finally:
         for layer in layers:
@@ -372,6 +416,7 @@ class Attention(nn.Module):
             q, k = rotate(q, *turn), rotate(k, *turn)
         if cache is not None:
             k, v = cache.write(layer, k, v)  # (B, G, S, D)
+            q = q.to(k.dtype)
         return self.out(attend(q, k, v, mask, self.scale, self.cap))  # (B, T, C)
 
 
@@ -423,6 +468,8 @@ class Block(nn.Module):
 class GPT(nn.Module):
     """A decoder. GPT(config)(tokens (B, T)) → logits (B, T, V), float32. There is no dropout, so
     that what is sampled is what is scored."""
+
+    steps: "GraphSteps | None" = None  # decode's, captured for this model
 
     def __init__(self, config: GPTConfig):
         super().__init__()
@@ -490,6 +537,14 @@ class GPT(nn.Module):
     def device(self) -> torch.device:
         return self.tokens.weight.device
 
+    @property
+    def cache_dtype(self) -> torch.dtype:
+        """On CUDA that of the products. On a CPU a bfloat16 cache is read more slowly."""
+        packed = self.blocks[0].attention.qkv.packed
+        if packed is None or self.device.type == "cpu":
+            return self.tokens.weight.dtype
+        return packed.dtype
+
     def forward(
         self, tokens: Tensor, ok: Tensor | None = None, branch: Tensor | None = None
     ) -> Tensor:
@@ -544,6 +599,15 @@ class GPT(nn.Module):
 
 # ---------------------------------------------------------------------------------------------
 # Scoring
+
+
+def exact_product(x: Tensor, weight: Tensor) -> Tensor:
+    """x (…, C) · weightᵀ, weight (V, C) → (…, V) in float32 at least: what bfloat16 multiplies is
+    exact in float32 and summed there, but its results would be rounded to 8 bits."""
+    kind = torch.promote_types(x.dtype, torch.float32)
+    if x.is_cuda and x.dtype != kind:
+        return torch.mm(x.flatten(0, -2), weight.T, out_dtype=kind).unflatten(0, x.shape[:-1])
+    return F.linear(x.to(kind), weight.to(kind))
 
 
 class HeadLogprobs(torch.autograd.Function):
@@ -604,15 +668,6 @@ class HeadLogprobs(torch.autograd.Function):
                 slope = None if cap is None else 1 - (logits * (temperature / cap)).square()
                 grad = logits.sub_(logsumexp[part, None]).exp_().neg_()  # −softmax, (rows, V)
                 grad.scatter_add_(1, tokens[part, None], torch.ones_like(grad[:, :1]))
-def exact_product(x: Tensor, weight: Tensor) -> Tensor:
-    """x (…, C) · weightᵀ, weight (V, C) → (…, V) in float32 at least: what bfloat16 multiplies is
-    exact in float32 and summed there, but its results would be rounded to 8 bits."""
-    kind = torch.promote_types(x.dtype, torch.float32)
-    if x.is_cuda and x.dtype != kind:
-        return torch.mm(x.flatten(0, -2), weight.T, out_dtype=kind).unflatten(0, x.shape[:-1])
-    return F.linear(x.to(kind), weight.to(kind))
-
-
                 grad *= (weights[part] / temperature)[:, None]
                 grad = (grad if slope is None else grad * slope).to(ctx.low)
                 d_hidden[part] = grad @ table
@@ -649,7 +704,7 @@ def fold(key: Tensor, value: Tensor | int) -> Tensor:
     return mix(key + (_signed(step) if isinstance(step, int) else step))
 
 
-def uniform(key: Tensor, position: int) -> Tensor:
+def uniform(key: Tensor, position: Tensor | int) -> Tensor:
     """One number in the open interval (0, 1) for each key, float32."""
     return to_unit((fold(key, position) >> 41) & ((1 << 23) - 1))
 
@@ -668,7 +723,9 @@ def row_keys(keys: Tensor, samples: int, seed: int, attempt: int = 0) -> Tensor:
     return fold(keys.repeat_interleave(samples), sample)
 
 
-def sample(logits: Tensor, temperature: float, key: Tensor, position: int) -> tuple[Tensor, Tensor]:
+def sample(
+    logits: Tensor, temperature: float, key: Tensor, position: Tensor | int
+) -> tuple[Tensor, Tensor]:
     """One token a row and its log-probability, from one pass over the logits, without a host sync.
 
     logits (N, V) float32, key (N,) int64 → token (N,) int64, logprob (N,) float32.
@@ -688,6 +745,129 @@ def sample(logits: Tensor, temperature: float, key: Tensor, position: int) -> tu
         token = torch.searchsorted(cdf, torch.minimum(target, below), right=True)  # (N, 1)
     logprob = z.gather(1, token) - total.log()
     return token[:, 0], logprob[:, 0]
+
+
+def can_fuse(device: torch.device) -> bool:
+    return triton is not None and device.type == "cuda"
+
+
+def draw(
+    model: GPT, hidden: Tensor, temperature: float, key: Tensor, position: Tensor | int
+) -> tuple[Tensor, Tensor]:
+    """One token a row after hidden (N, C), and its log-probability; as `sample`."""
+    if temperature == 0 or not can_fuse(hidden.device):
+        return sample(model.logits(hidden), temperature, key, position)
+    head = model.head.weight if model.head.packed is None else model.head.packed
+    cap = model.config.logit_cap
+    return fused_sample(hidden, head, temperature, key, position, cap)[:2]
+
+
+if triton is not None:
+
+    @triton.jit
+    def gumbel(row, v, GOLDEN: tl.constexpr):
+        """Standard Gumbel noise from `fold(row, v)`: row, v int64, broadcast → float32, finite.
+
+        −log(−log1p(−u)) is large where u is near 0, which float32 resolves finely. Triton has no
+        log1p outside libdevice, which its interpreter lacks, and log(1 − u) loses what is small in
+        u: below 1/4, −log1p(−u) = 2 artanh(u / (2 − u)), four terms of whose series are exact to
+        float32 (the fifth is under 2⁻²⁵ of the sum) and need no accurate logarithm near 1.
+        """
+        x = (row + (v + 1) * GOLDEN).to(tl.uint64, bitcast=True)  # >> is logical on uint64
+        x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9
+        x = (x ^ (x >> 27)) * 0x94D049BB133111EB
+        bits = ((x ^ (x >> 31)) >> 32).to(tl.uint32)
+        u = tl.minimum((bits.to(tl.float32) + 0.5) * 2.0**-32, 1 - 2.0**-24)
+        s = u / (2 - u)
+        q = s * s
+        series = 2 * s * (1 + q * (1 / 3 + q * (1 / 5 + q / 7)))
+        return -tl.log(tl.where(u < 0.25, series, -tl.log(1 - u)))
+
+    @triton.jit
+    def head_and_noise(
+        hidden, weight, row, partial, index, temperature, cap, N, V, C,
+        GOLDEN: tl.constexpr, WIDEN: tl.constexpr,
+        BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_C: tl.constexpr,
+    ):  # fmt: skip
+        """BLOCK_N rows against BLOCK_V tokens: what `fused_sample` needs to know of those logits.
+
+        hidden (N, C), weight (V, C), row (N,) → partial (N, blocks, 5): the largest perturbed
+        logit, that token's plain logit, the largest logit m, Σ exp(z − m), Σ (z − m) exp(z − m);
+        index (N, blocks): the token perturbed to the top.
+        """
+        n = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)  # int64: V·C may
+        v = tl.program_id(1).to(tl.int64) * BLOCK_V + tl.arange(0, BLOCK_V)  # exceed 2³¹
+        z = tl.zeros((BLOCK_N, BLOCK_V), tl.float32)
+        for start in range(0, C, BLOCK_C):
+            c = start + tl.arange(0, BLOCK_C)
+            ok = (n[:, None] < N) & (c[None, :] < C)
+            x = tl.load(hidden + n[:, None] * C + c[None, :], ok, 0.0)  # (BLOCK_N, BLOCK_C)
+            ok = (c[:, None] < C) & (v[None, :] < V)
+            w = tl.load(weight + v[None, :] * C + c[:, None], ok, 0.0)  # (BLOCK_C, BLOCK_V)
+            if WIDEN:
+                x, w = x.to(tl.float32), w.to(tl.float32)
+            z = tl.dot(x, w, z, input_precision="ieee")
+        if cap is not None:
+            z = cap * (2 * tl.sigmoid(2 * z / cap) - 1)  # tanh, of which Triton has none
+        z = tl.where(v[None, :] < V, z / temperature, float("-inf"))
+
+        noise = gumbel(tl.load(row + n, n < N, 0)[:, None], v[None, :], GOLDEN)
+        noisy = tl.where(v[None, :] < V, z + noise, float("-inf"))
+        best, at = tl.max(noisy, 1, return_indices=True)  # (BLOCK_N,)
+        token = tl.program_id(1) * BLOCK_V + at
+        chosen = tl.sum(tl.where(v[None, :] == token[:, None], z, 0.0), 1)
+        peak = tl.max(z, 1)  # finite: every block holds a token
+        gap = tl.maximum(z - peak[:, None], -200.0)  # its exp is 0 already, and −∞ · 0 is NaN
+        e = tl.exp(gap)
+
+        cell = n * tl.num_programs(1) + tl.program_id(1)
+        tl.store(index + cell, token, n < N)
+        tl.store(partial + 5 * cell, best, n < N)
+        tl.store(partial + 5 * cell + 1, chosen, n < N)
+        tl.store(partial + 5 * cell + 2, peak, n < N)
+        tl.store(partial + 5 * cell + 3, tl.sum(e, 1), n < N)
+        tl.store(partial + 5 * cell + 4, tl.sum(gap * e, 1), n < N)
+
+    def fused_sample(
+        hidden: Tensor,
+        weight: Tensor,
+        temperature: float,
+        key: Tensor,
+        position: Tensor | int,
+        cap: float | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Head and sampler in one pass, without (N, V) logits in memory and without a host sync.
+
+        hidden (N, C), weight (V, C) float32 or bfloat16, key (N,) int64, position an int or an
+        int64 tensor → token (N,) int64, logprob (N,) and entropy (N,) float32, of the softmax of
+        logits / temperature, where a cap has made the logits cap · tanh(logit / cap).
+        The arg-max of logits / temperature + Gumbel noise is a draw from that softmax. The noise
+        depends on (key, position, token) only: not on the batch, the rows' order or the blocks.
+        Temperature 0 is left to `sample`.
+        """
+        assert temperature > 0, "fused_sample needs a positive temperature"
+        weight, row = weight.contiguous(), fold(key, position)
+        hidden = hidden.to(weight.dtype).contiguous()
+        (N, C), V = hidden.shape, len(weight)
+        line = 128 // weight.element_size()  # channels in a cache line
+        grid = (triton.cdiv(N, 64), triton.cdiv(V, 128))
+        partial = hidden.new_empty(N, grid[1], 5, dtype=torch.float32)
+        index = hidden.new_empty(N, grid[1], dtype=torch.int64)
+        capped = None if cap is None else float(cap)
+        # Triton's interpreter multiplies bfloat16 as if its bits were integers.
+        widen = not isinstance(head_and_noise, triton.JITFunction)
+        head_and_noise[grid](
+            hidden, weight, row, partial, index, float(temperature), capped, N, V, C,
+            GOLDEN, widen, BLOCK_N=64, BLOCK_V=128, BLOCK_C=line, num_warps=8,
+        )  # fmt: skip
+        noisy, chosen, peak, total, moment = partial.unbind(-1)  # (N, blocks) each
+        top = peak.amax(1, keepdim=True)  # (N, 1)
+        gap = peak - top
+        mass = (total * gap.exp()).sum(1)  # (N,) Σ exp(z − top)
+        moment = ((moment + gap * total) * gap.exp()).sum(1)  # (N,) Σ (z − top) exp(z − top)
+        best = noisy.argmax(1, keepdim=True)  # (N, 1)
+        logprob = (chosen.gather(1, best) - top)[:, 0] - mass.log()
+        return index.gather(1, best)[:, 0], logprob, mass.log() - moment / mass
 
 
 @dataclass(frozen=True)
@@ -727,9 +907,140 @@ def read_prompts(model: GPT, prompts: list[list[int]], room: int) -> tuple[Cache
     for row, prompt in enumerate(prompts):
         tokens[row, longest - len(prompt) :] = prompt
         ok[row, longest - len(prompt) :] = True
-    cache = Cache.empty(model.config, len(prompts), model.device, model.tokens.weight.dtype)
+    cache = Cache.empty(model.config, len(prompts), model.device, model.cache_dtype)
     tokens, ok = (torch.from_numpy(a).to(model.device) for a in (tokens, ok))
     return cache, model.extend(cache, tokens, ok)[:, -1]
+
+
+class Steps:
+    """One token a row at a time, on a cache that grows."""
+
+    every = 1  # steps between two looks at which rows are alive: here looking is free
+
+    def __init__(self, model: GPT, cache: Cache, temperature: float):
+        self.model, self.cache, self.temperature = model, cache, temperature
+
+    @classmethod
+    def of(cls, model: GPT, cache: Cache, room: int, temperature: float) -> "Steps":
+        """What continues on a cache, for `room` steps at most."""
+        return cls(model, cache, temperature)
+
+    def __call__(self, token: Tensor, alive: Tensor, key: Tensor, t: int) -> tuple[Tensor, Tensor]:
+        """Reads each row's last token, where it is alive, and draws its t-th → token, logprob. All
+        of them (R,)."""
+        hidden = self.model.extend(self.cache, token[:, None], alive[:, None])[:, -1]
+        return draw(self.model, hidden, self.temperature, key, t)
+
+    def keep(self, live: Tensor) -> None:
+        """Goes on with these of its rows alone, (n,) int64."""
+        self.cache = self.cache.take(live)
+
+
+class GraphSteps:
+    """The same on CUDA, where launching a step's kernels one by one takes longer than running them.
+
+    A graph launches all of them at once, on the addresses of its capture. So the cache and what
+    goes into a step have a fixed place, with room for some rows and slots, which the model keeps
+    from one call to the next; a step is captured once for each power of two of either.
+    """
+
+    every = 8  # the host waits for the device only then
+
+    def __init__(self, model: GPT, rows: int, slots: int):
+        config, device = model.config, model.device
+        shape = (config.layers, rows, config.kv_heads, slots, config.head_width)
+        self.model, self.rows, self.slots = model, rows, slots
+        self.graphs: dict[tuple[int, int, float], Callable] = {}
+        self.keys, self.values = torch.zeros(2, *shape, dtype=model.cache_dtype, device=device)
+        self.ok = torch.zeros(rows, slots, dtype=torch.bool, device=device)
+        self.alive = torch.zeros(rows, dtype=torch.bool, device=device)
+        self.token, self.key = torch.zeros(2, rows, dtype=torch.int64, device=device)
+        self.t, self.slot = torch.zeros(2, 1, dtype=torch.int64, device=device)
+        self.weights = self.addresses(model)
+
+    @staticmethod
+    def addresses(model: GPT) -> list[int]:
+        """Where a graph of the model finds its weights."""
+        packed = [each.packed for each in model.modules() if isinstance(each, Linear)]
+        copies = [each for each in packed if each is not None and not each.is_mkldnn]
+        return [tensor.data_ptr() for tensor in (*model.parameters(), *copies)]
+
+    @classmethod
+    def of(cls, model: GPT, cache: Cache, room: int, temperature: float) -> "GraphSteps":
+        """The model's own with this cache in it; made anew where it is too small, or the weights
+        have moved."""
+        steps, weights = model.steps, cls.addresses(model)
+        rows, slots = power_of_two(len(cache.ok)), math.ceil((cache.used + room) / 256) * 256
+        if steps is None or steps.rows < rows or steps.slots < slots or steps.weights != weights:
+            if steps is not None:
+                rows, slots = max(rows, steps.rows), max(slots, steps.slots)
+            steps = model.steps = None  # frees its memory first
+            steps = model.steps = cls(model, rows, slots)
+        steps.temperature = temperature
+        steps._load(cache)
+        return steps
+
+    def _load(self, cache: Cache) -> None:
+        n, used = self.n, self.used = len(cache.ok), cache.used
+        self.keys[:, :n, :, :used] = cache.keys[:, :, :, :used]
+        self.values[:, :n, :, :used] = cache.values[:, :, :, :used]
+        self.ok.zero_()
+        self.ok[:n, :used] = cache.ok[:, :used]
+        self.alive.zero_()
+
+    @property
+    def cache(self) -> Cache:
+        """A copy, which may grow."""
+        n, used = self.n, self.used
+        keys, values = (each[:, :n, :, :used].clone() for each in (self.keys, self.values))
+        return Cache(keys, values, self.ok[:n, :used].clone(), used)
+
+    def keep(self, live: Tensor) -> None:
+        self._load(self.cache.take(live))
+
+    def __call__(self, token: Tensor, alive: Tensor, key: Tensor, t: int) -> tuple[Tensor, Tensor]:
+        n = self.n
+        self.token[:n], self.alive[:n], self.key[:n] = token, alive, key
+        self.t.fill_(t)
+        self.slot.fill_(self.used)
+        self.used += 1
+        R, S = power_of_two(n), min(power_of_two(max(64, self.used)), self.slots)
+        which = R, S, self.temperature
+        if which not in self.graphs:
+            kept = self.keys[:, :R, :, :S], self.values[:, :R, :, :S], self.ok[:R, :S]
+            step = Steps(self.model, StaticCache(*kept, self.slot), self.temperature)
+            self.graphs[which] = capture(step, self.token[:R], self.alive[:R], self.key[:R], self.t)
+        token, logprob = self.graphs[which]()
+        return token[:n], logprob[:n]
+
+
+STEPS = {"cuda": GraphSteps}  # by the type of device; elsewhere Steps
+
+
+def power_of_two(n: int) -> int:
+    """The smallest that is not below n."""
+    return 1 << (n - 1).bit_length()
+
+
+def capture(step: Callable, *args: Tensor) -> Callable[[], tuple[Tensor, Tensor]]:
+    """What repeats step(*args) on whatever these tensors then hold: a CUDA graph, whose results
+    have a fixed place too; without CUDA the call itself."""
+    if not args[0].is_cuda:
+        return functools.partial(step, *args)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        step(*args)  # loads kernels, which a capture must not; the replay will write the same again
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = step(*args)
+
+    def replay() -> tuple[Tensor, Tensor]:
+        graph.replay()
+        return results
+
+    return replay
 
 
 @torch.no_grad()
@@ -747,9 +1058,8 @@ def decode(
     """Draws an answer for every row of a warm cache.
 
     hidden (N, C): the state of the last token each row has read; keys (N,) from `row_keys`.
-    The device is asked which rows are alive every 8 steps (every step on a CPU, where asking is
-    free); when half of them have finished, the others move on in a smaller cache. With
-    `keep_cache` the whole is put together again, for the next attempt to continue on.
+    When half of the rows have finished, the others move on in a smaller cache. With `keep_cache`
+    the whole is put together again, for the next attempt to continue on.
     """
     N, device = len(hidden), hidden.device
     tokens = torch.zeros(N, max_new_tokens, dtype=torch.int64, device=device)
@@ -758,17 +1068,18 @@ def decode(
     ended = torch.zeros(N, dtype=torch.bool, device=device)
     rows = torch.arange(N, device=device)  # the live batch's rows in the whole
     parked: list[tuple[Tensor, Cache]] = []  # finished rows and what they have read
-    every = 1 if device.type == "cpu" else 8
+    steps = STEPS.get(device.type, Steps).of(model, cache, max_new_tokens, temperature)
     for t in range(max_new_tokens):
         alive = ~ended[rows]  # (live,)
-        if t > 0:
-            hidden = model.extend(cache, tokens[rows, t - 1, None], alive[:, None])[:, -1]
-        token, logprob = sample(model.logits(hidden), temperature, keys[rows], t)
+        if t == 0:
+            token, logprob = draw(model, hidden, temperature, keys, 0)
+        else:
+            token, logprob = steps(tokens[rows, t - 1], alive, keys[rows], t)
         tokens[rows, t], mask[rows, t], logprobs[rows, t] = token * alive, alive, logprob * alive
         if eos is None:
             continue
         ended[rows] |= alive & (token == eos)
-        if (t + 1) % every:
+        if (t + 1) % steps.every:
             continue
         live = (~ended[rows]).nonzero()[:, 0]  # the host waits here
         if len(live) == 0:
@@ -776,10 +1087,11 @@ def decode(
         if len(live) <= len(rows) // 2:
             if keep_cache:
                 done = ended[rows].nonzero()[:, 0]
-                parked.append((rows[done], cache.take(done)))
-            cache, rows = cache.take(live), rows[live]
+                parked.append((rows[done], steps.cache.take(done)))
+            steps.keep(live)
+            rows = rows[live]
     T = t + 1
-    whole = Cache.join(parked + [(rows, cache)]) if keep_cache else None
+    whole = Cache.join(parked + [(rows, steps.cache)]) if keep_cache else None
     return Generation(tokens[:, :T], mask[:, :T], logprobs[:, :T], ended, whole)
 
 

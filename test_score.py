@@ -30,6 +30,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
 
+# Without a GPU Triton's kernel runs in its interpreter, chosen where the kernel is defined.
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+if DEVICE == "cpu":
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 import data
 import model as model_module
 import rewards
@@ -245,11 +250,6 @@ def test_head_logprobs_and_their_gradient_are_the_naive_ones(chunk, cap, monkeyp
         assert torch.allclose(ours, theirs, rtol=1e-9, atol=1e-12)
 
 
-def test_returns_by_hand():
-    """The table of the paper: with α = 10, w→r 11, r→r 1, w→w 0, r→w −10."""
-    r1, r2 = torch.tensor([0.0, 1.0, 0.0, 1.0]), torch.tensor([1.0, 1.0, 0.0, 0.0])
-    kl1, kl2 = torch.tensor([0.0, 1.0, 2.0, 0.0]), torch.tensor([3.0, 0.0, 0.0, 1.0])
-    no_kl = score.Config(alpha=10.0, beta1=0.0, beta2=0.0)
 def test_bfloat16_does_not_round_logits():
     """GPT-2's are near −100, where neighbours in bfloat16 are 1/2 apart. With autocast, or weights
     that are bfloat16, of whose products float32 loses nothing."""
@@ -267,6 +267,11 @@ def test_bfloat16_does_not_round_logits():
     assert (auto - exact).abs().max() < 1e-4 and (low - exact).abs().max() < 1e-4
 
 
+def test_returns_by_hand():
+    """The table of the paper: with α = 10, w→r 11, r→r 1, w→w 0, r→w −10."""
+    r1, r2 = torch.tensor([0.0, 1.0, 0.0, 1.0]), torch.tensor([1.0, 1.0, 0.0, 0.0])
+    kl1, kl2 = torch.tensor([0.0, 1.0, 2.0, 0.0]), torch.tensor([3.0, 0.0, 0.0, 1.0])
+    no_kl = score.Config(alpha=10.0, beta1=0.0, beta2=0.0)
     first, second = score.stage2_returns(r1, r2, kl1, kl2, no_kl)
     assert first.tolist() == r1.tolist() and second.tolist() == [11.0, 1.0, 0.0, -10.0]
     cfg = score.Config(alpha=10.0, beta1=0.5, beta2=0.25)
@@ -345,7 +350,8 @@ def ragged_gpt(**shape) -> GPT:
     gpt = GPT(GPTConfig(vocab_size=12, **shape))
     with torch.no_grad():
         gpt.tokens.weight.normal_(std=0.3)
-        gpt.positions.weight.normal_(std=0.3)
+        if gpt.config.rope is None:
+            gpt.positions.weight.normal_(std=0.3)
     return gpt
 
 
@@ -501,6 +507,207 @@ def test_cut_and_closed_attempts_are_scored_as_sampled():
         scores = gpt(torch.tensor([before + y2]))[0].log_softmax(-1)
         scores = scores[len(before) - 1 : -1].gather(1, torch.tensor([y2]).T)[:, 0]
         assert (rolled.second.logprobs[n][rolled.second.mask[n]] - scores).abs().max() < 1e-5
+
+
+@pytest.fixture
+def graph_steps(monkeypatch):
+    """Decoding as on CUDA: static storage, buckets of rows and slots, a look every 8 steps."""
+    monkeypatch.setitem(model_module.STEPS, "cpu", model_module.GraphSteps)
+
+
+@pytest.mark.parametrize(
+    "shape", [{}, {"window": 4, "score_cap": 5.0}, {"rope": 100.0, "tied": False}]
+)
+def test_graph_steps_draw_the_same_tokens(shape, graph_steps, monkeypatch):
+    """Both attempts, with rows dropped, put back and continued on; again on the same storage."""
+    gpt = ragged_gpt(context=128, **shape)
+    task, cfg = Toy(), score.Config(samples=8, revisions=2)
+    task.max_new_tokens = 48
+    keep, kept = model_module.GraphSteps.keep, []
+    spy = lambda steps, live: (kept.append(len(live)), keep(steps, live))  # noqa: E731
+    monkeypatch.setattr(model_module.GraphSteps, "keep", spy)
+    rolls = [score.rollout(gpt, task, toy_problems(RAGGED), cfg, seed=s) for s in (4, 5)]
+    assert kept and {R for R, _, _ in gpt.steps.graphs} >= {64, 128}
+    assert {S for _, S, _ in gpt.steps.graphs} == {64, 128}
+    assert (gpt.steps.rows, gpt.steps.slots) == (128, 256)
+    monkeypatch.undo()
+    for seed, rolled in zip((4, 5), rolls):
+        plain = score.rollout(gpt, task, toy_problems(RAGGED), cfg, seed=seed)
+        for ours, theirs in ((rolled.first, plain.first), (rolled.second, plain.second)):
+            assert answers(ours) == answers(theirs) and torch.equal(ours.ended, theirs.ended)
+            assert torch.allclose(ours.logprobs[ours.mask], theirs.logprobs[theirs.mask], atol=1e-5)
+
+
+def test_graph_steps_grow_and_follow_the_weights(graph_steps):
+    """Slots beyond a bucket, and storage beyond what there was; weights at another address."""
+    gpt = ragged_gpt(context=600)
+    for size, rows, slots in ((40, 8, 256), (300, 8, 512), (10, 8, 512)):
+        made = generate(gpt, RAGGED, size, eos=None, seed=1)
+        assert (gpt.steps.rows, gpt.steps.slots) == (rows, slots)
+    assert {S for _, S, _ in gpt.steps.graphs} == {64, 128, 256, 512}
+    steps = gpt.steps
+    generate(gpt, RAGGED, 10, temperature=0.0)
+    assert gpt.steps is steps
+    gpt.to(torch.float64).to(torch.float32)
+    again = generate(gpt, RAGGED, 10, eos=None, seed=1)
+    assert gpt.steps is not steps and torch.equal(made.tokens, again.tokens)
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="no CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_cuda_samples_what_it_scores(dtype):
+    """Graphs, fused sampling and compaction against the scorer, in both attempts."""
+    gpt, cfg = ragged_gpt(context=128).to(DEVICE), score.Config(samples=8, revisions=2)
+    for seed in range(3):
+        with torch.autocast("cuda", dtype, enabled=dtype != torch.float32, cache_enabled=False):
+            rolled = score.rollout(gpt, Toy(), toy_problems(RAGGED), cfg, seed=seed)
+            scored = score.attempt_logprobs(gpt, rolled, 1.0)
+        for ours, made in zip(scored, (rolled.first, rolled.second)):
+            error = (ours - made.logprobs)[made.mask].abs()
+            assert error.max() < 1e-4 if dtype == torch.float32 else error.mean() < 3e-3
+
+
+needs_triton = pytest.mark.skipif(
+    model_module.triton is None, reason="Triton, which requirements-dev.txt lists, is not installed"
+)
+
+
+def fused_case(N: int, V: int, C: int, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
+    """Random hidden states (N, C), a head (V, C), keys (N,); logits of standard deviation 2."""
+    g = torch.Generator().manual_seed(N + V + C)
+    hidden = torch.randn(N, C, generator=g).to(dtype)
+    weight = (torch.randn(V, C, generator=g) * 2 / C**0.5).to(dtype)
+    keys = model_module.fold(torch.tensor(1234567), torch.arange(N))
+    return [each.to(DEVICE) for each in (hidden, weight, keys)]
+
+
+def check_fused(hidden, weight, keys, temperature, cap):
+    """fused_sample against float64: the same tokens, but for rows whose two best perturbed logits
+    are closer than float32 can tell; log-probabilities and entropies to 1e-5."""
+    made = model_module.fused_sample(hidden, weight, temperature, keys, 5, cap)
+    token, logprob, entropy = (each.cpu() for each in made)
+    z = hidden.cpu().double() @ weight.cpu().double().T
+    z = (z if cap is None else cap * torch.tanh(z / cap)) / temperature
+    logprobs = z.log_softmax(-1)
+    v = torch.arange(len(weight))
+    noise = model_module.fold(model_module.fold(keys.cpu(), 5)[:, None], v) >> 32 & 2**32 - 1
+    u = ((noise.double() + 0.5) * 2.0**-32).clamp(max=1 - 2.0**-24)  # (N, V)
+    top = (z - (-(-u).log1p()).log()).topk(2, -1)
+    sure = top.values[:, 0] - top.values[:, 1] > 2e-5
+    assert sure.double().mean() > 0.95
+    assert torch.equal(token[sure], top.indices[sure, 0])
+    expected = logprobs.gather(1, top.indices[:, :1])[:, 0]
+    assert ((logprob - expected)[sure].abs() <= 1e-5 * expected[sure].abs().clamp(min=1)).all()
+    expected = -(logprobs.exp() * logprobs).sum(-1)
+    assert ((entropy - expected).abs() <= 1e-5 * expected.clamp(min=1)).all()
+
+
+@needs_triton
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("temperature, cap", [(0.7, None), (1.3, 3.0), (1.0, 30.0)])
+@pytest.mark.parametrize("shape", [(70, 300, 100), (1, 5, 3), (64, 256, 64), (3, 129, 1)])
+def test_fused_sampler_against_float64(shape, temperature, cap, dtype):
+    """bfloat16 too: its products are exact in float32, in which they are summed."""
+    check_fused(*fused_case(*shape, dtype), temperature, cap)
+
+
+@needs_triton
+def test_fused_sampler_survives_extreme_logits():
+    """Logits of ±10⁴ give neither NaN nor infinity, and a certain token has entropy 0."""
+    hidden, weight, keys = fused_case(70, 300, 100)
+    token, logprob, entropy = model_module.fused_sample(hidden * 5000, weight, 1.0, keys, 0)
+    assert torch.equal(token, (hidden.double() @ weight.double().T).argmax(-1))
+    assert logprob.isfinite().all() and entropy.isfinite().all()
+    assert (logprob <= 0).all() and (entropy >= 0).all() and (entropy < 0.7).all()
+
+
+@needs_triton
+def test_fused_noise_is_gumbels():
+    """−log(−log(1 − u)) to float32's accuracy, at both ends of u and around the series' limit."""
+    tl = model_module.tl
+
+    @model_module.triton.jit
+    def noise_of(row, out, GOLDEN: tl.constexpr, BLOCK: tl.constexpr, gumbel: tl.constexpr):
+        at = tl.arange(0, BLOCK)
+        tl.store(out + at, gumbel(tl.load(row + at), 0, GOLDEN))
+
+    rows = model_module.fold(torch.tensor(99), torch.arange(4096)).to(DEVICE)
+    out = torch.empty(4096, device=DEVICE)
+    noise_of[(1,)](rows, out, model_module.GOLDEN, 4096, model_module.gumbel)
+    bits = (model_module.fold(rows.cpu(), 0) >> 32) & (2**32 - 1)
+    u = (bits.float() + 0.5) * 2.0**-32
+    exact = -(-(-u.clamp(max=1 - 2.0**-24).double()).log1p()).log()
+    assert exact.max() > 7 and exact.min() < -1.9 and (u < 0.25).any()
+    assert ((out.cpu() - exact).abs() <= 4e-7 * exact.abs().clamp(min=1)).all()
+
+
+@needs_triton
+def test_fused_sampler_draws_from_the_softmax():
+    """χ² of 10 degrees of freedom exceeds 29.6 once in a thousand times."""
+    N, V, temperature = 8_000, 11, 1.3
+    hidden, weight, _ = fused_case(1, V, 16)
+    keys = model_module.fold(torch.tensor(7), torch.arange(N)).to(DEVICE)
+    hidden = hidden.expand(N, -1)
+    token, _, _ = model_module.fused_sample(hidden, weight, temperature, keys, 7)
+    expected = N * ((hidden[0] @ weight.T) / temperature).double().softmax(-1)
+    assert ((token.bincount(minlength=V) - expected) ** 2 / expected).sum() < 29.6
+    later, _, _ = model_module.fused_sample(hidden, weight, temperature, keys, 8)
+    assert not torch.equal(token, later)
+
+
+@needs_triton
+def test_fused_rows_stand_alone():
+    """Neither the batch around a row nor its place in it, nor strides, change anything; a position
+    may be a tensor."""
+    hidden, weight, keys = fused_case(70, 300, 100)
+    whole = model_module.fused_sample(hidden, weight, 0.7, keys, 5)
+    for rows in (torch.arange(69, 70), torch.arange(13), torch.randperm(70)):
+        strided = torch.stack([hidden[rows] * 0, hidden[rows]], 1)[:, -1]
+        at = torch.tensor([5], device=DEVICE)
+        part = model_module.fused_sample(strided, weight.T.contiguous().T, 0.7, keys[rows], at)
+        assert all(torch.equal(a[rows.to(DEVICE)], b) for a, b in zip(whole, part))
+
+
+@needs_triton
+@pytest.mark.skipif(DEVICE != "cpu", reason="on CUDA the other tests use the kernel")
+def test_rollouts_with_the_fused_sampler_are_scored_as_sampled(graph_steps, monkeypatch):
+    monkeypatch.setattr(model_module, "can_fuse", lambda device: True)
+    monkeypatch.setattr(model_module, "has_onednn", lambda: False)  # as on CUDA
+    gpt, cfg = ragged_gpt(context=128), score.Config(samples=4, revisions=2, temperature=0.8)
+    rolled = score.rollout(gpt, Toy(), toy_problems(RAGGED), cfg, seed=2)
+    scored = score.attempt_logprobs(gpt, rolled, 0.8)
+    for ours, made in zip(scored, (rolled.first, rolled.second)):
+        assert len(set(made.mask.sum(1).tolist())) > 3
+        assert (ours - made.logprobs)[made.mask].abs().max() < 1e-5
+
+
+COMPILE = """
+import model, triton
+kernel = model.head_and_noise
+for dtype, line in (("fp32", 32), ("bf16", 64)):
+    for cap in (None, "fp32"):
+        given = dict(GOLDEN=model.GOLDEN, WIDEN=False, BLOCK_N=64, BLOCK_V=128, BLOCK_C=line)
+        given |= {} if cap else {"cap": None}
+        types = dict(hidden="*" + dtype, weight="*" + dtype, row="*i64", partial="*fp32",
+                     index="*i64", temperature="fp32", cap=cap, N="i32", V="i32", C="i32")
+        names = kernel.arg_names
+        signature = {name: "constexpr" if name in given else types[name] for name in names}
+        constants = {(names.index(name),): value for name, value in given.items()}
+        source = triton.compiler.ASTSource(kernel, signature, constants)
+        target = triton.backends.compiler.GPUTarget("cuda", 90, 32)
+        built = triton.compile(source, target=target, options=dict(num_warps=8))
+        assert built.asm["cubin"]
+"""
+
+
+@needs_triton
+def test_fused_sampler_compiles(tmp_path):
+    """The kernel becomes machine code for a GPU (compute capability 9.0) that need not be here."""
+    pytest.importorskip("triton.backends.nvidia", reason="Triton came without its CUDA backend")
+    env = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
+    run = [sys.executable, "-c", COMPILE]
+    done = subprocess.run(run, env=env, cwd=HERE, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_cut_attempt_earns_nothing():
@@ -1250,7 +1457,8 @@ def test_run_time_packages_are_the_four_named():
                 imported.add(node.module.split(".")[0])
         assert imported & ours <= mine, name
         others = imported - ours - set(sys.stdlib_module_names)
-        assert others <= {"torch", "numpy", "tiktoken", "tqdm"}, name
+        optional = {"triton"} if name == "model.py" else set()
+        assert others - optional <= {"torch", "numpy", "tiktoken", "tqdm"}, name
     files = {str(path.relative_to(HERE)) for path in HERE.glob("data/*.py")}
     assert files <= allowed.keys()
 
