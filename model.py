@@ -154,7 +154,7 @@ def attend(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float, cap: float | None = None
 ) -> Tensor:
     """softmax(scale · q kᵀ) v.  q (B, H, T, D), k and v (B, G, S, D), mask (B, T, S) → (B, T, H·D).
-    With a cap c the scores are c · tanh(score / c)."""
+    The mask is bool, or 0 and −∞ to be added. With a cap c the scores are c · tanh(score / c)."""
     B, H, T, D = q.shape
     G, S = k.shape[1:3]
     if T > 1 and cap is None:
@@ -162,12 +162,18 @@ def attend(
         return y.transpose(1, 2).reshape(B, T, H * D)
     # The H/G heads that share a key head are the rows of one product, which reads the cache once
     # and contiguously: with one query a row that is what decoding costs.
-    scores = (q.reshape(B, G, H // G * T, D) @ k.transpose(2, 3)) * scale  # (B, G, H/G·T, S)
+    scores = (q * scale).reshape(B, G, H // G * T, D) @ k.transpose(2, 3)  # (B, G, H/G·T, S)
     if cap is not None:
         scores = cap * torch.tanh(scores / cap)
-    scores = scores.view(B, G, H // G, T, S).masked_fill(~mask[:, None, None], -math.inf)
+    bias = additive(mask, q.dtype) if mask.dtype == torch.bool else mask
+    scores = scores.view(B, G, H // G, T, S) + bias[:, None, None]
     y = scores.softmax(-1).view(B, G, H // G * T, S) @ v  # (B, G, H/G·T, D)
     return y.view(B, H, T, D).transpose(1, 2).reshape(B, T, H * D)
+
+
+def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """What a bool mask comes to when it is added to the scores."""
+    return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, -math.inf)
 
 
 @functools.lru_cache
@@ -592,6 +598,10 @@ class GPT(nn.Module):
         if config.window is not None:
             where = position if cache is None else cache.ok.cumsum(1) - 1  # of every slot, (B, S)
             near = mask & (position[:, :, None] - where[:, None, :] < config.window)
+        if tokens.shape[1] == 1:  # a step of decoding, which uses either mask in every layer
+            kind = x.dtype if cache is None else cache.keys.dtype
+            same, mask = near is mask, additive(mask, kind)
+            near = mask if same else additive(near, kind)
         for layer, block in enumerate(self.blocks):
             x = block(x, mask if layer % 2 else near, turn, cache, layer)
         return self.norm(x)
@@ -932,6 +942,11 @@ class Steps:
         hidden = self.model.extend(self.cache, token[:, None], alive[:, None])[:, -1]
         return draw(self.model, hidden, self.temperature, key, t)
 
+    @staticmethod
+    def pays(live: int, rows: int) -> bool:
+        """Whether a smaller cache is worth the copy."""
+        return live <= rows * 3 // 4
+
     def keep(self, live: Tensor) -> None:
         """Goes on with these of its rows alone, (n,) int64."""
         self.cache = self.cache.take(live)
@@ -996,6 +1011,10 @@ class GraphSteps:
         keys, values = (each[:, :n, :, :used].clone() for each in (self.keys, self.values))
         return Cache(keys, values, self.ok[:n, :used].clone(), used)
 
+    @staticmethod
+    def pays(live: int, rows: int) -> bool:
+        return power_of_two(live) < power_of_two(rows)
+
     def keep(self, live: Tensor) -> None:
         self._load(self.cache.take(live))
 
@@ -1059,8 +1078,8 @@ def decode(
     """Draws an answer for every row of a warm cache.
 
     hidden (N, C): the state of the last token each row has read; keys (N,) from `row_keys`.
-    When half of the rows have finished, the others move on in a smaller cache. With `keep_cache`
-    the whole is put together again, for the next attempt to continue on.
+    When enough rows have finished, the others move on in a smaller cache. With `keep_cache` the
+    whole is put together again, for the next attempt to continue on.
     """
     N, device = len(hidden), hidden.device
     tokens = torch.zeros(N, max_new_tokens, dtype=torch.int64, device=device)
@@ -1085,7 +1104,7 @@ def decode(
         live = (~ended[rows]).nonzero()[:, 0]  # the host waits here
         if len(live) == 0:
             break
-        if len(live) <= len(rows) // 2:
+        if steps.pays(len(live), len(rows)):
             if keep_cache:
                 done = ended[rows].nonzero()[:, 0]
                 parked.append((rows[done], steps.cache.take(done)))
@@ -1134,7 +1153,7 @@ def generate(
         keys = torch.tensor(keys, dtype=torch.int64, device=model.device)
         return decode(
             model,
-            cache.take(expand),
+            cache if samples == 1 else cache.take(expand),
             hidden[expand],
             max_new_tokens,
             keys=row_keys(keys, samples, seed),
