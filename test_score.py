@@ -50,6 +50,7 @@ from rewards import math_equal, math_reward, number_reward, puzzle_reward
 HERE = pathlib.Path(__file__).parent
 sys.path.append(str(HERE / "experiments"))
 import attacks
+import bench_rollout
 import compare
 import grades
 
@@ -1429,6 +1430,31 @@ def test_learning_rate_rises_and_falls():
     rates = [train.learning_rate(step, 100, 10, 1.0) for step in range(1, 101)]
     assert rates[0] == 1 / 11 and max(rates) == 1.0 and rates[-1] == pytest.approx(1 / 90)
     assert rates[:10] == sorted(rates[:10]) and rates[11:] == sorted(rates[11:], reverse=True)
+
+
+def test_benchmarks_run(tmp_path, monkeypatch, capsys):
+    """On sizes that measure nothing: every way gives its figures, for what was asked."""
+    for rate in ("gemm_rate", "memory_rate"):  # which take seconds
+        monkeypatch.setattr(bench_rollout, rate, lambda *args: 1e9)
+    path, threads = tmp_path / "out.json", torch.get_num_threads()
+    command = f"bench --repeats 1 --write {path} --rows 4 --prompt 5 --new 4 --peers nocache concat"
+    command += " --dtypes float32 bfloat16 --lengths equal ragged"
+    monkeypatch.setattr(sys, "argv", command.split())
+    bench_rollout.main()
+    torch.set_num_threads(threads)
+    results = json.loads(path.read_text())["results"]
+    assert [result["way"] for result in results] == ["ours", "nocache", "concat"] * 4
+    assert {result["mean_length"] for result in results if result["lengths"] == "equal"} == {4}
+    assert all(result["tokens_per_second"] > 0 for result in results)
+    errors = [result["logprob_error"]["max"] for result in results if "logprob_error" in result]
+    assert len(errors) == 2 and max(errors) < 0.05
+    assert capsys.readouterr().out.count("| tiny |") == len(results)
+
+    script = str(HERE / "experiments" / "bench_update.py")
+    command = f"{script} --repeats 1 --write {path} --rows 8 --width 4 --vocabulary 30"
+    options = [*command.split(), "--peers", "chunks", "naive"]
+    subprocess.run([sys.executable, *options], check=True, capture_output=True)
+    assert json.loads(path.read_text())["results"].keys() == {"chunks", "naive"}
 
 
 def test_run_time_packages_are_the_four_named():
