@@ -31,8 +31,8 @@ import re
 import time
 import types
 import typing
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
@@ -153,27 +153,44 @@ def visible(ok: Tensor, branch: Tensor | None = None) -> Tensor:
 def attend(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float, cap: float | None = None
 ) -> Tensor:
-    """softmax(scale · q kᵀ) v.  q (B, H, T, D), k and v (B, G, S, D), mask (B, T, S) → (B, T, H·D).
-    The mask is bool, or 0 and −∞ to be added. With a cap c the scores are c · tanh(score / c)."""
-    B, H, T, D = q.shape
-    G, S = k.shape[1:3]
-    if T > 1 and cap is None:
-        y = F.scaled_dot_product_attention(q, k, v, mask[:, None], scale=scale, enable_gqa=G < H)
-        return y.transpose(1, 2).reshape(B, T, H * D)
-    # The H/G heads that share a key head are the rows of one product, which reads the cache once
-    # and contiguously: with one query a row that is what decoding costs.
-    scores = (q * scale).reshape(B, G, H // G * T, D) @ k.transpose(2, 3)  # (B, G, H/G·T, S)
-    if cap is not None:
-        scores = cap * torch.tanh(scores / cap)
-    bias = additive(mask, q.dtype) if mask.dtype == torch.bool else mask
-    scores = scores.view(B, G, H // G, T, S) + bias[:, None, None]
-    y = scores.softmax(-1).view(B, G, H // G * T, S) @ v  # (B, G, H/G·T, D)
-    return y.view(B, H, T, D).transpose(1, 2).reshape(B, T, H * D)
+    """softmax(scale · q kᵀ) v.  q (B, H, ≥ T, D), of which the last T ask; k and v (B, G, S, D),
+    mask (B, T, S) bool → (B, T, H·D). With a cap c the scores are c · tanh(score / c)."""
+    (B, T, S), G, D = mask.shape, k.shape[1], k.shape[3]
+    q = q[:, :, -T:]
+    if cap is None:
+        gqa = G < q.shape[1]
+        y = F.scaled_dot_product_attention(q, k, v, mask[:, None], scale=scale, enable_gqa=gqa)
+        return y.transpose(1, 2).reshape(B, T, -1)
+    scores = q.reshape(B, G, -1, D) @ k.transpose(2, 3)  # (B, G, H/G·T, S)
+    scores = (cap * torch.tanh(scores * (scale / cap))).view(B, G, -1, T, S)
+    scores = scores.masked_fill(~mask[:, None, None], -math.inf)
+    y = scores.softmax(-1).view(B, G, -1, S) @ v  # (B, G, H/G·T, D)
+    return y.view(B, -1, T, D).transpose(1, 2).reshape(B, T, -1)
 
 
-def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """What a bool mask comes to when it is added to the scores."""
-    return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, -math.inf)
+def attend_one(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float, cap: float | None = None
+) -> Tensor:
+    """`attend` for one query a row, q (B, H, 1, D), and a `bias` for the mask → (B, 1, H·D).
+
+    This costs what it takes to read the cache, and products over all of it read it fastest. The
+    heads that share a key head are the rows of one product.
+    """
+    B, G, S, D = k.shape
+    q = q.reshape(B * G, -1, D)  # (B·G, H/G, D)
+    k, v = k.view(B * G, S, D), v.view(B * G, S, D)
+    if cap is None:
+        scores = torch.baddbmm(bias, q, k.transpose(1, 2), alpha=scale)  # (B·G, H/G, S)
+    else:
+        scores = cap * torch.tanh(q @ k.transpose(1, 2) * (scale / cap)) + bias
+    return torch.bmm(scores.softmax(-1), v).view(B, 1, -1)
+
+
+def bias(mask: Tensor, cache: "Cache") -> Tensor:
+    """What the mask of one query a row, (B, 1, S), adds to its scores: 0 or −∞, (B·G, 1, S)."""
+    keys = cache.layers[0][0]
+    mask = mask.expand(-1, keys.shape[1], -1)  # (B, G, S)
+    return torch.where(mask, 0.0, -math.inf).to(keys.dtype).view(-1, 1, mask.shape[2])
 
 
 @functools.lru_cache
@@ -206,29 +223,33 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 class Cache:
     """What a batch of rows has read: keys and values of every layer, and which slots are in use.
 
-    keys, values  (L, B, G, S, D);  ok (B, S) bool;  `used` of the S slots are written.
-    Storage grows by whole blocks, and attention runs over all of it: a product over a slice of a
-    longer buffer would copy the slice first.
+    layers: L pairs of keys and values, (B, G, S, D) each;  ok (B, S) bool;  `used` of the S slots
+    are written. Storage grows by whole blocks, and attention runs over all of it: a product over
+    part of a longer buffer reads it at half the rate.
     """
 
     BLOCK = 32
 
-    def __init__(self, keys: Tensor, values: Tensor, ok: Tensor, used: int):
-        self.keys, self.values, self.ok, self.used = keys, values, ok, used
+    def __init__(self, layers: list[tuple[Tensor, Tensor]], ok: Tensor, used: int):
+        self.layers, self.ok, self.used = layers, ok, used
 
     @classmethod
     def empty(cls, config: GPTConfig, rows: int, device: torch.device, dtype: torch.dtype):
-        shape = (config.layers, rows, config.kv_heads, 0, config.head_width)
-        keys, values = (torch.empty(shape, device=device, dtype=dtype) for _ in range(2))
-        return cls(keys, values, torch.empty(rows, 0, dtype=torch.bool, device=device), 0)
+        nothing = torch.empty(
+            rows, config.kv_heads, 0, config.head_width, device=device, dtype=dtype
+        )
+        ok = torch.empty(rows, 0, dtype=torch.bool, device=device)
+        return cls([(nothing, nothing)] * config.layers, ok, 0)
 
     def _resize(self, slots: int) -> None:
-        """Makes room for `slots` slots. New ones hold zeros, since 0 · NaN would be NaN."""
-        more = math.ceil(slots / self.BLOCK) * self.BLOCK - self.ok.shape[1]
+        """Makes room for `slots` slots, layer by layer, so that one layer at most is held twice."""
+        slots = math.ceil(slots / self.BLOCK) * self.BLOCK
+        more = slots - self.ok.shape[1]
         if more > 0:
-            self.keys = F.pad(self.keys, (0, 0, 0, more))
-            self.values = F.pad(self.values, (0, 0, 0, more))
             self.ok = F.pad(self.ok, (0, more))
+            rows = len(self.ok)
+            for layer, pair in enumerate(self.layers):
+                self.layers[layer] = tuple(place(rows, slots, [slice(None)], [x]) for x in pair)
 
     def append(self, ok: Tensor) -> Tensor:
         """Claims T slots for new tokens, ok (B, T), and returns what those see, (B, T, S)."""
@@ -238,42 +259,65 @@ class Cache:
         self.used += T
         slots = torch.arange(self.ok.shape[1], device=ok.device)  # (S,)
         own = slots[self.used - T : self.used, None]  # (T, 1)
-        return (self.ok[:, None, :] & (slots <= own)) | (slots == own)  # (B, T, S)
+        before = self.ok[:, None]  # (B, 1, S); later slots are not ok yet
+        return (before if T == 1 else before & (slots <= own)) | (slots == own)  # (B, T, S)
 
     def write(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Stores k, v (B, G, T, D) in the claimed slots; returns the layer's whole cache."""
-        new = slice(self.used - k.shape[2], self.used)
-        self.keys[layer, :, :, new] = k
-        self.values[layer, :, :, new] = v
-        return self.keys[layer], self.values[layer]
+        """Stores k, v (B, G, T, D) in the claimed slots; returns all of the layer's."""
+        T = k.shape[2]
+        for whole, new in zip(self.layers[layer], (k, v)):
+            whole.narrow(2, self.used - T, T).copy_(new)
+        return self.layers[layer]
+
+    def keep(self, count: int, holes: Tensor, movers: Tensor) -> None:
+        """Keeps the first `count` rows, of which the `holes` are overwritten with the `movers`."""
+        for part in (self.ok, *(part for pair in self.layers for part in pair)):
+            part[holes] = part[movers]
+        self.layers = [tuple(part[:count] for part in pair) for pair in self.layers]
+        self.ok = self.ok[:count]
 
     def take(self, rows: Tensor) -> "Cache":
         """A cache of its own with the given rows, (N,) int64, in that order; rows may repeat."""
-        return Cache(self.keys[:, rows], self.values[:, rows], self.ok[rows], self.used)
+        layers = [tuple(part.index_select(0, rows) for part in pair) for pair in self.layers]
+        return Cache(layers, self.ok[rows], self.used)
 
     @staticmethod
     def join(parts: list[tuple[Tensor, "Cache"]]) -> "Cache":
-        """Puts caches back into one, each part with its rows' indices in the whole."""
+        """Puts caches back into one, each part with its rows' indices in the whole. Empties them on
+        the way, so that one layer at most is held twice."""
         if len(parts) == 1:
             return parts[0][1]
-        used = max(part.used for _, part in parts)
-        for _, part in parts:
-            part._resize(used)
-        order = torch.cat([rows for rows, _ in parts]).argsort()  # (B,)
-        return Cache(
-            torch.cat([part.keys for _, part in parts], 1)[:, order],
-            torch.cat([part.values for _, part in parts], 1)[:, order],
-            torch.cat([part.ok for _, part in parts])[order],
-            used,
-        )
+        where, caches = zip(*parts)
+        slots = max(cache.ok.shape[1] for cache in caches)
+        ok = torch.cat([F.pad(cache.ok, (0, slots - cache.ok.shape[1])) for cache in caches])
+        layers = []
+        for _ in range(len(caches[0].layers)):
+            pairs = zip(*(cache.layers.pop(0) for cache in caches))
+            layers.append(tuple(place(len(ok), slots, where, kind) for kind in pairs))
+        used = max(cache.used for cache in caches)
+        return Cache(layers, ok[torch.cat(where).argsort()], used)
+
+
+def place(
+    count: int, slots: int, where: Sequence[Tensor | slice], parts: Sequence[Tensor]
+) -> Tensor:
+    """Keys or values, (count, G, slots, D), whose rows `where` are a part's, (rows, G, ≤ slots, D).
+    Further slots hold zeros, since 0 · NaN would be NaN."""
+    _, G, _, D = parts[0].shape
+    whole = parts[0].new_empty(count, G, slots, D)
+    for rows, part in zip(where, parts):
+        S = part.shape[2]
+        whole[rows, :, :S] = part
+        whole[rows, :, S:] = 0
+    return whole
 
 
 class StaticCache(Cache):
     """The first R rows and S slots of storage that never moves, for steps of one token. The slot to
     write is a tensor, (1,) int64, so that a CUDA graph can repeat the step at the next slot."""
 
-    def __init__(self, keys: Tensor, values: Tensor, ok: Tensor, slot: Tensor):
-        self.keys, self.values, self.ok, self.slot = keys, values, ok, slot
+    def __init__(self, layers: list[tuple[Tensor, Tensor]], ok: Tensor, slot: Tensor):
+        self.layers, self.ok, self.slot = layers, ok, slot
 
     def append(self, ok: Tensor) -> Tensor:
         """ok (R, 1) → what the new tokens see, (R, 1, S). Later slots must not be ok yet."""
@@ -282,9 +326,9 @@ class StaticCache(Cache):
         return (self.ok | own)[:, None]
 
     def write(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        for whole, new in ((self.keys, k), (self.values, v)):
-            whole[layer].index_copy_(2, self.slot, new.to(whole.dtype))
-        return self.keys[layer], self.values[layer]
+        for whole, new in zip(self.layers[layer], (k, v)):
+            whole.index_copy_(2, self.slot, new.to(whole.dtype))
+        return self.layers[layer]
 
 
 # ---------------------------------------------------------------------------------------------
@@ -292,19 +336,21 @@ class StaticCache(Cache):
 
 
 @functools.lru_cache
-def has_onednn() -> bool:
-    """Whether torch's oneDNN product, a private operator, is there, equal to F.linear and faster.
-    It works on weights laid out for it in advance; what F.linear does is up to the build."""
+def has_onednn(dtype: torch.dtype) -> bool:
+    """Whether torch's oneDNN product, a private operator, is there, equal to F.linear and not much
+    slower. It works on weights laid out for it in advance; what F.linear does is up to the build.
+    Where the two are near each other the choice must not hang on the clock: they round otherwise,
+    and a run has to repeat."""
     try:
         # Made without torch's generator, whose state is the caller's.
         x, weight, bias = (torch.arange(n).float().sin() for n in (64 * 768, 4096 * 768, 4096))
-        x, weight = x.view(64, 768), weight.view(4096, 768)
+        x, weight, bias = (each.to(dtype) for each in (x.view(64, 768), weight.view(-1, 768), bias))
         packed = torch.ops.mkldnn._reorder_linear_weight(weight, len(x))
         ways = (
             functools.partial(torch.ops.mkldnn._linear_pointwise, x, packed, bias, "none", [], ""),
             functools.partial(F.linear, x, weight, bias),
         )
-        if not torch.allclose(ways[0](), ways[1](), rtol=1e-4, atol=1e-3):
+        if not torch.allclose(ways[0](), ways[1](), rtol=16 * torch.finfo(dtype).eps, atol=1e-3):
             return False
     except (AttributeError, RuntimeError):
         return False
@@ -313,62 +359,65 @@ def has_onednn() -> bool:
         started = time.process_time()  # other processes do not count
         ways[turn % 2]()
         seconds[turn % 2].append(time.process_time() - started)
-    return min(seconds[0]) < min(seconds[1])
+    return min(seconds[0]) < 1.5 * min(seconds[1])
 
 
 class Linear(nn.Linear):
-    """F.linear and an elementwise function, on a copy of the weight where `decoding` has made one:
-    in oneDNN's layout, which fuses the two, or in another dtype. Returns the dtype of x."""
+    """F.linear and an elementwise function, on copies of weight and bias where `decoding` has made
+    them: in oneDNN's layout, which fuses the two, or in another dtype, which the result then has.
+    """
 
-    packed: Tensor | None = None
-    low: Tensor | None = None  # on CUDA, the memory of `packed`, which graphs know by its address
+    packed: tuple[Tensor, Tensor | None] | None = None
+    low: tuple[Tensor, Tensor | None] | None = None  # memory of `packed` on CUDA, kept for graphs
 
     def forward(self, x: Tensor, activation: str | None = None) -> Tensor:
-        if self.packed is None:
-            y = F.linear(x, self.weight, self.bias)
-            return y if activation is None else ACTIVATIONS[activation](y)
-        given, bias = x.to(self.packed.dtype), self.bias
-        bias = None if bias is None else bias.to(given.dtype)
-        if self.packed.is_mkldnn:
+        weight, bias = self.packed or (self.weight, self.bias)
+        x = x if self.packed is None else x.to(weight.dtype)
+        if weight.is_mkldnn:
             name, kind = FUSED[activation]
-            y = torch.ops.mkldnn._linear_pointwise(given, self.packed, bias, name, [], kind)
-        else:
-            y = F.linear(given, self.packed, bias)
-            y = y if activation is None else ACTIVATIONS[activation](y)
-        return y.to(x.dtype)
+            return torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, name, [], kind)
+        y = F.linear(x, weight, bias)
+        return y if activation is None else ACTIVATIONS[activation](y)
+
+    def gains(self, dtype: torch.dtype) -> bool:
+        """Whether a CPU multiplies a copy of this dtype, in oneDNN's layout, faster."""
+        small = dtype == torch.float32 and self.weight.numel() < 1 << 16  # the call costs more
+        return not small and has_onednn(dtype)
 
     def pack(self, dtype: torch.dtype) -> None:
+        given = self.weight.detach(), None if self.bias is None else self.bias.detach()
         if self.weight.device.type == "cpu":
-            weight = self.weight.to(dtype)
-            self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, 64)
+            weight, bias = (None if each is None else each.to(dtype) for each in given)
+            self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, 64), bias
             return
-        if self.low is None or self.low.dtype != dtype:
-            self.low = torch.empty_like(self.weight, dtype=dtype)
-        self.packed = self.low.copy_(self.weight)
+        if self.low is None or self.low[0].dtype != dtype:
+            self.low = tuple(None if x is None else torch.empty_like(x, dtype=dtype) for x in given)
+        for mine, each in zip(self.low, given):
+            if each is not None:
+                mine.copy_(each)
+        self.packed = self.low
 
 
 @contextlib.contextmanager
 def decoding(model: "GPT") -> Iterator[None]:
     """Copies the weights as decoding multiplies them fastest while the context is open, in which
     they must not change: on a CPU in oneDNN's layout, and under autocast in its dtype, once and not
-    at every step. All else stays in float32: norms, residual stream, softmax, on a CPU the cache,
-    and the head, whose logits would be rounded to 8 bits, but for `fused_sample` on CUDA, which
-    does not round them."""
+    at every step. All else stays in float32: norms, residual stream, softmax, logits, on a CPU the
+    cache, and the head's operands, too."""
     device = model.device.type
     auto = torch.is_autocast_enabled(device)
-    ready = has_onednn() if device == "cpu" else auto
+    low = torch.get_autocast_dtype(device) if auto else torch.float32
+    ready = has_onednn(low) if device == "cpu" else auto
     if model.tokens.weight.dtype != torch.float32 or not ready:
         yield
         return
-    low = torch.get_autocast_dtype(device) if auto else torch.float32
     layers = [each for each in model.modules() if isinstance(each, Linear)]
     try:
         with torch.autocast(device, enabled=False), torch.no_grad():
             for layer in layers:
-                if layer is not model.head or can_fuse(model.device):
-                    layer.pack(low)
-                elif device == "cpu":
-                    layer.pack(torch.float32)
+                dtype = torch.float32 if device == "cpu" and layer is model.head else low
+                if device != "cpu" or layer.gains(dtype):
+                    layer.pack(dtype)
             yield
     finally:
         for layer in layers:
@@ -403,7 +452,7 @@ class Attention(nn.Module):
         self.qkv = Linear(config.width, (self.H + 2 * self.G) * self.D, bias=config.qkv_bias)
         self.out = Linear(self.H * self.D, config.width, bias=config.out_bias)
         self.q_norm, self.k_norm = (
-            RMSNorm(self.D, config) if config.qk_norm else nn.Identity() for _ in range(2)
+            RMSNorm(self.D, config) if config.qk_norm else None for _ in range(2)
         )
 
     def forward(
@@ -414,16 +463,20 @@ class Attention(nn.Module):
         cache: Cache | None,
         layer: int,
     ) -> Tensor:
+        """x (B, T, C) → (B, T', C), of the last T' tokens, those that the mask has rows for. A
+        mask that is not bool is a `bias`."""
         B, T, _ = x.shape
-        qkv = self.qkv(x).view(B, T, self.H + 2 * self.G, self.D).transpose(1, 2)
+        qkv = self.qkv(x).to(x.dtype).view(B, T, self.H + 2 * self.G, self.D).transpose(1, 2)
         q, k, v = qkv.split([self.H, self.G, self.G], dim=1)  # (B, H or G, T, D)
-        q, k = self.q_norm(q), self.k_norm(k)
+        if self.q_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
         if turn is not None:
             q, k = rotate(q, *turn), rotate(k, *turn)
         if cache is not None:
             k, v = cache.write(layer, k, v)  # (B, G, S, D)
             q = q.to(k.dtype)
-        return self.out(attend(q, k, v, mask, self.scale, self.cap))  # (B, T, C)
+        way = attend if mask.dtype == torch.bool else attend_one
+        return self.out(way(q, k, v, mask, self.scale, self.cap))
 
 
 ACTIVATIONS = {
@@ -462,13 +515,15 @@ class Block(nn.Module):
         self.norm1, self.attention = make_norm(config), Attention(config)
         self.norm2, self.mlp = make_norm(config), MLP(config)
         self.post1, self.post2 = (
-            make_norm(config) if config.post_norms else nn.Identity() for _ in range(2)
+            make_norm(config) if config.post_norms else None for _ in range(2)
         )
 
-    def forward(self, x: Tensor, *context) -> Tensor:
-        """`context` is what attention needs beside x."""
-        x = x + self.post1(self.attention(self.norm1(x), *context))
-        return x + self.post2(self.mlp(self.norm2(x)))
+    def forward(self, x: Tensor, mask: Tensor, *context) -> Tensor:
+        """x (B, T, C) → (B, T', C), see `Attention`; `context` is what else attention needs."""
+        more, x = self.attention(self.norm1(x), mask, *context), x[:, -mask.shape[1] :]
+        x = x + (more if self.post1 is None else self.post1(more))
+        more = self.mlp(self.norm2(x))
+        return x + (more if self.post2 is None else self.post2(more))
 
 
 class GPT(nn.Module):
@@ -549,7 +604,7 @@ class GPT(nn.Module):
         packed = self.blocks[0].attention.qkv.packed
         if packed is None or self.device.type == "cpu":
             return self.tokens.weight.dtype
-        return packed.dtype
+        return packed[0].dtype
 
     def forward(
         self, tokens: Tensor, ok: Tensor | None = None, branch: Tensor | None = None
@@ -568,14 +623,16 @@ class GPT(nn.Module):
 
     def extend(self, cache: Cache, tokens: Tensor, ok: Tensor) -> Tensor:
         """Reads tokens (B, T), valid where ok (B, T), after what `cache` holds, and adds them to
-        it. One step for prefill, decoding and feedback on a warm cache → hidden (B, T, C)."""
-        return self._blocks(tokens, cache.append(ok), cache)
+        it. One step for prefill, decoding and feedback on a warm cache → the state of the last of
+        the tokens, (B, C)."""
+        return self._blocks(tokens, cache.append(ok), cache)[:, -1]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden (…, C) → (…, V) in float32, also where the blocks ran in less."""
         with torch.autocast(hidden.device.type, enabled=False):
-            packed = self.head.packed is not None
-            logits = self.head(hidden) if packed else exact_product(hidden, self.head.weight)
+            weight = self.head.weight if self.head.packed is None else self.head.packed[0]
+            hidden = hidden.to(weight.dtype)
+            logits = self.head(hidden) if weight.is_mkldnn else exact_product(hidden, weight)
         cap = self.config.logit_cap
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
@@ -598,12 +655,13 @@ class GPT(nn.Module):
         if config.window is not None:
             where = position if cache is None else cache.ok.cumsum(1) - 1  # of every slot, (B, S)
             near = mask & (position[:, :, None] - where[:, None, :] < config.window)
-        if tokens.shape[1] == 1:  # a step of decoding, which uses either mask in every layer
-            kind = x.dtype if cache is None else cache.keys.dtype
-            same, mask = near is mask, additive(mask, kind)
-            near = mask if same else additive(near, kind)
+        if cache is not None and tokens.shape[1] == 1:
+            mask, near = bias(mask, cache), mask if near is mask else bias(near, cache)
         for layer, block in enumerate(self.blocks):
-            x = block(x, mask if layer % 2 else near, turn, cache, layer)
+            seen = mask if layer % 2 or config.window is None else near
+            if cache is not None and layer == config.layers - 1:
+                seen = seen[:, -1:]  # nobody asks for the other tokens' final states
+            x = block(x, seen, turn, cache, layer)
         return self.norm(x)
 
 
@@ -714,9 +772,9 @@ def fold(key: Tensor, value: Tensor | int) -> Tensor:
     return mix(key + (_signed(step) if isinstance(step, int) else step))
 
 
-def uniform(key: Tensor, position: Tensor | int) -> Tensor:
+def uniform(key: Tensor) -> Tensor:
     """One number in the open interval (0, 1) for each key, float32."""
-    return to_unit((fold(key, position) >> 41) & ((1 << 23) - 1))
+    return to_unit((key >> 41) & ((1 << 23) - 1))
 
 
 def to_unit(bits: Tensor) -> Tensor:
@@ -733,15 +791,13 @@ def row_keys(keys: Tensor, samples: int, seed: int, attempt: int = 0) -> Tensor:
     return fold(keys.repeat_interleave(samples), sample)
 
 
-def sample(
-    logits: Tensor, temperature: float, key: Tensor, position: Tensor | int
-) -> tuple[Tensor, Tensor]:
+def sample(logits: Tensor, temperature: float, key: Tensor) -> tuple[Tensor, Tensor]:
     """One token a row and its log-probability, from one pass over the logits, without a host sync.
 
-    logits (N, V) float32, key (N,) int64 → token (N,) int64, logprob (N,) float32.
-    Inverse CDF with a single uniform a row. The total comes from the sum that is searched, and the
-    target stays below it, so the first cell beyond the target always has mass. Temperature 0 takes
-    the arg-max and reports its log-probability at temperature 1.
+    logits (N, V) float32, key (N,) int64, of the row and its position → token (N,) int64,
+    logprob (N,) float32. Inverse CDF with a single uniform a row. The total comes from the sum that
+    is searched, and the target stays below it, so the first cell beyond the target always has mass.
+    Temperature 0 takes the arg-max and reports its log-probability at temperature 1.
     """
     z = logits if temperature in (0, 1) else logits / temperature  # (N, V)
     peak = z.amax(-1, keepdim=True)  # (N, 1)
@@ -751,9 +807,9 @@ def sample(
     if temperature == 0:
         token = z.argmax(-1, keepdim=True)
     else:
-        target = uniform(key, position)[:, None] * total
-        below = torch.nextafter(total, torch.zeros_like(total))
-        token = torch.searchsorted(cdf, torch.minimum(target, below), right=True)  # (N, 1)
+        below = total * (1 - 2.0**-23)  # less by one or two units in the last place
+        target = torch.minimum(uniform(key)[:, None] * total, below)
+        token = torch.searchsorted(cdf, target, right=True)  # (N, 1)
     logprob = z.gather(1, token) - peak - total.log()
     return token[:, 0], logprob[:, 0]
 
@@ -762,15 +818,12 @@ def can_fuse(device: torch.device) -> bool:
     return triton is not None and device.type == "cuda"
 
 
-def draw(
-    model: GPT, hidden: Tensor, temperature: float, key: Tensor, position: Tensor | int
-) -> tuple[Tensor, Tensor]:
+def draw(model: GPT, hidden: Tensor, temperature: float, key: Tensor) -> tuple[Tensor, Tensor]:
     """One token a row after hidden (N, C), and its log-probability; as `sample`."""
     if temperature == 0 or not can_fuse(hidden.device):
-        return sample(model.logits(hidden), temperature, key, position)
-    head = model.head.weight if model.head.packed is None else model.head.packed
-    cap = model.config.logit_cap
-    return fused_sample(hidden, head, temperature, key, position, cap)[:2]
+        return sample(model.logits(hidden), temperature, key)
+    head = model.head.weight if model.head.packed is None else model.head.packed[0]
+    return fused_sample(hidden, head, temperature, key, model.config.logit_cap)[:2]
 
 
 if triton is not None:
@@ -844,20 +897,19 @@ if triton is not None:
         weight: Tensor,
         temperature: float,
         key: Tensor,
-        position: Tensor | int,
         cap: float | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Head and sampler in one pass, without (N, V) logits in memory and without a host sync.
 
-        hidden (N, C), weight (V, C) float32 or bfloat16, key (N,) int64, position an int or an
-        int64 tensor → token (N,) int64, logprob (N,) and entropy (N,) float32, of the softmax of
+        hidden (N, C), weight (V, C) float32 or bfloat16, key (N,) int64, of the row and its
+        position → token (N,) int64, logprob (N,) and entropy (N,) float32, of the softmax of
         logits / temperature, where a cap has made the logits cap · tanh(logit / cap).
         The arg-max of logits / temperature + Gumbel noise is a draw from that softmax. The noise
-        depends on (key, position, token) only: not on the batch, the rows' order or the blocks.
-        Temperature 0 is left to `sample`.
+        depends on (key, token) only: not on the batch, the rows' order or the blocks. Temperature
+        0 is left to `sample`.
         """
         assert temperature > 0, "fused_sample needs a positive temperature"
-        weight, row = weight.contiguous(), fold(key, position)
+        weight, key = weight.contiguous(), key.contiguous()
         hidden = hidden.to(weight.dtype).contiguous()
         (N, C), V = hidden.shape, len(weight)
         line = 128 // weight.element_size()  # channels in a cache line
@@ -868,7 +920,7 @@ if triton is not None:
         # Triton's interpreter multiplies bfloat16 as if its bits were integers.
         widen = not isinstance(head_and_noise, triton.JITFunction)
         head_and_noise[grid](
-            hidden, weight, row, partial, index, float(temperature), capped, N, V, C,
+            hidden, weight, key, partial, index, float(temperature), capped, N, V, C,
             GOLDEN, widen, BLOCK_N=64, BLOCK_V=128, BLOCK_C=line, num_warps=8,
         )  # fmt: skip
         noisy, chosen, peak, total, moment = partial.unbind(-1)  # (N, blocks) each
@@ -920,7 +972,7 @@ def read_prompts(model: GPT, prompts: list[list[int]], room: int) -> tuple[Cache
         ok[row, longest - len(prompt) :] = True
     cache = Cache.empty(model.config, len(prompts), model.device, model.cache_dtype)
     tokens, ok = (torch.from_numpy(a).to(model.device) for a in (tokens, ok))
-    return cache, model.extend(cache, tokens, ok)[:, -1]
+    return cache, model.extend(cache, tokens, ok)
 
 
 class Steps:
@@ -936,20 +988,24 @@ class Steps:
         """What continues on a cache, for `room` steps at most."""
         return cls(model, cache, temperature)
 
-    def __call__(self, token: Tensor, alive: Tensor, key: Tensor, t: int) -> tuple[Tensor, Tensor]:
-        """Reads each row's last token, where it is alive, and draws its t-th → token, logprob. All
+    def __call__(self, token: Tensor, alive: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        """Reads each row's last token, where it is alive, and draws the next → token, logprob. All
         of them (R,)."""
-        hidden = self.model.extend(self.cache, token[:, None], alive[:, None])[:, -1]
-        return draw(self.model, hidden, self.temperature, key, t)
+        hidden = self.model.extend(self.cache, token[:, None], alive[:, None])
+        return draw(self.model, hidden, self.temperature, key)
 
     @staticmethod
     def pays(live: int, rows: int) -> bool:
-        """Whether a smaller cache is worth the copy."""
-        return live <= rows * 3 // 4
+        """Whether it is worth while to go on with the live rows alone."""
+        return live <= rows * 7 // 8
 
-    def keep(self, live: Tensor) -> None:
-        """Goes on with these of its rows alone, (n,) int64."""
-        self.cache = self.cache.take(live)
+    def take(self, rows: Tensor) -> Cache:
+        """What these of its rows have read, (n,) int64."""
+        return self.cache.take(rows)
+
+    def keep(self, count: int, holes: Tensor, movers: Tensor) -> None:
+        """Goes on with fewer rows: see `Cache.keep`."""
+        self.cache.keep(count, holes, movers)
 
 
 class GraphSteps:
@@ -964,21 +1020,24 @@ class GraphSteps:
 
     def __init__(self, model: GPT, rows: int, slots: int):
         config, device = model.config, model.device
-        shape = (config.layers, rows, config.kv_heads, slots, config.head_width)
+        shape = (rows, config.kv_heads, slots, config.head_width)
         self.model, self.rows, self.slots = model, rows, slots
         self.graphs: dict[tuple[int, int, float], Callable] = {}
-        self.keys, self.values = torch.zeros(2, *shape, dtype=model.cache_dtype, device=device)
+        self.layers = [
+            tuple(torch.zeros(shape, dtype=model.cache_dtype, device=device) for _ in range(2))
+            for _ in range(config.layers)
+        ]
         self.ok = torch.zeros(rows, slots, dtype=torch.bool, device=device)
         self.alive = torch.zeros(rows, dtype=torch.bool, device=device)
         self.token, self.key = torch.zeros(2, rows, dtype=torch.int64, device=device)
-        self.t, self.slot = torch.zeros(2, 1, dtype=torch.int64, device=device)
+        self.slot = torch.zeros(1, dtype=torch.int64, device=device)
         self.weights = self.addresses(model)
 
     @staticmethod
     def addresses(model: GPT) -> list[int]:
         """Where a graph of the model finds its weights."""
-        packed = [each.packed for each in model.modules() if isinstance(each, Linear)]
-        copies = [each for each in packed if each is not None and not each.is_mkldnn]
+        packed = [each.packed or () for each in model.modules() if isinstance(each, Linear)]
+        copies = [x for pair in packed for x in pair if x is not None and not x.is_mkldnn]
         return [tensor.data_ptr() for tensor in (*model.parameters(), *copies)]
 
     @classmethod
@@ -998,38 +1057,46 @@ class GraphSteps:
 
     def _load(self, cache: Cache) -> None:
         n, used = self.n, self.used = len(cache.ok), cache.used
-        self.keys[:, :n, :, :used] = cache.keys[:, :, :, :used]
-        self.values[:, :n, :, :used] = cache.values[:, :, :, :used]
+        for mine, theirs in zip(self.layers, cache.layers):
+            for whole, part in zip(mine, theirs):
+                whole[:n, :, :used] = part[:, :, :used]
         self.ok.zero_()
         self.ok[:n, :used] = cache.ok[:, :used]
         self.alive.zero_()
 
+    def _first(self, rows: int, slots: int) -> list[tuple[Tensor, Tensor]]:
+        return [tuple(each[:rows, :, :slots] for each in pair) for pair in self.layers]
+
+    def take(self, rows: Tensor) -> Cache:
+        whole = Cache(self._first(self.n, self.used), self.ok[: self.n, : self.used], self.used)
+        return whole.take(rows)
+
     @property
     def cache(self) -> Cache:
         """A copy, which may grow."""
-        n, used = self.n, self.used
-        keys, values = (each[:, :n, :, :used].clone() for each in (self.keys, self.values))
-        return Cache(keys, values, self.ok[:n, :used].clone(), used)
+        return self.take(torch.arange(self.n, device=self.ok.device))
 
     @staticmethod
     def pays(live: int, rows: int) -> bool:
         return power_of_two(live) < power_of_two(rows)
 
-    def keep(self, live: Tensor) -> None:
-        self._load(self.cache.take(live))
+    def keep(self, count: int, holes: Tensor, movers: Tensor) -> None:
+        Cache(self._first(self.n, self.used), self.ok, self.used).keep(count, holes, movers)
+        self.n = count
+        self.ok[count:] = False
+        self.alive.zero_()
 
-    def __call__(self, token: Tensor, alive: Tensor, key: Tensor, t: int) -> tuple[Tensor, Tensor]:
+    def __call__(self, token: Tensor, alive: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
         n = self.n
         self.token[:n], self.alive[:n], self.key[:n] = token, alive, key
-        self.t.fill_(t)
         self.slot.fill_(self.used)
         self.used += 1
         R, S = power_of_two(n), min(power_of_two(max(64, self.used)), self.slots)
         which = R, S, self.temperature
         if which not in self.graphs:
-            kept = self.keys[:, :R, :, :S], self.values[:, :R, :, :S], self.ok[:R, :S]
-            step = Steps(self.model, StaticCache(*kept, self.slot), self.temperature)
-            self.graphs[which] = capture(step, self.token[:R], self.alive[:R], self.key[:R], self.t)
+            cache = StaticCache(self._first(R, S), self.ok[:R, :S], self.slot)
+            step = Steps(self.model, cache, self.temperature)
+            self.graphs[which] = capture(step, self.token[:R], self.alive[:R], self.key[:R])
         token, logprob = self.graphs[which]()
         return token[:n], logprob[:n]
 
@@ -1081,38 +1148,75 @@ def decode(
     When enough rows have finished, the others move on in a smaller cache. With `keep_cache` the
     whole is put together again, for the next attempt to continue on.
     """
-    N, device = len(hidden), hidden.device
-    tokens = torch.zeros(N, max_new_tokens, dtype=torch.int64, device=device)
-    mask = torch.zeros(N, max_new_tokens, dtype=torch.bool, device=device)
-    logprobs = torch.zeros(N, max_new_tokens, device=device)
-    ended = torch.zeros(N, dtype=torch.bool, device=device)
-    rows = torch.arange(N, device=device)  # the live batch's rows in the whole
-    parked: list[tuple[Tensor, Cache]] = []  # finished rows and what they have read
-    steps = STEPS.get(device.type, Steps).of(model, cache, max_new_tokens, temperature)
-    for t in range(max_new_tokens):
-        alive = ~ended[rows]  # (live,)
+    N, T, device = len(hidden), max_new_tokens, hidden.device
+    steps = STEPS.get(device.type, Steps).of(model, cache, T, temperature)
+    live = Answers.empty(N, T, keys)
+    parts: list[tuple[Answers, Cache | None]] = []  # rows that have left, and what they have read
+    for t in range(T):
+        alive = ~live.ended
         if t == 0:
-            token, logprob = draw(model, hidden, temperature, keys, 0)
+            token, logprob = draw(model, hidden, temperature, live.noise[:, 0])
         else:
-            token, logprob = steps(tokens[rows, t - 1], alive, keys[rows], t)
-        tokens[rows, t], mask[rows, t], logprobs[rows, t] = token * alive, alive, logprob * alive
+            token, logprob = steps(live.tokens[:, t - 1], alive, live.noise[:, t])
+        live.tokens[:, t], live.logprobs[:, t] = token, logprob
+        live.lengths += alive
         if eos is None:
             continue
-        ended[rows] |= alive & (token == eos)
+        live.ended |= token == eos
         if (t + 1) % steps.every:
             continue
-        live = (~ended[rows]).nonzero()[:, 0]  # the host waits here
-        if len(live) == 0:
+        count = int((~live.ended).sum())  # the host waits here
+        if count == 0:
             break
-        if steps.pays(len(live), len(rows)):
-            if keep_cache:
-                done = ended[rows].nonzero()[:, 0]
-                parked.append((rows[done], steps.cache.take(done)))
-            steps.keep(live)
-            rows = rows[live]
-    T = t + 1
-    whole = Cache.join(parked + [(rows, steps.cache)]) if keep_cache else None
-    return Generation(tokens[:, :T], mask[:, :T], logprobs[:, :T], ended, whole)
+        if steps.pays(count, len(alive)):
+            done, going = (each.nonzero()[:, 0] for each in (live.ended, ~live.ended))
+            parts.append((live.take(done), steps.take(done) if keep_cache else None))
+            # The last live rows move into the places of those that leave.
+            order = torch.arange(count, device=device)
+            holes, movers = done[done < count], going[going >= count]
+            order[holes] = movers
+            live = live.take(order)
+            steps.keep(count, holes, movers)
+    parts.append((live, steps.cache if keep_cache else None))
+    return together(parts, t + 1)
+
+
+@dataclass
+class Answers:
+    """Rows as they are being decoded."""
+
+    rows: Tensor  # (n,) int64: their place in the whole
+    tokens: Tensor  # (n, T) int64; what follows an end token has no meaning
+    logprobs: Tensor  # (n, T) float32
+    lengths: Tensor  # (n,) int64: tokens up to and including eos
+    ended: Tensor  # (n,) bool
+    noise: Tensor  # (n, T) int64: the key of every draw
+
+    @classmethod
+    def empty(cls, N: int, T: int, keys: Tensor) -> "Answers":
+        like = {"device": keys.device}
+        noise = fold(keys[:, None], torch.arange(T, **like))
+        rows, lengths = torch.arange(N, **like), torch.zeros(N, dtype=torch.int64, **like)
+        tokens, logprobs = torch.zeros(N, T, dtype=torch.int64, **like), torch.zeros(N, T, **like)
+        return cls(rows, tokens, logprobs, lengths, lengths.bool(), noise)
+
+    def take(self, which: Tensor) -> "Answers":
+        return Answers(*(getattr(self, each.name)[which] for each in fields(self)))
+
+
+def together(parts: list[tuple[Answers, Cache | None]], T: int) -> Generation:
+    """The rows of all parts in their order, cut to T tokens; with their cache, if it was kept."""
+    answers, caches = zip(*parts)
+    rows = [each.rows for each in answers]
+    order = torch.cat(rows).argsort()  # (N,)
+    tokens, logprobs, lengths, ended = (
+        torch.cat([getattr(each, name) for each in answers])[order]
+        for name in ("tokens", "logprobs", "lengths", "ended")
+    )
+    mask = torch.arange(T, device=order.device) < lengths[:, None]  # (N, T)
+    tokens, logprobs = (x[:, :T].masked_fill(~mask, 0) for x in (tokens, logprobs))
+    cache = None if caches[0] is None else Cache.join(list(zip(rows, caches)))
+    return Generation(tokens, mask, logprobs, ended, cache)
 
 
 @torch.no_grad()

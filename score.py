@@ -121,7 +121,7 @@ def respond(
                 p, p_ok = between(task.close, task.revise, attempts[-1].ended)
                 feedback = torch.cat([attempts[-1].last, p], 1)
                 ok = torch.cat([torch.ones_like(p_ok[:, :1]), p_ok], 1)
-                hidden = policy.extend(cache, feedback, ok)[:, -1]
+                hidden = policy.extend(cache, feedback, ok)
             problems = [x for x in problems for _ in range(count)]
             rows = torch.arange(len(keys), device=policy.device).repeat_interleave(count)
             keys = row_keys(keys, count, seed, attempt=index)

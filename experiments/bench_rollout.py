@@ -42,6 +42,7 @@ from datetime import date
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import torch
@@ -263,7 +264,7 @@ def gemm_rate(device: str, dtype: torch.dtype, threads: int) -> float:
     for m, k, n in cuda if device == "cuda" else cpu:
         x, weight = (torch.randn(rows, k, device=device, dtype=dtype) for rows in (m, n))
         calls = [functools.partial(torch.mm, x, weight.T)]
-        if device == "cpu" and has_onednn():
+        if device == "cpu" and has_onednn(dtype):
             packed = torch.ops.mkldnn._reorder_linear_weight(weight, m)
             product = torch.ops.mkldnn._linear_pointwise
             calls.append(functools.partial(product, x, packed, None, "none", [], ""))
