@@ -680,70 +680,69 @@ def exact_product(x: Tensor, weight: Tensor) -> Tensor:
 
 class HeadLogprobs(torch.autograd.Function):
     """log softmax(cap(hidden · weightᵀ) / temperature) at one token a row, and its gradient for any
-    weights on the rows, without the (n, V) logits: both ways run over chunks of rows, and the
-    backward pass computes a chunk's logits again instead of keeping them.
+    weights on the rows, without the (n, V) logits: both ways go through slices of the vocabulary,
+    and the backward pass computes a slice's logits again instead of keeping them.
 
     hidden (n, C), weight (V, C), tokens (n,) int64 → (n,) float32, float64 for float64 input. Under
     autocast on CUDA the products take its dtype, but logits and what is summed over rows and
     vocabulary are never less than float32, as in the sampler.
     """
 
-    CHUNK = 1 << 24  # logits at hand at a time: 64 MiB in float32
+    CHUNK = 1 << 23  # logits at hand at a time: 32 MiB in float32
 
     @staticmethod
-    def product(hidden: Tensor, weight: Tensor, temperature: float, cap: float | None) -> Tensor:
-        """Capped logits / temperature, (rows, V), in float32 at least. The vocabulary goes slice by
-        slice: a product this wide reaches two thirds of a CPU's rate (63 of 94 GF/s)."""
-        kind = torch.promote_types(hidden.dtype, torch.float32)
-        logits = hidden.new_empty(len(hidden), len(weight), dtype=kind)
-        for mine, table in zip(logits.split(4096, 1), weight.split(4096)):
-            mine.copy_(exact_product(hidden, table))
-        if cap is not None:
-            logits = cap * torch.tanh(logits / cap)
-        return logits.div_(temperature)
+    def slices(
+        hidden: Tensor, table: Tensor, tokens: Tensor, temperature: float, cap: float | None
+    ):
+        """Slice by slice of the vocabulary: which it is, its capped logits / temperature, (n,
+        width), where in it each row's token lies, (n, 1), and whether it does, (n, 1)."""
+        width = max(256, HeadLogprobs.CHUNK // max(1, len(hidden)))  # narrower is slower
+        for start in range(0, len(table), width):
+            part = slice(start, min(start + width, len(table)))
+            logits = exact_product(hidden, table[part])
+            if cap is not None:
+                logits = cap * torch.tanh(logits / cap)
+            at = (tokens - start)[:, None]
+            inside = (at >= 0) & (at < part.stop - start)
+            yield part, logits.div_(temperature), at.clamp(0, part.stop - start - 1), inside
 
     @staticmethod
     def forward(ctx, hidden, weight, tokens, temperature, cap):
         auto = hidden.is_cuda and torch.is_autocast_enabled("cuda")
         low = torch.get_autocast_dtype("cuda") if auto else hidden.dtype
-        rows = max(1, HeadLogprobs.CHUNK // len(weight))
+        kind = torch.promote_types(hidden.dtype, torch.float32)
+        chosen = torch.zeros(len(tokens), 1, dtype=kind, device=hidden.device)
+        logsumexp = torch.full_like(chosen, -math.inf)
         with torch.autocast(hidden.device.type, enabled=False):
-            used, table = hidden.to(low), weight.to(low)
-            total = torch.promote_types(hidden.dtype, torch.float32)
-            logprobs, logsumexp = torch.empty(2, len(tokens), dtype=total, device=hidden.device)
-            for start in range(0, len(tokens), rows):
-                part = slice(start, start + rows)
-                logits = HeadLogprobs.product(used[part], table, temperature, cap)  # (rows, V)
-                chosen = logits.gather(1, tokens[part, None])[:, 0]
-                logsumexp[part] = logits.logsumexp(1)
-                logprobs[part] = chosen - logsumexp[part]
+            given = hidden.to(low), weight.to(low), tokens, temperature, cap
+            for _, logits, at, inside in HeadLogprobs.slices(*given):
+                chosen = torch.where(inside, logits.gather(1, at), chosen)
+                peak = logits.amax(1, keepdim=True)
+                mass = logits.sub_(peak).exp_().sum(1, keepdim=True)
+                logsumexp = torch.logaddexp(logsumexp, peak + mass.log())
         ctx.save_for_backward(hidden, weight, tokens, logsumexp)
-        ctx.low, ctx.rows, ctx.temperature, ctx.cap = low, rows, temperature, cap
-        return logprobs
+        ctx.low, ctx.temperature, ctx.cap = low, temperature, cap
+        return (chosen - logsumexp)[:, 0]
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, weights):
         hidden, weight, tokens, logsumexp = ctx.saved_tensors
         cap, temperature = ctx.cap, ctx.temperature
+        weights = weights[:, None] / temperature
+        d_hidden, d_weight = torch.zeros_like(hidden, dtype=weights.dtype), torch.empty_like(weight)
         with torch.autocast(hidden.device.type, enabled=False):
             used, table = hidden.to(ctx.low), weight.to(ctx.low)
-            d_hidden, d_weight = torch.empty_like(hidden), torch.zeros_like(weight)
-            for start in range(0, len(tokens), ctx.rows):
-                part = slice(start, start + ctx.rows)
-                logits = HeadLogprobs.product(used[part], table, temperature, cap)
+            given = used, table, tokens, temperature, cap
+            for part, logits, at, inside in HeadLogprobs.slices(*given):
                 # d cap·tanh(x / cap) / dx = 1 − (its value / cap)²
                 slope = None if cap is None else 1 - (logits * (temperature / cap)).square()
-                grad = logits.sub_(logsumexp[part, None]).exp_().neg_()  # −softmax, (rows, V)
-                grad.scatter_add_(1, tokens[part, None], torch.ones_like(grad[:, :1]))
-                grad *= (weights[part] / temperature)[:, None]
-                grad = (grad if slope is None else grad * slope).to(ctx.low)
-                d_hidden[part] = grad @ table
-                if grad.dtype == d_weight.dtype:
-                    d_weight.addmm_(grad.T, used[part])
-                else:
-                    d_weight += grad.T @ used[part]
-        return d_hidden, d_weight, None, None, None
+                grad = logits.sub_(logsumexp).exp_().mul_(-weights)  # −softmax, weighted (n, width)
+                grad.scatter_add_(1, at, torch.where(inside, weights, 0))
+                grad = (grad if slope is None else grad.mul_(slope)).to(ctx.low)
+                d_hidden += exact_product(grad, table[part].T)
+                d_weight[part] = exact_product(grad.T, used.T)
+        return d_hidden.to(hidden.dtype), d_weight, None, None, None
 
 
 # ---------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@
 The gradient of Σ weight · log π(token) with respect to the final states and the head, for the sizes
 of GPT-2 unless told otherwise. The ways are
 
-    chunks         model.HeadLogprobs: chunks of rows, logits computed again for the gradient
+    slices         model.HeadLogprobs: slices of the vocabulary, logits computed twice
     naive          log_softmax of all logits, then gather
     logsumexp      the gathered logit minus the logsumexp of all
     checkpointed   naive in chunks of rows under torch.utils.checkpoint
@@ -53,7 +53,7 @@ def checkpointed(hidden, weight, tokens):
     return torch.cat([checkpoint(naive, h, weight, t, use_reentrant=False) for h, t in pairs])
 
 
-def chunks(hidden, weight, tokens):
+def slices(hidden, weight, tokens):
     return HeadLogprobs.apply(hidden, weight, tokens, 1.0, None)
 
 
@@ -62,7 +62,7 @@ def library(hidden, weight, tokens):
 
 
 WAYS = {
-    "chunks": chunks,
+    "slices": slices,
     "naive": naive,
     "logsumexp": logsumexp,
     "checkpointed": checkpointed,
