@@ -4,8 +4,8 @@ One set of modules is GPT-2, Llama 2 and 3, SmolLM2, Qwen2, Qwen2.5, Qwen3 and G
 says what is on, and `GPT.from_pretrained` reads it from a checkpoint folder. Two ways through the
 same blocks:
 
-    forward(tokens, ok, branch)  every token of every row at once, with gradient  → logits
-    extend(cache, tokens, ok)    only new tokens, against a cache of what was read → hidden states
+    forward(tokens, ok, branch)  every token of every row at once, with gradient → logits
+    extend(cache, tokens, ok)    only new tokens, after what a cache holds → the last one's state
 
 Three rules make ragged rows right by construction.
 
@@ -31,6 +31,7 @@ import re
 import time
 import types
 import typing
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -159,6 +160,8 @@ def attend(
     q = q[:, :, -T:]
     if cap is None:
         gqa = G < q.shape[1]
+        if gqa and q.is_cuda:  # whose kernels for a mask know no shared heads
+            k, v, gqa = *(x.repeat_interleave(q.shape[1] // G, 1) for x in (k, v)), False
         y = F.scaled_dot_product_attention(q, k, v, mask[:, None], scale=scale, enable_gqa=gqa)
         return y.transpose(1, 2).reshape(B, T, -1)
     scores = q.reshape(B, G, -1, D) @ k.transpose(2, 3)  # (B, G, H/G·T, S)
@@ -171,7 +174,7 @@ def attend(
 def attend_one(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float, cap: float | None = None
 ) -> Tensor:
-    """`attend` for one query a row, q (B, H, 1, D), and a `bias` for the mask → (B, 1, H·D).
+    """`attend` for one query a row, q (B, H, 1, D), with `as_bias` of its mask → (B, 1, H·D).
 
     This costs what it takes to read the cache, and products over all of it read it fastest. The
     heads that share a key head are the rows of one product.
@@ -179,18 +182,33 @@ def attend_one(
     B, G, S, D = k.shape
     q = q.reshape(B * G, -1, D)  # (B·G, H/G, D)
     k, v = k.view(B * G, S, D), v.view(B * G, S, D)
-    if cap is None:
-        scores = torch.baddbmm(bias, q, k.transpose(1, 2), alpha=scale)  # (B·G, H/G, S)
+    if cap is None and k.dtype == bias.dtype:
+        scores = torch.baddbmm(bias, q, k.mT, alpha=scale)  # (B·G, H/G, S)
     else:
-        scores = cap * torch.tanh(q @ k.transpose(1, 2) * (scale / cap)) + bias
-    return torch.bmm(scores.softmax(-1), v).view(B, 1, -1)
+        scores = scale * exact_product(q, k)
+        scores = (scores if cap is None else cap * torch.tanh(scores / cap)) + bias
+    return torch.bmm(scores.softmax(-1).to(v.dtype), v).view(B, 1, -1)
 
 
-def bias(mask: Tensor, cache: "Cache") -> Tensor:
-    """What the mask of one query a row, (B, 1, S), adds to its scores: 0 or −∞, (B·G, 1, S)."""
+def as_bias(mask: Tensor, cache: "Cache") -> Tensor:
+    """What the mask of one query a row, (B, 1, S), adds to its scores: 0 or −∞, (B·G, 1, S), in
+    float32 at least."""
     keys = cache.layers[0][0]
     mask = mask.expand(-1, keys.shape[1], -1)  # (B, G, S)
-    return torch.where(mask, 0.0, -math.inf).to(keys.dtype).view(-1, 1, mask.shape[2])
+    zeros = torch.where(mask, 0.0, -math.inf)
+    return zeros.to(torch.promote_types(keys.dtype, torch.float32)).view(-1, 1, mask.shape[2])
+
+
+def exact_product(x: Tensor, y: Tensor) -> Tensor:
+    """x · yᵀ in float32 at least: what bfloat16 multiplies is exact in float32 and summed there,
+    but its results would be rounded to 8 bits. x (…, n, C), y (m, C) → (…, n, m), or batches of
+    both."""
+    kind = torch.promote_types(x.dtype, torch.float32)
+    if x.is_cuda and x.dtype != kind and not torch.is_grad_enabled():  # it has no derivative
+        if y.ndim == 3:
+            return torch.bmm(x, y.mT, out_dtype=kind)
+        return torch.mm(x.flatten(0, -2), y.mT, out_dtype=kind).unflatten(0, x.shape[:-1])
+    return x.to(kind) @ y.to(kind).mT
 
 
 @functools.lru_cache
@@ -370,8 +388,13 @@ class Linear(nn.Linear):
     packed: tuple[Tensor, Tensor | None] | None = None
     low: tuple[Tensor, Tensor | None] | None = None  # memory of `packed` on CUDA, kept for graphs
 
+    @property
+    def operands(self) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias as they are multiplied now."""
+        return self.packed or (self.weight, self.bias)
+
     def forward(self, x: Tensor, activation: str | None = None) -> Tensor:
-        weight, bias = self.packed or (self.weight, self.bias)
+        weight, bias = self.operands
         x = x if self.packed is None else x.to(weight.dtype)
         if weight.is_mkldnn:
             name, kind = FUSED[activation]
@@ -390,7 +413,7 @@ class Linear(nn.Linear):
             weight, bias = (None if each is None else each.to(dtype) for each in given)
             self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, 64), bias
             return
-        if self.low is None or self.low[0].dtype != dtype:
+        if self.low is None or (self.low[0].dtype, self.low[0].device) != (dtype, given[0].device):
             self.low = tuple(None if x is None else torch.empty_like(x, dtype=dtype) for x in given)
         for mine, each in zip(self.low, given):
             if each is not None:
@@ -403,7 +426,7 @@ def decoding(model: "GPT") -> Iterator[None]:
     """Copies the weights as decoding multiplies them fastest while the context is open, in which
     they must not change: on a CPU in oneDNN's layout, and under autocast in its dtype, once and not
     at every step. All else stays in float32: norms, residual stream, softmax, logits, on a CPU the
-    cache, and the head's operands, too."""
+    cache and the head's operands, too."""
     device = model.device.type
     auto = torch.is_autocast_enabled(device)
     low = torch.get_autocast_dtype(device) if auto else torch.float32
@@ -630,7 +653,7 @@ class GPT(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden (…, C) → (…, V) in float32, also where the blocks ran in less."""
         with torch.autocast(hidden.device.type, enabled=False):
-            weight = self.head.weight if self.head.packed is None else self.head.packed[0]
+            weight, _ = self.head.operands
             hidden = hidden.to(weight.dtype)
             logits = self.head(hidden) if weight.is_mkldnn else exact_product(hidden, weight)
         cap = self.config.logit_cap
@@ -656,9 +679,11 @@ class GPT(nn.Module):
             where = position if cache is None else cache.ok.cumsum(1) - 1  # of every slot, (B, S)
             near = mask & (position[:, :, None] - where[:, None, :] < config.window)
         if cache is not None and tokens.shape[1] == 1:
-            mask, near = bias(mask, cache), mask if near is mask else bias(near, cache)
+            same = near is mask
+            mask = as_bias(mask, cache)
+            near = mask if same else as_bias(near, cache)
         for layer, block in enumerate(self.blocks):
-            seen = mask if layer % 2 or config.window is None else near
+            seen = mask if layer % 2 else near
             if cache is not None and layer == config.layers - 1:
                 seen = seen[:, -1:]  # nobody asks for the other tokens' final states
             x = block(x, seen, turn, cache, layer)
@@ -667,15 +692,6 @@ class GPT(nn.Module):
 
 # ---------------------------------------------------------------------------------------------
 # Scoring
-
-
-def exact_product(x: Tensor, weight: Tensor) -> Tensor:
-    """x (…, C) · weightᵀ, weight (V, C) → (…, V) in float32 at least: what bfloat16 multiplies is
-    exact in float32 and summed there, but its results would be rounded to 8 bits."""
-    kind = torch.promote_types(x.dtype, torch.float32)
-    if x.is_cuda and x.dtype != kind:
-        return torch.mm(x.flatten(0, -2), weight.T, out_dtype=kind).unflatten(0, x.shape[:-1])
-    return F.linear(x.to(kind), weight.to(kind))
 
 
 class HeadLogprobs(torch.autograd.Function):
@@ -688,7 +704,7 @@ class HeadLogprobs(torch.autograd.Function):
     vocabulary are never less than float32, as in the sampler.
     """
 
-    CHUNK = 1 << 23  # logits at hand at a time: 32 MiB in float32
+    CHUNK = 1 << 23  # most logits at hand at a time, 32 MiB in float32, or 256 a row
 
     @staticmethod
     def slices(
@@ -696,7 +712,8 @@ class HeadLogprobs(torch.autograd.Function):
     ):
         """Slice by slice of the vocabulary: which it is, its capped logits / temperature, (n,
         width), where in it each row's token lies, (n, 1), and whether it does, (n, 1)."""
-        width = max(256, HeadLogprobs.CHUNK // max(1, len(hidden)))  # narrower is slower
+        # Narrower products are slower, and on CUDA rows of odd widths are read more slowly.
+        width = max(256, HeadLogprobs.CHUNK // max(1, len(hidden)) // 64 * 64)
         for start in range(0, len(table), width):
             part = slice(start, min(start + width, len(table)))
             logits = exact_product(hidden, table[part])
@@ -813,16 +830,16 @@ def sample(logits: Tensor, temperature: float, key: Tensor) -> tuple[Tensor, Ten
     return token[:, 0], logprob[:, 0]
 
 
-def can_fuse(device: torch.device) -> bool:
-    return triton is not None and device.type == "cuda"
+def can_fuse(hidden: Tensor) -> bool:
+    return triton is not None and hidden.is_cuda and hidden.dtype != torch.float64
 
 
 def draw(model: GPT, hidden: Tensor, temperature: float, key: Tensor) -> tuple[Tensor, Tensor]:
     """One token a row after hidden (N, C), and its log-probability; as `sample`."""
-    if temperature == 0 or not can_fuse(hidden.device):
+    if temperature == 0 or not can_fuse(hidden):
         return sample(model.logits(hidden), temperature, key)
-    head = model.head.weight if model.head.packed is None else model.head.packed[0]
-    return fused_sample(hidden, head, temperature, key, model.config.logit_cap)[:2]
+    weight, _ = model.head.operands
+    return fused_sample(hidden, weight, temperature, key, model.config.logit_cap)[:2]
 
 
 if triton is not None:
@@ -949,8 +966,8 @@ class Generation:
 
     def take(self, rows: slice) -> "Generation":
         """Some of the rows, without the cache."""
-        fields = (self.tokens, self.mask, self.logprobs, self.ended)
-        return Generation(*(field[rows] for field in fields))
+        parts = (self.tokens, self.mask, self.logprobs, self.ended)
+        return Generation(*(part[rows] for part in parts))
 
 
 def read_prompts(model: GPT, prompts: list[list[int]], room: int) -> tuple[Cache, Tensor]:
@@ -977,10 +994,10 @@ def read_prompts(model: GPT, prompts: list[list[int]], room: int) -> tuple[Cache
 class Steps:
     """One token a row at a time, on a cache that grows."""
 
-    every = 1  # steps between two looks at which rows are alive: here looking is free
-
     def __init__(self, model: GPT, cache: Cache, temperature: float):
         self.model, self.cache, self.temperature = model, cache, temperature
+        # Steps between two looks at which rows are alive: a device makes the host wait for them.
+        self.every = 1 if cache.ok.device.type == "cpu" else 8
 
     @classmethod
     def of(cls, model: GPT, cache: Cache, room: int, temperature: float) -> "Steps":
@@ -1012,15 +1029,17 @@ class GraphSteps:
 
     A graph launches all of them at once, on the addresses of its capture. So the cache and what
     goes into a step have a fixed place, with room for some rows and slots, which the model keeps
-    from one call to the next; a step is captured once for each power of two of either.
+    from one call to the next; a step is captured once for each pair of powers of two of either.
     """
 
-    every = 8  # the host waits for the device only then
+    every = 8
 
     def __init__(self, model: GPT, rows: int, slots: int):
         config, device = model.config, model.device
         shape = (rows, config.kv_heads, slots, config.head_width)
-        self.model, self.rows, self.slots = model, rows, slots
+        self.model = weakref.proxy(model)  # which has us: a cycle would keep both on the device
+        self.rows, self.slots = rows, slots
+        self.pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
         self.graphs: dict[tuple[int, int, float], Callable] = {}
         self.layers = [
             tuple(torch.zeros(shape, dtype=model.cache_dtype, device=device) for _ in range(2))
@@ -1095,7 +1114,8 @@ class GraphSteps:
         if which not in self.graphs:
             cache = StaticCache(self._first(R, S), self.ok[:R, :S], self.slot)
             step = Steps(self.model, cache, self.temperature)
-            self.graphs[which] = capture(step, self.token[:R], self.alive[:R], self.key[:R])
+            given = self.token[:R], self.alive[:R], self.key[:R]
+            self.graphs[which] = capture(step, given, self.pool)
         token, logprob = self.graphs[which]()
         return token[:n], logprob[:n]
 
@@ -1108,18 +1128,15 @@ def power_of_two(n: int) -> int:
     return 1 << (n - 1).bit_length()
 
 
-def capture(step: Callable, *args: Tensor) -> Callable[[], tuple[Tensor, Tensor]]:
+def capture(step: Callable, args: tuple[Tensor, ...], pool) -> Callable:
     """What repeats step(*args) on whatever these tensors then hold: a CUDA graph, whose results
-    have a fixed place too; without CUDA the call itself."""
+    have a fixed place too; without CUDA the call itself. Graphs of one pool overwrite each other's
+    results, which must be used before another one is replayed."""
     if not args[0].is_cuda:
         return functools.partial(step, *args)
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        step(*args)  # loads kernels, which a capture must not; the replay will write the same again
-    torch.cuda.current_stream().wait_stream(stream)
+    step(*args)  # loads kernels, which a capture must not; the replay will write the same again
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, pool=pool):
         results = step(*args)
 
     def replay() -> tuple[Tensor, Tensor]:
@@ -1143,9 +1160,9 @@ def decode(
 ) -> Generation:
     """Draws an answer for every row of a warm cache.
 
-    hidden (N, C): the state of the last token each row has read; keys (N,) from `row_keys`.
-    When enough rows have finished, the others move on in a smaller cache. With `keep_cache` the
-    whole is put together again, for the next attempt to continue on.
+    hidden (N, C): the state of the last token each row has read; keys (N,) from `row_keys`. Uses
+    the cache up: when enough rows have finished, the last ones move into their places. With
+    `keep_cache` the whole is put together again, for the next attempt to continue on.
     """
     N, T, device = len(hidden), max_new_tokens, hidden.device
     steps = STEPS.get(device.type, Steps).of(model, cache, T, temperature)
@@ -1168,13 +1185,10 @@ def decode(
         if count == 0:
             break
         if steps.pays(count, len(alive)):
-            done, going = (each.nonzero()[:, 0] for each in (live.ended, ~live.ended))
+            done = live.ended.nonzero()[:, 0]
             parts.append((live.take(done), steps.take(done) if keep_cache else None))
-            # The last live rows move into the places of those that leave.
-            order = torch.arange(count, device=device)
-            holes, movers = done[done < count], going[going >= count]
-            order[holes] = movers
-            live = live.take(order)
+            holes, movers = moves(live.ended, count)
+            live = live.keep(count, holes, movers)
             steps.keep(count, holes, movers)
     parts.append((live, steps.cache if keep_cache else None))
     return together(parts, t + 1)
@@ -1201,6 +1215,18 @@ class Answers:
 
     def take(self, which: Tensor) -> "Answers":
         return Answers(*(getattr(self, each.name)[which] for each in fields(self)))
+
+    def keep(self, count: int, holes: Tensor, movers: Tensor) -> "Answers":
+        """As `Cache.keep`."""
+        order = torch.arange(count, device=holes.device)
+        order[holes] = movers
+        return self.take(order)
+
+
+def moves(ended: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Which of the first `count` rows have ended, and the rows after them that have not: as many,
+    where `count` is how many have not. ended (n,) bool → holes, movers (m,) int64."""
+    return ended[:count].nonzero()[:, 0], (~ended[count:]).nonzero()[:, 0] + count
 
 
 def together(parts: list[tuple[Answers, Cache | None]], T: int) -> Generation:

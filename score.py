@@ -41,8 +41,8 @@ on-policy), entropy bonuses, advantage normalisation, training on more than two 
 `evaluate` takes any number).
 
 Dimensions: P problems, N = P·K first attempts, N·M second attempts, T1 and T2 their longest
-lengths, X the longest prompt, S slots of a packed rollout, C width, V vocabulary. Rows of a problem
-are adjacent, and so are second attempts to one first.
+lengths, X the longest prompt, S slots of a packed rollout, C width. Rows of a problem are adjacent,
+and so are second attempts to one first.
 """
 
 import time
@@ -137,7 +137,7 @@ def respond(
             )
             generation = cut(task, problems, generation)
             cache = generation.cache
-            attempts.append(generation)
+            attempts.append(replace(generation, cache=None))
     return attempts
 
 
@@ -414,6 +414,34 @@ def step_metrics(rolled: Rollout, kl1: Tensor, kl2: Tensor, returns: Returns, cf
     }
 
 
+def update(
+    policy: GPT,
+    ref: GPT,
+    optimizer: torch.optim.Optimizer,
+    rollouts: list[Rollout],
+    returns: Returns,
+    cfg: Config,
+) -> tuple[dict, Tensor, Tensor]:
+    """Scores rollouts, the first of them on-policy, and takes one step on their loss → its metrics,
+    and the first's KL of each attempt, (N,) and (N·M,)."""
+    on_policy, seconds = len(rollouts[0].r1), sum(len(rolled.r2) for rolled in rollouts)
+    optimizer.zero_grad()
+    loss, kls = 0.0, []
+    for part in (part for rolled in rollouts for part in split(rolled, cfg)):
+        with torch.no_grad():
+            ref_logprobs = attempt_logprobs(ref, part, cfg.temperature)
+        logprobs = attempt_logprobs(policy, part, cfg.temperature)
+        first, second = policy_loss(logprobs, ref_logprobs, part, returns, cfg)
+        share = first.sum() / on_policy + second.sum() / seconds
+        share.backward()  # gradients add up over the parts
+        loss += share.item()
+        if part.on_policy:
+            kls.append([(a - b).sum(1).detach() for a, b in zip(logprobs, ref_logprobs)])
+    norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), cfg.clip)
+    optimizer.step()
+    return {"loss": loss, "grad_norm": norm.item()}, *map(torch.cat, zip(*kls))
+
+
 def train_step(
     policy: GPT,
     ref: GPT,
@@ -433,30 +461,17 @@ def train_step(
     if extra:
         rollouts.append(rollout(policy, task, problems[:extra], cfg, seed, first_by=ref))
     sampled = time.perf_counter()
-    on_policy, seconds = len(rollouts[0].r1), sum(len(rolled.r2) for rolled in rollouts)
-    optimizer.zero_grad()
-    loss, kls = 0.0, []
-    for part in (part for rolled in rollouts for part in split(rolled, cfg)):
-        with torch.no_grad():
-            ref_logprobs = attempt_logprobs(ref, part, cfg.temperature)
-        logprobs = attempt_logprobs(policy, part, cfg.temperature)
-        first, second = policy_loss(logprobs, ref_logprobs, part, returns, cfg)
-        share = first.sum() / on_policy + second.sum() / seconds
-        share.backward()  # gradients add up over the parts
-        loss += share.item()
-        if part.on_policy:
-            kls.append([(a - b).sum(1).detach() for a, b in zip(logprobs, ref_logprobs)])
-    norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), cfg.clip)
-    optimizer.step()
-    metrics = step_metrics(rollouts[0], *map(torch.cat, zip(*kls)), returns, cfg)
-    return metrics | {
-        "loss": loss,
-        "grad_norm": norm.item(),
-        "tokens": sum(int(r.first.mask.sum() + r.second.mask.sum()) for r in rollouts),
-        "samples": sum(len(r.r1) + len(r.r2) for r in rollouts),
-        "rollout_seconds": sampled - started,
-        "update_seconds": time.perf_counter() - sampled,
-    }
+    metrics, kl1, kl2 = update(policy, ref, optimizer, rollouts, returns, cfg)
+    return (
+        step_metrics(rollouts[0], kl1, kl2, returns, cfg)
+        | metrics
+        | {
+            "tokens": sum(int(r.first.mask.sum() + r.second.mask.sum()) for r in rollouts),
+            "samples": sum(len(r.r1) + len(r.r2) for r in rollouts),
+            "rollout_seconds": sampled - started,
+            "update_seconds": time.perf_counter() - sampled,
+        }
+    )
 
 
 def split(rolled: Rollout, cfg: Config) -> Iterator[Rollout]:

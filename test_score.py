@@ -556,18 +556,42 @@ def test_graph_steps_grow_and_follow_the_weights(graph_steps):
     assert gpt.steps is not steps and torch.equal(made.tokens, again.tokens)
 
 
-@pytest.mark.skipif(DEVICE == "cpu", reason="no CUDA device")
+needs_cuda = pytest.mark.skipif(DEVICE == "cpu", reason="no CUDA device")
+
+
+@needs_cuda
+@pytest.mark.parametrize("shape", [{}, {"rope": 100.0, "tied": False}, {"kv_heads": 4}])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_cuda_samples_what_it_scores(dtype):
-    """Graphs, fused sampling and compaction against the scorer, in both attempts."""
-    gpt, cfg = ragged_gpt(context=128).to(DEVICE), score.Config(samples=8, revisions=2)
+def test_cuda_samples_what_it_scores(dtype, shape):
+    """Graphs, fused sampling and compaction against the scorer, in both attempts; then greedily."""
+    gpt, cfg = ragged_gpt(context=128, **shape).to(DEVICE), score.Config(samples=8, revisions=2)
+    auto = torch.autocast("cuda", dtype, enabled=dtype != torch.float32, cache_enabled=False)
     for seed in range(3):
-        with torch.autocast("cuda", dtype, enabled=dtype != torch.float32, cache_enabled=False):
+        with auto:
             rolled = score.rollout(gpt, Toy(), toy_problems(RAGGED), cfg, seed=seed)
             scored = score.attempt_logprobs(gpt, rolled, 1.0)
         for ours, made in zip(scored, (rolled.first, rolled.second)):
             error = (ours - made.logprobs)[made.mask].abs()
             assert error.max() < 1e-4 if dtype == torch.float32 else error.mean() < 3e-3
+    with auto:
+        greedy = generate(gpt, RAGGED, 8, temperature=0.0)
+    alone = generate(ragged_gpt(context=128, **shape), RAGGED, 8, temperature=0.0)
+    assert dtype != torch.float32 or answers(greedy) == answers(alone)
+
+
+@needs_cuda
+def test_cuda_gradient_under_autocast_is_near_the_exact_one():
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(50, 64), torch.randn(600, 64) / 8
+    tokens, weights = torch.randint(600, (50,)), torch.randn(50)
+    grads = []
+    for device in ("cpu", DEVICE):
+        leaves = [x.to(device).requires_grad_() for x in (hidden, weight)]
+        with torch.autocast("cuda", torch.bfloat16):
+            logprobs = model_module.HeadLogprobs.apply(*leaves, tokens.to(device), 1.0, None)
+        grads.append(torch.autograd.grad((weights.to(device) * logprobs).sum(), leaves))
+    for exact, ours in zip(*grads):
+        assert (exact - ours.cpu()).norm() < 0.02 * exact.norm()
 
 
 needs_triton = pytest.mark.skipif(
@@ -673,7 +697,7 @@ def test_fused_rows_stand_alone():
 @needs_triton
 @pytest.mark.skipif(DEVICE != "cpu", reason="on CUDA the other tests use the kernel")
 def test_rollouts_with_the_fused_sampler_are_scored_as_sampled(graph_steps, monkeypatch):
-    monkeypatch.setattr(model_module, "can_fuse", lambda device: True)
+    monkeypatch.setattr(model_module, "can_fuse", lambda hidden: True)
     monkeypatch.setattr(model_module, "has_onednn", lambda dtype: False)  # as on CUDA
     gpt, cfg = ragged_gpt(context=128), score.Config(samples=4, revisions=2, temperature=0.8)
     rolled = score.rollout(gpt, Toy(), toy_problems(RAGGED), cfg, seed=2)
@@ -710,6 +734,15 @@ def test_fused_sampler_compiles(tmp_path):
     run = [sys.executable, "-c", COMPILE]
     done = subprocess.run(run, env=env, cwd=HERE, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_bfloat16_weights_on_a_cpu_sample_what_they_score():
+    """Keys in bfloat16, whose scores float32 holds."""
+    gpt = ragged_gpt().bfloat16()
+    rolled = score.rollout(gpt, Toy(), toy_problems(RAGGED), score.Config(samples=8), seed=1)
+    scored = score.attempt_logprobs(gpt, rolled, 1.0)
+    for ours, made in zip(scored, (rolled.first, rolled.second)):
+        assert (ours - made.logprobs)[made.mask].abs().mean() < 2e-2
 
 
 def test_a_cut_attempt_earns_nothing():

@@ -15,7 +15,7 @@ of the folder, which is read and never written.
 import os
 
 # Before torch starts its threads. One that waits for work by spinning takes a core from others, on
-# shared cores at a cost of three; one that sleeps at once wakes late. So it spins for microseconds.
+# shared cores threefold; one that sleeps at once wakes late. So it spins for microseconds.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
@@ -603,7 +603,10 @@ def pick_device(name: str) -> torch.device:
         torch.empty(1, device=name)
     except (RuntimeError, AssertionError) as error:
         raise BadInput(f"device {name}: {first_line(error)}") from None
-    return torch.device(name)
+    device = torch.device(name)
+    if device.index is not None:
+        torch.cuda.set_device(device)  # Triton and graphs run on the current one
+    return device
 
 
 def precision(run: Run, device: torch.device):
