@@ -4,7 +4,7 @@
     python experiments/bench_rollout.py --growth
 
 Every way has the same random weights, prompts and lengths, and returns the log-probabilities of
-what it draws. The ways take turns in one process, after a call each that does not count.
+what it draws. The ways take turns in one process, after two calls each that do not count.
 
     ours      model.generate
     eager     transformers: generate, then compute_transition_scores
@@ -18,15 +18,14 @@ that run until their last row has ended gain nothing from those behind it.
 The limit is the time of the matrix products at the fastest rate seen here, or of reading the
 weights where that takes longer, plus that of reading the keys and values of all rows that are
 still alive. Attention's own products are left out, and what fits a processor's cache is read as if
-from memory. On a CPU, bfloat16 means autocast for our modules, where the head and the keys and
-values stay in float32, and bfloat16 weights for transformers; on CUDA it means bfloat16 weights.
+from memory. For our modules bfloat16 means autocast, as in train.py, where on a CPU the head and
+the keys and values stay in float32; for transformers it means bfloat16 weights.
 
 One thread is measured by process CPU time, several threads and CUDA by the wall clock.
 """
 
 import argparse
 import contextlib
-import copy
 import functools
 import itertools
 import json
@@ -84,16 +83,9 @@ def build(config: GPTConfig, device: str) -> GPT:
         return GPT(config).eval().requires_grad_(False)
 
 
-def cast(model: GPT, dtype: str) -> GPT:
-    """On CUDA a copy with weights of that dtype; a CPU has autocast instead."""
-    if model.device.type == "cpu" or dtype == "float32":
-        return model
-    return copy.deepcopy(model).to(getattr(torch, dtype))
-
-
 def precision(device: str, dtype: str) -> contextlib.AbstractContextManager:
-    low = device == "cpu" and dtype == "bfloat16"
-    return torch.autocast("cpu", dtype=torch.bfloat16, enabled=low)
+    low = dtype == "bfloat16"
+    return torch.autocast(device, dtype=torch.bfloat16, enabled=low, cache_enabled=False)
 
 
 def draw_prompts(model: GPT, rows: int, length: int) -> Tensor:
@@ -406,7 +398,7 @@ def compare(
     torch.compiler.reset()
     measure_peaks(best, args.device, setting.dtype, setting.threads)
     prompts = draw_prompts(model, setting.rows, args.prompt)
-    ways = make_ways(cast(model, setting.dtype), library, setting.dtype, peers, prompts)
+    ways = make_ways(model, library, setting.dtype, peers, prompts)
     runs, failed, answers = measure_ways(ways, eos, args)
     peaks = measure_peaks(best, args.device, setting.dtype, setting.threads)
     clock, median = clock_name(args.device, setting.threads), statistics.median
@@ -510,7 +502,7 @@ def compare_all(args: argparse.Namespace, content: dict) -> None:
 
 def measure_step(config: GPTConfig, rows: int, prompt: int, new: int, best: dict, args) -> dict:
     """A decoding step's seconds, and their shares by what bounds them."""
-    model = cast(build(config, args.device), args.dtypes[0])
+    model = build(config, args.device)
     prompts = draw_prompts(model, rows, prompt).tolist()
     keys = row_keys(torch.arange(rows, device=args.device), 1, seed=0)
     clock = clock_name(args.device, args.threads[0])
@@ -581,6 +573,17 @@ def machine(device: str) -> str:
     return names[0] if names else "unknown"
 
 
+def about(script: str, device: str) -> dict:
+    """What a JSON file says of the run that made it."""
+    return {
+        "command": " ".join(["python", f"experiments/{Path(script).name}", *sys.argv[1:]]),
+        "date": str(date.today()),
+        "machine": machine(device),
+        "cores": os.cpu_count(),
+        "torch": torch.__version__,
+    }
+
+
 def save(path: Path, content: dict) -> None:
     path.write_text(json.dumps(content, indent=1, default=asdict) + "\n")
 
@@ -634,16 +637,8 @@ def main() -> None:
     args = read_arguments()
     version = None if args.growth else leave_out(args)
     args.base = next((peer for peer in LIBRARY if peer in args.peers), "transformers")
-    content = {
-        "command": " ".join(["python", "experiments/bench_rollout.py", *sys.argv[1:]]),
-        "date": str(date.today()),
-        "machine": machine(args.device),
-        "cores": os.cpu_count(),
-        "torch": torch.__version__,
-        "transformers": version,
-        "peaks": {},
-        "results": [],
-    }
+    content = about(__file__, args.device)
+    content |= {"transformers": version, "peaks": {}, "results": []}
     print(f"{content['machine']}, {args.device}, torch {torch.__version__}", end="")
     print(f", transformers {version}" if version else "")
     (grow if args.growth else compare_all)(args, content)

@@ -1,9 +1,10 @@
-"""What the head and the loss of an update cost: seconds and memory, against other ways.
+"""What an update costs, in seconds and memory: its head and loss against other ways, and all of it.
 
     python experiments/bench_update.py
+    python experiments/bench_update.py --whole tiny gpt2
 
-The gradient of Σ weight · log π(token) with respect to the final states and the head, for the sizes
-of GPT-2 unless told otherwise. The ways are
+The first is the gradient of Σ weight · log π(token) with respect to the final states and the head,
+for the sizes of GPT-2 unless told otherwise. The ways are
 
     slices         model.HeadLogprobs: slices of the vocabulary, logits computed twice
     naive          log_softmax of all logits, then gather
@@ -11,32 +12,38 @@ of GPT-2 unless told otherwise. The ways are
     checkpointed   naive in chunks of rows under torch.utils.checkpoint
     torch          F.linear_cross_entropy without reduction, where this torch has it
 
-Every way runs in a process of its own, in turn with the others, and reports the median of its CPU
-seconds and the growth of its peak memory beyond that of the gradients themselves. Ratios are to
-`naive` in the same run.
+Every way runs in a process of its own, in turn with the others, and reports the median of its
+seconds (of CPU time; by the clock on CUDA) and the growth of its peak memory beyond that of the
+gradients themselves. Ratios are to `naive` in the same run.
+
+--whole measures score.update on random rollouts instead, for the shapes of bench_rollout.py: both
+models' scores, loss, backward pass and Adam, on 4 first attempts a problem and 4 seconds to each,
+of 64 tokens after prompts of 32. Its memory is the peak of the process, weights included.
 """
 
 import argparse
+import copy
 import json
 import os
-import platform
 import resource
 import statistics
 import subprocess
 import sys
 import time
-from datetime import date
+from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 
+import bench_rollout
 import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-from model import HeadLogprobs
+from model import Generation, HeadLogprobs
+from score import Config, Rollout, pack, stage2_returns, update
 
 
 def naive(hidden, weight, tokens):
@@ -61,6 +68,7 @@ def library(hidden, weight, tokens):
     return -F.linear_cross_entropy(hidden, weight, tokens, reduction="none")
 
 
+SHAPES = ("tiny", "gpt2", "qwen")  # of bench_rollout.py
 WAYS = {
     "slices": slices,
     "naive": naive,
@@ -88,23 +96,69 @@ def measure(args: argparse.Namespace) -> dict:
     tokens = torch.randint(args.vocabulary, (args.rows,), device=args.device)
     weights = torch.randn(args.rows, device=args.device)
     leaves = [hidden.requires_grad_(), weight.requires_grad_()]
-    before = peak(args.device)
-    if args.device == "cuda":
-        WAYS[args.way](*leaves, tokens).backward(weights)  # loads kernels
-        torch.cuda.synchronize()
+    before, clock = peak(args.device), clock_of(args.device)
+    for _ in range(2 if args.device == "cuda" else 1):  # the first loads CUDA's kernels
         hidden.grad = weight.grad = None
-    clock = time.perf_counter if args.device == "cuda" else time.process_time
-    started = clock()
-    WAYS[args.way](*leaves, tokens).backward(weights.to(dtype))
-    if args.device == "cuda":
-        torch.cuda.synchronize()
-    seconds = clock() - started
+        started = clock()
+        logprobs = WAYS[args.way](*leaves, tokens)
+        logprobs.backward(weights.to(logprobs.dtype))
+        seconds = clock() - started
     gradients = sum(leaf.grad.numel() * leaf.grad.element_size() for leaf in leaves) / 2**20
     return {"seconds": seconds, "mib": peak(args.device) - before - gradients}
 
 
+def random_rollout(vocabulary: int, problems: int, cfg: Config, device: str) -> Rollout:
+    """Attempts of 64 random tokens after prompts of 32, with an instruction of 16 between them."""
+    N, N2 = problems * cfg.samples, problems * cfg.samples * cfg.revisions
+
+    def attempts(rows: int) -> Generation:
+        tokens = torch.randint(vocabulary, (rows, 64), device=device)
+        ones = torch.ones_like(tokens, dtype=torch.bool)
+        return Generation(tokens, ones, torch.zeros(rows, 64, device=device), ones[:, 0])
+
+    prompts, revise = torch.randint(vocabulary, (problems, 32)).tolist(), list(range(16))
+    first, second = attempts(N), attempts(N2)
+    packed = pack(prompts, first, revise, second, cfg.samples, cfg.revisions)
+    r1, r2 = (torch.randint(2, (rows,), device=device).float() for rows in (N, N2))
+    return Rollout(first, second, r1, r2, r2 > 0, True, packed)
+
+
+def measure_whole(args: argparse.Namespace) -> dict:
+    """Seconds of an update after one that does not count, and MiB of this process."""
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    cfg = Config(micro=args.micro)
+    policy = bench_rollout.build(bench_rollout.named(args.way, 512), args.device)
+    ref = copy.deepcopy(policy)
+    optimizer = torch.optim.Adam(policy.requires_grad_(True).parameters(), lr=1e-6)
+    rolled = random_rollout(policy.config.vocab_size, args.problems, cfg, args.device)
+    auto = torch.autocast(
+        args.device, torch.bfloat16, enabled=args.dtype == "bfloat16", cache_enabled=False
+    )
+    clock, times = clock_of(args.device), []
+    for _ in range(2):
+        started = clock()
+        with auto:
+            update(policy, ref, optimizer, [rolled], stage2_returns, cfg)
+        times.append(clock() - started)
+    tokens = rolled.first.tokens.numel() + rolled.second.tokens.numel()
+    return {"seconds": times[-1], "tokens": tokens, "mib": peak(args.device)}
+
+
+def clock_of(device: str) -> Callable[[], float]:
+    if device != "cuda":
+        return time.process_time
+
+    def clock() -> float:
+        torch.cuda.synchronize()
+        return time.perf_counter()
+
+    return clock
+
+
 def ask(way: str, argv: list[str]) -> dict | None:
-    """One measurement in a process of its own; None where this torch does not have the way."""
+    """One measurement in a process of its own; None where this torch does not have the way, or the
+    memory does not hold it."""
     command = [sys.executable, __file__, *argv, "--way", way]
     run = subprocess.run(command, capture_output=True, text=True)
     if run.returncode:
@@ -113,46 +167,78 @@ def ask(way: str, argv: list[str]) -> dict | None:
     return json.loads(run.stdout)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--rows", type=int, default=4096, help="tokens of the attempts")
-    parser.add_argument("--width", type=int, default=768)
-    parser.add_argument("--vocabulary", type=int, default=50257)
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--peers", nargs="+", default=list(WAYS), choices=list(WAYS))
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--write", type=Path, default=Path(__file__).with_suffix(".json"))
-    parser.add_argument("--way", choices=list(WAYS), help="measure this one, here (used inside)")
-    args = parser.parse_args()
-    if args.way:
-        print(json.dumps(measure(args)))
-        return
-    runs: dict[str, list[dict]] = {way: [] for way in args.peers}
-    for _ in range(args.repeats):
+def medians(ways: list[str], repeats: int) -> dict[str, dict]:
+    """way → its figures, over runs of all ways in turn."""
+    runs: dict[str, list[dict]] = {way: [] for way in ways}
+    for _ in range(repeats):
         for way in list(runs):
             result = ask(way, sys.argv[1:])
             if result is None:
                 del runs[way]
             else:
                 runs[way].append(result)
-    table = {
-        way: {key: statistics.median(run[key] for run in done) for key in ("seconds", "mib")}
+    return {
+        way: {key: statistics.median(run[key] for run in done) for key in done[0]}
         for way, done in runs.items()
     }
-    print(f"{args.rows} rows, width {args.width}, V {args.vocabulary}, {args.dtype},", end=" ")
-    print(f"{args.device}, {args.threads} thread(s), torch {torch.__version__}\n")
+
+
+def print_heads(table: dict[str, dict]) -> None:
     print("| way | seconds | × naive | MiB beyond the gradients | × less than naive |")
     print("|---|---|---|---|---|")
     base = table.get("naive", {"seconds": float("nan"), "mib": float("nan")})
     for way, row in table.items():
         slower, less = row["seconds"] / base["seconds"], base["mib"] / row["mib"]
         print(f"| {way} | {row['seconds']:.2f} | {slower:.2f} | {row['mib']:.0f} | {less:.1f} |")
-    settings = {key: value for key, value in vars(args).items() if key not in ("write", "way")}
-    machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
-    content = {"date": str(date.today()), "torch": torch.__version__, **machine, **settings}
-    args.write.write_text(json.dumps(content | {"results": table}, indent=1) + "\n")
+
+
+def print_whole(table: dict[str, dict]) -> None:
+    print("| shape | tokens of attempts | seconds | tokens/s | MiB |")
+    print("|---|---|---|---|---|")
+    for way, row in table.items():
+        rate = row["tokens"] / row["seconds"]
+        print(f"| {way} | {row['tokens']:,} | {row['seconds']:.2f} | {rate:,.0f}", end="")
+        print(f" | {row['mib']:,.0f} |")
+
+
+def read_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    add, whole = parser.add_argument, bench_rollout.whole
+    add("--rows", type=whole, default=4096, help="tokens of the attempts")
+    add("--width", type=whole, default=768)
+    add("--vocabulary", type=whole, default=50257)
+    add("--dtype", default="float32", choices=["float32", "bfloat16"])
+    add("--device", default="cpu", choices=["cpu", "cuda"])
+    add("--threads", type=whole, default=1)
+    add("--peers", nargs="+", default=list(WAYS), choices=list(WAYS))
+    add("--whole", nargs="+", choices=SHAPES, help="measure all of an update of these shapes")
+    add("--problems", type=whole, default=1, help="of such an update")
+    add("--micro", type=whole, help="problems a backward pass; all if not given")
+    add("--repeats", type=whole, default=3)
+    add("--write", type=Path, help="the JSON file; default: beside this one")
+    add("--way", choices=[*WAYS, *SHAPES], help=argparse.SUPPRESS)  # one measurement, here
+    args = parser.parse_args()
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("this torch finds no CUDA device")
+    if args.write is None:
+        name = "bench_update_whole.json" if args.whole else "bench_update.json"
+        args.write = Path(__file__).with_name(name)
+    return args
+
+
+def main() -> None:
+    args = read_arguments()
+    if args.way:
+        print(json.dumps((measure_whole if args.way in SHAPES else measure)(args)))
+        return
+    machine = bench_rollout.machine(args.device)
+    size = "" if args.whole else f"{args.rows} rows, width {args.width}, V {args.vocabulary}, "
+    print(f"{machine}, {size}{args.dtype}, {args.device}, {args.threads} thread(s)", end="")
+    print(f", torch {torch.__version__}\n")
+    table = medians(args.whole or args.peers, args.repeats)
+    (print_whole if args.whole else print_heads)(table)
+    content = bench_rollout.about(__file__, args.device) | {"results": table}
+    args.write.write_text(json.dumps(content, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,170 @@
+"""The README's speed section, from what the benchmarks left beside this file.
+
+    python experiments/speed.py --write
+
+Each table names the commands that measured it, their machine and their date. A ratio is to another
+way in the same run: × eager says how many times as many tokens a second ours draws.
+"""
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))
+
+from bench_rollout import PEERS, slope
+
+README = HERE.parent / "README.md"
+ROLLOUTS = ("bench_rollout_tiny.json", "bench_rollout_gpt2.json", "bench_rollout_gpt2_ragged.json")
+SIZES = {"tiny": "4 × 192, V 128", "gpt2": "GPT-2 124M"}
+MARKED = re.compile("<!-- speed -->.*?<!-- /speed -->", re.DOTALL)
+
+
+def read(name: str) -> dict:
+    return json.loads((HERE / name).read_text())
+
+
+def source(*runs: dict) -> str:
+    """Which commands made a table, where and when."""
+    libraries = {run["transformers"] for run in runs if run.get("transformers")}
+    where = f"{runs[0]['machine']}, {runs[0]['cores']} cores, torch {runs[0]['torch']}"
+    where += "".join(f", transformers {version}" for version in sorted(libraries))
+    dates = sorted({run["date"] for run in runs})
+    commands = "\n".join(f"    {run['command']}" for run in runs)
+    return f"{where}, {' and '.join(dates)}:\n\n{commands}\n"
+
+
+def rows(header: list[str], lines: list[list[str]]) -> str:
+    table = [header, ["---"] * len(header), *lines]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in table) + "\n"
+
+
+def ratio(mine: float, other: dict | None) -> str:
+    if other is None or "failed" in other:
+        return "–"
+    return f"{mine / other['tokens_per_second']:.2f}"
+
+
+def rollouts() -> str:
+    """Ours against each peer of the same run, and against transformers in float32; one thread."""
+    runs = [read(name) for name in ROLLOUTS]
+    results = [result for run in runs for result in run["results"]]
+    assert all((result["rows"], result["threads"]) == (64, 1) for result in results)
+    ways = {
+        tuple(each[key] for key in ("size", "lengths", "dtype", "way")): each for each in results
+    }
+    lines = []
+    for size, lengths, dtype, way in ways:
+        if way != "ours":
+            continue
+        mine = ways[size, lengths, dtype, "ours"]
+        rate = mine["tokens_per_second"]
+        cells = [SIZES[size], lengths, dtype, f"{rate:,.0f}"]
+        cells += [ratio(rate, ways.get((size, lengths, dtype, peer))) for peer in PEERS]
+        cells.append(ratio(rate, ways.get((size, lengths, "float32", "eager"))))
+        lines.append([*cells, f"{mine['share_of_limit']:.0%}"])
+    header = ["model", "lengths", "dtype", "tokens/s", *(f"× {peer}" for peer in PEERS)]
+    table = rows([*header, "× eager float32", "of the limit"], lines)
+    return f"{source(*runs)}\n{table}\n{errors(results)}\n"
+
+
+def errors(results: list[dict]) -> str:
+    """What bfloat16 does to log-probabilities: the mean and the largest error of each size."""
+    found = {
+        result["size"]: result["logprob_error"]
+        for result in results
+        if "logprob_error" in result and result["lengths"] == "equal"
+    }
+    each = [
+        f"{error['mean']:.1e} on the mean and {error['max']:.1e} at most ({SIZES[size]})"
+        for size, error in found.items()
+    ]
+    return f"In bfloat16 log-probabilities are off by {', '.join(each)}."
+
+
+def threads() -> str:
+    run = read("bench_rollout_threads.json")
+    seconds = {
+        tuple(each[key] for key in ("size", "rows", "threads")): each["wall_seconds"]
+        for each in run["results"]
+    }
+    lines = []
+    for size, count, number in seconds:
+        if number == 2:
+            one, two = (seconds[size, count, n] for n in (1, 2))
+            lines.append([SIZES[size], f"{count}", f"{one:.2f}", f"{two:.2f}", f"{one / two:.2f}"])
+    header = ["model", "rows", "seconds with one thread", "with two", "ratio"]
+    return source(run) + "\n" + rows(header, lines)
+
+
+def growth() -> str:
+    run = read("bench_growth.json")
+    lines = []
+    for quantity in dict.fromkeys(each["quantity"] for each in run["results"]):
+        points = [each for each in run["results"] if each["quantity"] == quantity]
+        for point in points:
+            shares = [f"{share:.0%}" for share in point["shares"].values()]
+            ms, rate = 1e3 * point["seconds"], point["tokens_per_second"]
+            last = f"{slope(points):.2f}" if point is points[-1] else ""
+            lines.append(
+                [quantity, f"{point['amount']:,}", f"{ms:.2f}", f"{rate:,.0f}", *shares, last]
+            )
+    header = ["", "", "ms a step", "tokens/s", "products", "weights", "cache", "overhead", "slope"]
+    return source(run) + "\n" + rows(header, lines)
+
+
+def updates() -> str:
+    heads, whole = read("bench_update.json"), read("bench_update_whole.json")
+    naive = heads["results"]["naive"]
+    lines = [
+        [
+            f"`{way}`",
+            f"{each['seconds']:.1f}",
+            f"{each['seconds'] / naive['seconds']:.2f}",
+            f"{each['mib']:,.0f}",
+            f"{naive['mib'] / each['mib']:.1f}",
+        ]
+        for way, each in heads["results"].items()
+    ]
+    header = ["head and loss", "CPU seconds", "× naive", "MiB beyond the gradients", "times less"]
+    first = rows(header, lines)
+    lines = [
+        [
+            SIZES[size],
+            f"{each['tokens']:,}",
+            f"{each['seconds']:.2f}",
+            f"{each['tokens'] / each['seconds']:,.0f}",
+            f"{each['mib']:,.0f}",
+        ]
+        for size, each in whole["results"].items()
+    ]
+    header = ["whole update", "tokens of attempts", "CPU seconds", "tokens/s", "peak MiB"]
+    return source(heads, whole) + "\n" + first + "\n" + rows(header, lines)
+
+
+def section() -> str:
+    """The part of the README that this program writes."""
+    parts = {
+        "Rollouts of 64 rows, one thread": rollouts(),
+        "Two threads": threads(),
+        "How a decoding step grows": growth(),
+        "Updates, one thread": updates(),
+    }
+    text = "\n".join(f"**{title}.** {part}" for title, part in parts.items())
+    return f"<!-- speed -->\n{text}<!-- /speed -->"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--write", action="store_true", help="put it into the README")
+    args = parser.parse_args()
+    print(section())
+    if args.write:
+        README.write_text(re.sub(MARKED, lambda _: section(), README.read_text()))
+
+
+if __name__ == "__main__":
+    main()
