@@ -54,6 +54,7 @@ import attacks
 import bench_rollout
 import compare
 import grades
+import speed
 
 
 @pytest.fixture(scope="module")
@@ -1523,9 +1524,10 @@ def test_run_time_packages_are_the_four_named():
     assert files <= allowed.keys()
 
 
-def test_readme_table_is_what_the_comparison_printed():
-    rows = json.loads(compare.FIGURES.read_text())
-    assert compare.marked(compare.table(rows)) in (HERE / "README.md").read_text()
+def test_readme_tables_are_what_the_comparison_and_the_benchmarks_printed():
+    readme, rows = (HERE / "README.md").read_text(), json.loads(compare.FIGURES.read_text())
+    assert compare.marked(compare.table(rows)) in readme
+    assert speed.section() in readme
 
 
 # ---------------------------------------------------------------------------------------------

@@ -113,7 +113,11 @@ def growth() -> str:
                 [quantity, f"{point['amount']:,}", f"{ms:.2f}", f"{rate:,.0f}", *shares, last]
             )
     header = ["", "", "ms a step", "tokens/s", "products", "weights", "cache", "overhead", "slope"]
-    return source(run) + "\n" + rows(header, lines)
+    note = (
+        "Overhead is all that the limit leaves out: products below the best rate, attention's\n"
+        "own, norms, sampling, Python. The slope is the exponent of a power law through them all.\n"
+    )
+    return f"{source(run)}\n{rows(header, lines)}\n{note}"
 
 
 def updates() -> str:
