@@ -32,7 +32,7 @@ import time
 import types
 import typing
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
@@ -195,8 +195,8 @@ def as_bias(mask: Tensor, cache: "Cache") -> Tensor:
     float32 at least."""
     keys = cache.layers[0][0]
     mask = mask.expand(-1, keys.shape[1], -1)  # (B, G, S)
-    zeros = torch.where(mask, 0.0, -math.inf)
-    return zeros.to(torch.promote_types(keys.dtype, torch.float32)).view(-1, 1, mask.shape[2])
+    bias = torch.where(mask, 0.0, -math.inf)
+    return bias.to(torch.promote_types(keys.dtype, torch.float32)).view(-1, 1, mask.shape[2])
 
 
 def exact_product(x: Tensor, y: Tensor) -> Tensor:
@@ -242,8 +242,8 @@ class Cache:
     """What a batch of rows has read: keys and values of every layer, and which slots are in use.
 
     layers: L pairs of keys and values, (B, G, S, D) each;  ok (B, S) bool;  `used` of the S slots
-    are written. Storage grows by whole blocks, and attention runs over all of it: a product over
-    part of a longer buffer reads it at half the rate.
+    are written. Storage grows by whole blocks, and attention runs over all of it: products over
+    part of a longer buffer read it more slowly.
     """
 
     BLOCK = 32
@@ -261,13 +261,12 @@ class Cache:
 
     def _resize(self, slots: int) -> None:
         """Makes room for `slots` slots, layer by layer, so that one layer at most is held twice."""
-        slots = math.ceil(slots / self.BLOCK) * self.BLOCK
-        more = slots - self.ok.shape[1]
+        more = math.ceil(slots / self.BLOCK) * self.BLOCK - self.ok.shape[1]
         if more > 0:
             self.ok = F.pad(self.ok, (0, more))
-            rows = len(self.ok)
             for layer, pair in enumerate(self.layers):
-                self.layers[layer] = tuple(place(rows, slots, [slice(None)], [x]) for x in pair)
+                # New slots hold zeros, since 0 · NaN would be NaN.
+                self.layers[layer] = tuple(F.pad(part, (0, 0, 0, more)) for part in pair)
 
     def append(self, ok: Tensor) -> Tensor:
         """Claims T slots for new tokens, ok (B, T), and returns what those see, (B, T, S)."""
@@ -301,33 +300,19 @@ class Cache:
 
     @staticmethod
     def join(parts: list[tuple[Tensor, "Cache"]]) -> "Cache":
-        """Puts caches back into one, each part with its rows' indices in the whole. Empties them on
-        the way, so that one layer at most is held twice."""
+        """Puts caches back into one, each part with its rows' indices in the whole. Empties them
+        layer by layer, to hold little of them twice."""
         if len(parts) == 1:
             return parts[0][1]
-        where, caches = zip(*parts)
-        slots = max(cache.ok.shape[1] for cache in caches)
-        ok = torch.cat([F.pad(cache.ok, (0, slots - cache.ok.shape[1])) for cache in caches])
+        used = max(part.used for _, part in parts)
+        for _, part in parts:
+            part._resize(used)
+        order = torch.cat([rows for rows, _ in parts]).argsort()  # (B,)
         layers = []
-        for _ in range(len(caches[0].layers)):
-            pairs = zip(*(cache.layers.pop(0) for cache in caches))
-            layers.append(tuple(place(len(ok), slots, where, kind) for kind in pairs))
-        used = max(cache.used for cache in caches)
-        return Cache(layers, ok[torch.cat(where).argsort()], used)
-
-
-def place(
-    count: int, slots: int, where: Sequence[Tensor | slice], parts: Sequence[Tensor]
-) -> Tensor:
-    """Keys or values, (count, G, slots, D), whose rows `where` are a part's, (rows, G, ≤ slots, D).
-    Further slots hold zeros, since 0 · NaN would be NaN."""
-    _, G, _, D = parts[0].shape
-    whole = parts[0].new_empty(count, G, slots, D)
-    for rows, part in zip(where, parts):
-        S = part.shape[2]
-        whole[rows, :, :S] = part
-        whole[rows, :, S:] = 0
-    return whole
+        for _ in range(len(parts[0][1].layers)):
+            pairs = zip(*(part.layers.pop(0) for _, part in parts))
+            layers.append(tuple(torch.cat(kind).index_select(0, order) for kind in pairs))
+        return Cache(layers, torch.cat([part.ok for _, part in parts])[order], used)
 
 
 class StaticCache(Cache):
@@ -487,7 +472,7 @@ class Attention(nn.Module):
         layer: int,
     ) -> Tensor:
         """x (B, T, C) → (B, T', C), of the last T' tokens, those that the mask has rows for. A
-        mask that is not bool is a `bias`."""
+        mask that is not bool went through `as_bias`."""
         B, T, _ = x.shape
         qkv = self.qkv(x).to(x.dtype).view(B, T, self.H + 2 * self.G, self.D).transpose(1, 2)
         q, k, v = qkv.split([self.H, self.G, self.G], dim=1)  # (B, H or G, T, D)
@@ -709,10 +694,10 @@ class HeadLogprobs(torch.autograd.Function):
     @staticmethod
     def slices(
         hidden: Tensor, table: Tensor, tokens: Tensor, temperature: float, cap: float | None
-    ):
+    ) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
         """Slice by slice of the vocabulary: which it is, its capped logits / temperature, (n,
         width), where in it each row's token lies, (n, 1), and whether it does, (n, 1)."""
-        # Narrower products are slower, and on CUDA rows of odd widths are read more slowly.
+        # Narrower products are slower; whole multiples of 64 keep the rows of a slice aligned.
         width = max(256, HeadLogprobs.CHUNK // max(1, len(hidden)) // 64 * 64)
         for start in range(0, len(table), width):
             part = slice(start, min(start + width, len(table)))

@@ -14,8 +14,9 @@ of the folder, which is read and never written.
 
 import os
 
-# Before torch starts its threads. One that waits for work by spinning takes a core from others, on
-# shared cores threefold; one that sleeps at once wakes late. So it spins for microseconds.
+# Before torch starts its threads. If those that wait for work spin, a step on shared cores takes
+# up to three times as long; if they sleep at once, one on idle cores takes a third longer. So they
+# spin for microseconds, then sleep.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 

@@ -127,22 +127,19 @@ def measure_whole(args: argparse.Namespace) -> dict:
     """Seconds of an update after one that does not count, and MiB of this process."""
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    cfg = Config(micro=args.micro)
+    cfg = Config()
     policy = bench_rollout.build(bench_rollout.named(args.way, 512), args.device)
     ref = copy.deepcopy(policy)
     optimizer = torch.optim.Adam(policy.requires_grad_(True).parameters(), lr=1e-6)
     rolled = random_rollout(policy.config.vocab_size, args.problems, cfg, args.device)
-    auto = torch.autocast(
-        args.device, torch.bfloat16, enabled=args.dtype == "bfloat16", cache_enabled=False
-    )
-    clock, times = clock_of(args.device), []
+    clock = clock_of(args.device)
     for _ in range(2):
         started = clock()
-        with auto:
+        with bench_rollout.precision(args.device, args.dtype):
             update(policy, ref, optimizer, [rolled], stage2_returns, cfg)
-        times.append(clock() - started)
+        seconds = clock() - started
     tokens = rolled.first.tokens.numel() + rolled.second.tokens.numel()
-    return {"seconds": times[-1], "tokens": tokens, "mib": peak(args.device)}
+    return {"seconds": seconds, "tokens": tokens, "mib": peak(args.device)}
 
 
 def clock_of(device: str) -> Callable[[], float]:
@@ -183,22 +180,29 @@ def medians(ways: list[str], repeats: int) -> dict[str, dict]:
     }
 
 
-def print_heads(table: dict[str, dict]) -> None:
-    print("| way | seconds | × naive | MiB beyond the gradients | × less than naive |")
-    print("|---|---|---|---|---|")
-    base = table.get("naive", {"seconds": float("nan"), "mib": float("nan")})
-    for way, row in table.items():
+def heads_table(results: dict[str, dict]) -> str:
+    lines = [
+        "| head and loss | seconds | × naive | MiB beyond the gradients | × less than naive |",
+        "|---|---|---|---|---|",
+    ]
+    base = results.get("naive", {"seconds": float("nan"), "mib": float("nan")})
+    for way, row in results.items():
         slower, less = row["seconds"] / base["seconds"], base["mib"] / row["mib"]
-        print(f"| {way} | {row['seconds']:.2f} | {slower:.2f} | {row['mib']:.0f} | {less:.1f} |")
+        cells = f"{row['seconds']:.2f} | {slower:.2f} | {row['mib']:,.0f} | {less:.1f}"
+        lines.append(f"| {way} | {cells} |")
+    return "\n".join(lines) + "\n"
 
 
-def print_whole(table: dict[str, dict]) -> None:
-    print("| shape | tokens of attempts | seconds | tokens/s | MiB |")
-    print("|---|---|---|---|---|")
-    for way, row in table.items():
+def whole_table(results: dict[str, dict]) -> str:
+    lines = [
+        "| whole update | tokens of attempts | seconds | tokens/s | peak MiB |",
+        "|---|---|---|---|---|",
+    ]
+    for shape, row in results.items():
         rate = row["tokens"] / row["seconds"]
-        print(f"| {way} | {row['tokens']:,} | {row['seconds']:.2f} | {rate:,.0f}", end="")
-        print(f" | {row['mib']:,.0f} |")
+        cells = f"{row['tokens']:,} | {row['seconds']:.2f} | {rate:,.0f} | {row['mib']:,.0f}"
+        lines.append(f"| {shape} | {cells} |")
+    return "\n".join(lines) + "\n"
 
 
 def read_arguments() -> argparse.Namespace:
@@ -213,7 +217,6 @@ def read_arguments() -> argparse.Namespace:
     add("--peers", nargs="+", default=list(WAYS), choices=list(WAYS))
     add("--whole", nargs="+", choices=SHAPES, help="measure all of an update of these shapes")
     add("--problems", type=whole, default=1, help="of such an update")
-    add("--micro", type=whole, help="problems a backward pass; all if not given")
     add("--repeats", type=whole, default=3)
     add("--write", type=Path, help="the JSON file; default: beside this one")
     add("--way", choices=[*WAYS, *SHAPES], help=argparse.SUPPRESS)  # one measurement, here
@@ -235,9 +238,9 @@ def main() -> None:
     size = "" if args.whole else f"{args.rows} rows, width {args.width}, V {args.vocabulary}, "
     print(f"{machine}, {size}{args.dtype}, {args.device}, {args.threads} thread(s)", end="")
     print(f", torch {torch.__version__}\n")
-    table = medians(args.whole or args.peers, args.repeats)
-    (print_whole if args.whole else print_heads)(table)
-    content = bench_rollout.about(__file__, args.device) | {"results": table}
+    results = medians(args.whole or args.peers, args.repeats)
+    print((whole_table if args.whole else heads_table)(results))
+    content = bench_rollout.about(__file__, args.device) | {"results": results}
     args.write.write_text(json.dumps(content, indent=1) + "\n")
 
 

@@ -148,14 +148,16 @@ def table(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def marked(text: str) -> str:
-    """The part of the README that this program writes."""
-    return f"<!-- compare -->\n{text}\n<!-- /compare -->"
+def marked(name: str, text: str) -> str:
+    """A part of the README that a program writes."""
+    return f"<!-- {name} -->\n{text}\n<!-- /{name} -->"
 
 
-MARKED = re.compile(
-    re.escape("<!-- compare -->") + ".*?" + re.escape("<!-- /compare -->"), re.DOTALL
-)
+def put(name: str, text: str) -> None:
+    """Writes that part."""
+    readme = ROOT / "README.md"
+    old = re.compile(f"<!-- {name} -->.*?<!-- /{name} -->", re.DOTALL)
+    readme.write_text(re.sub(old, lambda _: marked(name, text), readme.read_text()))
 
 
 def main() -> None:
@@ -182,8 +184,7 @@ def main() -> None:
     print(table(rows))
     if args.write:
         FIGURES.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
-        readme = ROOT / "README.md"
-        readme.write_text(re.sub(MARKED, lambda _: marked(table(rows)), readme.read_text()))
+        put("compare", table(rows))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ way in the same run: × eager says how many times as many tokens a second ours d
 
 import argparse
 import json
-import re
 import sys
 from pathlib import Path
 
@@ -16,11 +15,11 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
 from bench_rollout import PEERS, slope
+from bench_update import heads_table, whole_table
+from compare import put
 
-README = HERE.parent / "README.md"
 ROLLOUTS = ("bench_rollout_tiny.json", "bench_rollout_gpt2.json", "bench_rollout_gpt2_ragged.json")
 SIZES = {"tiny": "4 × 192, V 128", "gpt2": "GPT-2 124M"}
-MARKED = re.compile("<!-- speed -->.*?<!-- /speed -->", re.DOTALL)
 
 
 def read(name: str) -> dict:
@@ -122,31 +121,8 @@ def growth() -> str:
 
 def updates() -> str:
     heads, whole = read("bench_update.json"), read("bench_update_whole.json")
-    naive = heads["results"]["naive"]
-    lines = [
-        [
-            f"`{way}`",
-            f"{each['seconds']:.1f}",
-            f"{each['seconds'] / naive['seconds']:.2f}",
-            f"{each['mib']:,.0f}",
-            f"{naive['mib'] / each['mib']:.1f}",
-        ]
-        for way, each in heads["results"].items()
-    ]
-    header = ["head and loss", "CPU seconds", "× naive", "MiB beyond the gradients", "times less"]
-    first = rows(header, lines)
-    lines = [
-        [
-            SIZES[size],
-            f"{each['tokens']:,}",
-            f"{each['seconds']:.2f}",
-            f"{each['tokens'] / each['seconds']:,.0f}",
-            f"{each['mib']:,.0f}",
-        ]
-        for size, each in whole["results"].items()
-    ]
-    header = ["whole update", "tokens of attempts", "CPU seconds", "tokens/s", "peak MiB"]
-    return source(heads, whole) + "\n" + first + "\n" + rows(header, lines)
+    tables = heads_table(heads["results"]), whole_table(whole["results"])
+    return "\n".join([source(heads, whole), *tables])
 
 
 def section() -> str:
@@ -157,8 +133,7 @@ def section() -> str:
         "How a decoding step grows": growth(),
         "Updates, one thread": updates(),
     }
-    text = "\n".join(f"**{title}.** {part}" for title, part in parts.items())
-    return f"<!-- speed -->\n{text}<!-- /speed -->"
+    return "\n".join(f"**{title}.** {part}" for title, part in parts.items()).rstrip()
 
 
 def main() -> None:
@@ -167,7 +142,7 @@ def main() -> None:
     args = parser.parse_args()
     print(section())
     if args.write:
-        README.write_text(re.sub(MARKED, lambda _: section(), README.read_text()))
+        put("speed", section())
 
 
 if __name__ == "__main__":
