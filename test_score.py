@@ -1550,6 +1550,23 @@ def test_run_time_packages_are_the_four_named():
     assert files <= allowed.keys()
 
 
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_comparison_gathers_what_runs_record(number, tmp_path):
+    """A setting that runs do not record once ended the comparison after an hour of training."""
+    stage, gpt = train.STAGES[number], ragged_gpt()
+    cfg, folder = train.stage_config(stage, {}), tmp_path / "seed0" / "puzzle" / stage.folder
+    trainer = train.Trainer(train.Run(), cfg, stage, folder, data.load("puzzle"), gpt, gpt)
+    results = dict.fromkeys(compare.COLUMNS, 0.5) | {"steps": 1, "samples": 2, "seconds": 3.4}
+    results |= {"seed": 0, "n": 5, "config": trainer.settings()}
+    folder.mkdir(parents=True)
+    (folder / "results.json").write_text(json.dumps(results))
+    assert [row["arm"] for row in compare.gather(tmp_path)] == [stage.folder]
+    results["config"]["lr"] *= 2
+    (folder / "results.json").write_text(json.dumps(results))
+    with pytest.raises(SystemExit, match="was made with lr"):
+        compare.gather(tmp_path)
+
+
 def test_readme_tables_are_what_the_comparison_and_the_benchmarks_printed():
     readme, rows = (HERE / "README.md").read_text(), json.loads(compare.FIGURES.read_text())
     assert compare.marked("compare", compare.table(rows)) in readme

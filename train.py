@@ -325,6 +325,19 @@ def learning_rate(step: int, steps: int, warmup: int, peak: float) -> float:
     return peak * min(step / (warmup + 1), (steps - step + 1) / max(1, steps - warmup), 1.0)
 
 
+# Settings that do not change what a stage learns, so that they may change on the way.
+FREE = {
+    "out",
+    "device",
+    "attempts",
+    "split",
+    "eval_problems",
+    "eval_batch",
+    "unsafe_sandbox",
+    "micro",
+}
+
+
 @dataclass
 class Trainer:
     """One stage in progress: everything that changes from step to step, and how it is kept."""
@@ -350,11 +363,9 @@ class Trainer:
 
     def settings(self) -> dict:
         """What a resumed or reused run must agree on."""
-        free = ("out", "device", "attempts", "split", "eval_problems", "eval_batch")
-        free += ("unsafe_sandbox", "micro")
         own = {"stage": self.stage.number, "steps": self.steps, "lr": self.peak}
         every = asdict(self.run) | asdict(self.cfg) | own
-        return {name: value for name, value in every.items() if name not in free}
+        return {name: value for name, value in every.items() if name not in FREE}
 
     def save(self) -> None:
         best = self.best.weights or copy_weights(self.policy)

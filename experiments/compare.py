@@ -119,6 +119,8 @@ def gather(out: Path) -> list[dict]:
             # A base model knows nothing of the algorithm's settings.
             expected = asdict(train.stage_config(stage, {})) if stage.returns else {}
             for name, value in (expected | {"steps": stage.steps, "lr": stage.lr}).items():
+                if name in train.FREE:
+                    continue
                 if results["config"][name] != value:
                     sys.exit(f"{file} was made with {name} {results['config'][name]}, not {value}")
             row = {"arm": stage.folder, "seed": results["seed"], "n": results["n"]}
