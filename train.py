@@ -326,16 +326,8 @@ def learning_rate(step: int, steps: int, warmup: int, peak: float) -> float:
 
 
 # Settings that do not change what a stage learns, so that they may change on the way.
-FREE = {
-    "out",
-    "device",
-    "attempts",
-    "split",
-    "eval_problems",
-    "eval_batch",
-    "unsafe_sandbox",
-    "micro",
-}
+FREE = {"out", "device", "attempts", "split", "eval_problems", "eval_batch"}
+FREE |= {"unsafe_sandbox", "micro"}
 
 
 @dataclass
