@@ -228,7 +228,7 @@ def rollout(
     """K first attempts a problem and M second attempts to each, sampled from the policy; first
     attempts by another model where `first_by` is given (offline ones: the base model)."""
     K, M = cfg.samples, cfg.revisions
-    prompts = [task.encode(problem.prompt) for problem in problems]
+    prompts = [task.prompt(problem) for problem in problems]
     keys = torch.tensor([problem.key for problem in problems], device=policy.device)
     if first_by is None:
         first, second = respond(
@@ -524,7 +524,7 @@ def evaluate(
     ended: list[list[Tensor]] = [[] for _ in range(attempts)]
     for start in range(0, len(problems), batch):
         some = problems[start : start + batch]
-        prompts = [task.encode(problem.prompt) for problem in some]
+        prompts = [task.prompt(problem) for problem in some]
         keys = torch.tensor([problem.key for problem in some], device=policy.device)
         generations = respond(policy, task, some, prompts, keys, [1] * attempts, temperature, seed)
         for index, generation in enumerate(generations):

@@ -449,8 +449,8 @@ class Toy(data.Task):
 
     name, eos, revise, max_new_tokens = "toy", 0, [11, 4], 12
 
-    def encode(self, text):
-        return [int(word) for word in text.split()]
+    def prompt(self, problem):
+        return [int(word) for word in problem.prompt.split()]
 
     def decode(self, tokens):
         return " ".join(map(str, tokens))
@@ -2149,7 +2149,7 @@ def test_math_reads_hendrycks_folders(chatty, tmp_path):
     first = by_id["test/algebra/1.json"]
     assert (first.prompt, first.gold, first.level) == ("What is $1 + 7$?", "8", 2)
     assert len({x.subject for x in task.held_out("test", 6)}) == 2  # not the files' order
-    text = task.decode(task.encode(first.prompt))
+    text = task.decode(task.prompt(first))
     assert text.startswith("<|im_start|>system\nYou are a math expert.")
     assert text.endswith("<|im_start|>user\nWhat is $1 + 7$?<|im_end|>\n<|im_start|>assistant\n")
     assert "There might be an error in the solution above" in task.decode(task.revise)
@@ -2218,7 +2218,7 @@ def test_half_a_surrogate_pair_is_a_problem_like_any_other(chatty, tmp_path):
     path = folder / "train" / "algebra" / "3.json"
     path.write_text(json.dumps({"problem": "a\ud800b", "solution": "$\\boxed{1}$"}))
     task = data.load("math", source=source(chatty, folder))
-    assert "a\ud800b" in {x.prompt for x in task.splits["train"] if x.key and task.encode(x.prompt)}
+    assert "a\ud800b" in {x.prompt for x in task.splits["train"] if x.key and task.prompt(x)}
 
 
 def test_math_drops_empty_references_and_says_so(chatty, tmp_path):
@@ -2292,7 +2292,7 @@ def test_mbpp_trains_and_humaneval_tests(chatty, tmp_path):
     task = data.load("humaneval", source=source(chatty, write_programs(tmp_path)))
     assert {name: len(x) for name, x in task.splits.items()} == {"train": 11, "val": 1, "test": 104}
     [x] = [x for x in task.splits["train"] if x.id == "MBPP/602"]
-    text = task.decode(task.encode(x.prompt))
+    text = task.decode(task.prompt(x))
     assert text.count("You are an expert Python programmer, and here is your task:") == 4
     assert text.count("[BEGIN]") == text.count("[DONE]") == 3
     assert "Add 2. Your code should pass these tests:\n\nassert plus(1) == 3\n[BEGIN]\ndef" in text
@@ -2305,7 +2305,7 @@ def test_mbpp_trains_and_humaneval_tests(chatty, tmp_path):
     y = humaneval(task, 0)
     whole, body = "def times0(x):\n    return 0", "    return 0\n"
     fenced = f"```python\n{whole}\n```"
-    assert task.decode(task.encode(y.prompt)).count(y.head) == 1
+    assert task.decode(task.prompt(y)).count(y.head) == 1
     assert task.rewards([y] * 4, [whole, body, fenced, "    return x"]) == [1.0, 1.0, 1.0, 0.0]
 
 
@@ -2369,8 +2369,8 @@ def test_base_models_end_where_their_answer_does(tmp_path):
     task = data.load("humaneval", source=source(init, write_programs(tmp_path / "data")))
     x, y = task.splits["train"][0], humaneval(task, 0)
     assert task.runs_on and task.close == [] and task.layout.style == "plain"
-    assert task.decode(task.encode(x.prompt)).endswith("[BEGIN]\n")
-    assert task.decode(task.encode(y.prompt)) == y.head
+    assert task.decode(task.prompt(x)).endswith("[BEGIN]\n")
+    assert task.decode(task.prompt(y)) == y.head
     assert task.over(x, "def plus(x): return 1\n[DONE]") and not task.over(x, "def f(): 0\ndef g")
     assert task.over(y, "    return 0\ndef") and not task.over(y, "    return 0\n    # more")
     again = f"    return 0\n\n\n{y.head}    return 0\n"

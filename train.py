@@ -883,7 +883,7 @@ def check_evaluation(run: Run, task: data.Task) -> None:
         raise BadInput(str(error)) from None
     if run.init is not None:
         return  # its task has left out what does not fit
-    longest = max(len(task.encode(problem.prompt)) for problem in problems)
+    longest = max(len(task.prompt(problem)) for problem in problems)
     room = longest + run.attempts * (task.max_new_tokens + len(task.revise))
     if room > context_for(task):
         raise BadInput(

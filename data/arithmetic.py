@@ -221,7 +221,12 @@ class ArithmeticTask(Task):
     def reward(self, problem: Problem, response: str) -> float:
         return self.family.reward(problem.prompt, response)
 
+    def prompt(self, problem: Problem) -> list[int]:
+        return self.encode(problem.prompt)
+
     def encode(self, text: str) -> list[int]:
+        """The token ids of a prompt or an attempt. Raises ValueError, naming the character, for
+        text that the vocabulary has no tokens for."""
         foreign = self._foreign.search(text)
         if foreign:
             raise ValueError(

@@ -71,9 +71,8 @@ class Task(ABC):
         return []
 
     @abstractmethod
-    def encode(self, text: str) -> list[int]:
-        """A prompt's token ids. Raises ValueError for text that the vocabulary has no tokens
-        for."""
+    def prompt(self, problem: Problem) -> list[int]:
+        """[x]: the token ids that pose a problem to the policy."""
 
     def decode(self, tokens: list[int]) -> str:
         """The text of any token ids of the vocabulary."""

@@ -45,14 +45,13 @@ class TextTask(Task):
         self.revise = self.layout.revise(self.instruction, self.plain_revise)
         self.max_new_tokens = source.max_new_tokens or self.max_new_tokens
         self.notes = notes + [f"layout: {self.layout.style}"]
-        self._problems = {x.prompt: x for problems in splits.values() for x in problems}
         self._pieces = token_bytes(self.encoding)
         self.splits, self.skipped = {}, {}
         for name, problems in splits.items():
             # An evaluation of more attempts must not change what is trained on.
             attempts = 2 if name == "train" else source.attempts
             room = source.context - self.room(attempts)
-            fit = [x for x in problems if len(self.encode(x.prompt)) <= room]
+            fit = [x for x in problems if len(self.prompt(x)) <= room]
             self.skipped[name] = len(problems) - len(fit)
             if self.skipped[name]:
                 self.notes.append(
@@ -73,8 +72,7 @@ class TextTask(Task):
         """The text that poses a problem to a base model."""
         raise NotImplementedError
 
-    def encode(self, text: str) -> list[int]:
-        problem = self._problems[text]
+    def prompt(self, problem: Problem) -> list[int]:
         return self.layout.prompt(self.system, self.user(problem), self.plain(problem))
 
     def decode(self, tokens: list[int]) -> str:
