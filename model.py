@@ -23,20 +23,17 @@ G key/value heads, D width of a head, I width inside the MLP, V vocabulary.
 
 import contextlib
 import functools
-import hashlib
 import json
 import math
 import os
 import re
-import time
 import types
 import typing
 import weakref
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -133,6 +130,14 @@ def check_type(name: str, value: object, kind: type) -> None:
 
 # ---------------------------------------------------------------------------------------------
 # Attention
+
+
+def pad_left(rows: list[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Ragged rows as one table → tokens (B, T) int64 and where they stand, ok (B, T) bool."""
+    T = max(map(len, rows))
+    tokens = torch.tensor([[0] * (T - len(row)) + row for row in rows], device=device)
+    lengths = torch.tensor([len(row) for row in rows], device=device)
+    return tokens, torch.arange(T, device=device) >= T - lengths[:, None]
 
 
 def visible(ok: Tensor, branch: Tensor | None = None) -> Tensor:
@@ -286,150 +291,14 @@ class Cache:
             whole.narrow(2, self.used - T, T).copy_(new)
         return self.layers[layer]
 
-    def keep(self, count: int, holes: Tensor, movers: Tensor) -> None:
-        """Keeps the first `count` rows, of which the `holes` are overwritten with the `movers`."""
-        for part in (self.ok, *(part for pair in self.layers for part in pair)):
-            part[holes] = part[movers]
-        self.layers = [tuple(part[:count] for part in pair) for pair in self.layers]
-        self.ok = self.ok[:count]
-
     def take(self, rows: Tensor) -> "Cache":
         """A cache of its own with the given rows, (N,) int64, in that order; rows may repeat."""
         layers = [tuple(part.index_select(0, rows) for part in pair) for pair in self.layers]
         return Cache(layers, self.ok[rows], self.used)
 
-    @staticmethod
-    def join(parts: list[tuple[Tensor, "Cache"]]) -> "Cache":
-        """Puts caches back into one, each part with its rows' indices in the whole. Empties them
-        layer by layer, to hold little of them twice."""
-        if len(parts) == 1:
-            return parts[0][1]
-        used = max(part.used for _, part in parts)
-        for _, part in parts:
-            part._resize(used)
-        order = torch.cat([rows for rows, _ in parts]).argsort()  # (B,)
-        layers = []
-        for _ in range(len(parts[0][1].layers)):
-            pairs = zip(*(part.layers.pop(0) for _, part in parts))
-            layers.append(tuple(torch.cat(kind).index_select(0, order) for kind in pairs))
-        return Cache(layers, torch.cat([part.ok for _, part in parts])[order], used)
-
-
-class StaticCache(Cache):
-    """The first R rows and S slots of storage that never moves, for steps of one token. The slot to
-    write is a tensor, (1,) int64, so that a CUDA graph can repeat the step at the next slot."""
-
-    def __init__(self, layers: list[tuple[Tensor, Tensor]], ok: Tensor, slot: Tensor):
-        self.layers, self.ok, self.slot = layers, ok, slot
-
-    def append(self, ok: Tensor) -> Tensor:
-        """ok (R, 1) → what the new tokens see, (R, 1, S). Later slots must not be ok yet."""
-        self.ok.index_copy_(1, self.slot, ok)
-        own = torch.arange(self.ok.shape[1], device=ok.device) == self.slot  # (S,)
-        return (self.ok | own)[:, None]
-
-    def write(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        for whole, new in zip(self.layers[layer], (k, v)):
-            whole.index_copy_(2, self.slot, new.to(whole.dtype))
-        return self.layers[layer]
-
 
 # ---------------------------------------------------------------------------------------------
 # The network, bottom-up
-
-
-@functools.lru_cache
-def has_onednn(dtype: torch.dtype) -> bool:
-    """Whether torch's oneDNN product, a private operator, is there, equal to F.linear and not much
-    slower. It works on weights laid out for it in advance; what F.linear does is up to the build.
-    Where the two are near each other the choice must not hang on the clock: they round otherwise,
-    and a run has to repeat."""
-    try:
-        # Made without torch's generator, whose state is the caller's.
-        x, weight, bias = (torch.arange(n).float().sin() for n in (64 * 768, 4096 * 768, 4096))
-        x, weight, bias = (each.to(dtype) for each in (x.view(64, 768), weight.view(-1, 768), bias))
-        packed = torch.ops.mkldnn._reorder_linear_weight(weight, len(x))
-        ways = (
-            functools.partial(torch.ops.mkldnn._linear_pointwise, x, packed, bias, "none", [], ""),
-            functools.partial(F.linear, x, weight, bias),
-        )
-        if not torch.allclose(ways[0](), ways[1](), rtol=16 * torch.finfo(dtype).eps, atol=1e-3):
-            return False
-    except (AttributeError, RuntimeError):
-        return False
-    seconds = [[], []]
-    for turn in range(20):
-        started = time.process_time()  # other processes do not count
-        ways[turn % 2]()
-        seconds[turn % 2].append(time.process_time() - started)
-    return min(seconds[0]) < 1.5 * min(seconds[1])
-
-
-class Linear(nn.Linear):
-    """F.linear and an elementwise function, on copies of weight and bias where `decoding` has made
-    them: in oneDNN's layout, which fuses the two, or in another dtype, which the result then has.
-    """
-
-    packed: tuple[Tensor, Tensor | None] | None = None
-    low: tuple[Tensor, Tensor | None] | None = None  # memory of `packed` on CUDA, kept for graphs
-
-    @property
-    def operands(self) -> tuple[Tensor, Tensor | None]:
-        """Weight and bias as they are multiplied now."""
-        return self.packed or (self.weight, self.bias)
-
-    def forward(self, x: Tensor, activation: str | None = None) -> Tensor:
-        weight, bias = self.operands
-        x = x if self.packed is None else x.to(weight.dtype)
-        if weight.is_mkldnn:
-            name, kind = FUSED[activation]
-            return torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, name, [], kind)
-        y = F.linear(x, weight, bias)
-        return y if activation is None else ACTIVATIONS[activation](y)
-
-    def gains(self, dtype: torch.dtype) -> bool:
-        """Whether a CPU multiplies a copy of this dtype, in oneDNN's layout, faster."""
-        small = dtype == torch.float32 and self.weight.numel() < 1 << 16  # the call costs more
-        return not small and has_onednn(dtype)
-
-    def pack(self, dtype: torch.dtype) -> None:
-        given = self.weight.detach(), None if self.bias is None else self.bias.detach()
-        if self.weight.device.type == "cpu":
-            weight, bias = (None if each is None else each.to(dtype) for each in given)
-            self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, 64), bias
-            return
-        if self.low is None or (self.low[0].dtype, self.low[0].device) != (dtype, given[0].device):
-            self.low = tuple(None if x is None else torch.empty_like(x, dtype=dtype) for x in given)
-        for mine, each in zip(self.low, given):
-            if each is not None:
-                mine.copy_(each)
-        self.packed = self.low
-
-
-@contextlib.contextmanager
-def decoding(model: "GPT") -> Iterator[None]:
-    """Copies the weights as decoding multiplies them fastest while the context is open, in which
-    they must not change: on a CPU in oneDNN's layout, and under autocast in its dtype, once and not
-    at every step. All else stays in float32: norms, residual stream, softmax, logits, on a CPU the
-    cache and the head's operands, too."""
-    device = model.device.type
-    auto = torch.is_autocast_enabled(device)
-    low = torch.get_autocast_dtype(device) if auto else torch.float32
-    ready = has_onednn(low) if device == "cpu" else auto
-    if model.tokens.weight.dtype != torch.float32 or not ready:
-        yield
-        return
-    layers = [each for each in model.modules() if isinstance(each, Linear)]
-    try:
-        with torch.autocast(device, enabled=False), torch.no_grad():
-            for layer in layers:
-                dtype = torch.float32 if device == "cpu" and layer is model.head else low
-                if device != "cpu" or layer.gains(dtype):
-                    layer.pack(dtype)
-            yield
-    finally:
-        for layer in layers:
-            layer.packed = None
 
 
 class RMSNorm(nn.Module):
@@ -457,8 +326,8 @@ class Attention(nn.Module):
         self.H, self.G, self.D = config.heads, config.kv_heads, config.head_width
         self.scale = (config.score_width or self.D) ** -0.5
         self.cap = config.score_cap
-        self.qkv = Linear(config.width, (self.H + 2 * self.G) * self.D, bias=config.qkv_bias)
-        self.out = Linear(self.H * self.D, config.width, bias=config.out_bias)
+        self.qkv = nn.Linear(config.width, (self.H + 2 * self.G) * self.D, bias=config.qkv_bias)
+        self.out = nn.Linear(self.H * self.D, config.width, bias=config.out_bias)
         self.q_norm, self.k_norm = (
             RMSNorm(self.D, config) if config.qk_norm else None for _ in range(2)
         )
@@ -488,31 +357,25 @@ class Attention(nn.Module):
 
 
 ACTIVATIONS = {
-    "gelu": F.gelu,
-    "gelu_tanh": functools.partial(F.gelu, approximate="tanh"),
-    "silu": F.silu,
-}
-FUSED = {  # oneDNN's names for them
-    None: ("none", ""),
-    "gelu": ("gelu", "none"),
-    "gelu_tanh": ("gelu", "tanh"),
-    "silu": ("swish", ""),
+    "gelu": nn.GELU,
+    "gelu_tanh": functools.partial(nn.GELU, approximate="tanh"),
+    "silu": nn.SiLU,
 }
 
 
 class MLP(nn.Module):
     def __init__(self, config: GPTConfig):
         super().__init__()
-        self.activation, self.gated = config.activation, config.gated
+        self.activation, self.gated = ACTIVATIONS[config.activation](), config.gated
         rows = config.inner * (2 if config.gated else 1)  # gate, then up
-        self.up = Linear(config.width, rows, bias=config.mlp_bias)
-        self.out = Linear(config.inner, config.width, bias=config.mlp_bias)
+        self.up = nn.Linear(config.width, rows, bias=config.mlp_bias)
+        self.out = nn.Linear(config.inner, config.width, bias=config.mlp_bias)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.gated:
             gate, x = self.up(x).chunk(2, dim=-1)
-            return self.out(ACTIVATIONS[self.activation](gate) * x)
-        return self.out(self.up(x, self.activation))
+            return self.out(self.activation(gate) * x)
+        return self.out(self.activation(self.up(x)))
 
 
 class Block(nn.Module):
@@ -534,21 +397,30 @@ class Block(nn.Module):
         return x + (more if self.post2 is None else self.post2(more))
 
 
+class Head(nn.Linear):
+    """hidden (…, C) → logits (…, V), in float32 at least, also where the blocks ran in less."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        with torch.autocast(hidden.device.type, enabled=False):
+            return exact_product(hidden.to(self.weight.dtype), self.weight)
+
+
 class GPT(nn.Module):
     """A decoder. GPT(config)(tokens (B, T)) → logits (B, T, V), float32. There is no dropout, so
     that what is sampled is what is scored."""
 
-    steps: "GraphSteps | None" = None  # decode's, captured for this model
+    steps: "GraphSteps | None" = None  # of decoding on CUDA, captured for this model
 
     def __init__(self, config: GPTConfig):
         super().__init__()
         self.config = config
+        self.low_layers: dict[str, nn.Linear] = {}  # of decoding on CUDA: see `low_layers`
         self.tokens = nn.Embedding(config.vocab_size, config.width)
         if config.rope is None:
             self.positions = nn.Embedding(config.context, config.width)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = make_norm(config)
-        self.head = Linear(config.width, config.vocab_size, bias=False)
+        self.head = Head(config.width, config.vocab_size, bias=False)
         self._tie()
         self._initialise()
 
@@ -606,14 +478,6 @@ class GPT(nn.Module):
     def device(self) -> torch.device:
         return self.tokens.weight.device
 
-    @property
-    def cache_dtype(self) -> torch.dtype:
-        """On CUDA that of the products. On a CPU a bfloat16 cache is read more slowly."""
-        packed = self.blocks[0].attention.qkv.packed
-        if packed is None or self.device.type == "cpu":
-            return self.tokens.weight.dtype
-        return packed[0].dtype
-
     def forward(
         self, tokens: Tensor, ok: Tensor | None = None, branch: Tensor | None = None
     ) -> Tensor:
@@ -637,10 +501,7 @@ class GPT(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden (…, C) → (…, V) in float32, also where the blocks ran in less."""
-        with torch.autocast(hidden.device.type, enabled=False):
-            weight, _ = self.head.operands
-            hidden = hidden.to(weight.dtype)
-            logits = self.head(hidden) if weight.is_mkldnn else exact_product(hidden, weight)
+        logits = self.head(hidden)
         cap = self.config.logit_cap
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
@@ -783,13 +644,19 @@ def to_unit(bits: Tensor) -> Tensor:
     return (bits.float() + 0.5) * 2.0**-23
 
 
-def row_keys(keys: Tensor, samples: int, seed: int, attempt: int = 0) -> Tensor:
-    """The key of every (prompt, sample), samples of a prompt adjacent: (N,) → (N·samples,).
+def row_keys(keys: Sequence[int] | Tensor, samples: int, seed: int) -> Tensor:
+    """The key of every (prompt, sample), samples of a prompt adjacent: (B,) → (B·samples,).
     Nothing else enters, so a row's tokens do not depend on the batch around it."""
-    start = torch.tensor(_signed(seed), device=keys.device)
-    keys = fold(fold(fold(start, 0), keys), attempt)
-    sample = torch.arange(samples, device=keys.device).repeat(len(keys))
-    return fold(keys.repeat_interleave(samples), sample)
+    keys = torch.as_tensor(keys, dtype=torch.int64)
+    keys = fold(fold(torch.tensor(_signed(seed)), 0), keys)
+    return fold(keys[:, None], torch.arange(samples)).flatten()
+
+
+def prompt_keys(prompts: list[list[int]]) -> Tensor:
+    """A key for each prompt, (B,) int64, made of its tokens and their places."""
+    tokens, ok = pad_left(prompts, torch.device("cpu"))  # (B, T)
+    places = torch.arange(tokens.shape[1], 0, -1)  # from the end: padding must not move them
+    return mix((fold(places, tokens) * ok).sum(1))
 
 
 def sample(logits: Tensor, temperature: float, key: Tensor) -> tuple[Tensor, Tensor]:
@@ -823,8 +690,7 @@ def draw(model: GPT, hidden: Tensor, temperature: float, key: Tensor) -> tuple[T
     """One token a row after hidden (N, C), and its log-probability; as `sample`."""
     if temperature == 0 or not can_fuse(hidden):
         return sample(model.logits(hidden), temperature, key)
-    weight, _ = model.head.operands
-    return fused_sample(hidden, weight, temperature, key, model.config.logit_cap)[:2]
+    return fused_sample(hidden, model.head.weight, temperature, key, model.config.logit_cap)[:2]
 
 
 if triton is not None:
@@ -934,6 +800,108 @@ if triton is not None:
         return index.gather(1, best)[:, 0], logprob, mass.log() - moment / mass
 
 
+# ---------------------------------------------------------------------------------------------
+# Linear layers while a model decodes
+
+
+@functools.lru_cache
+def has_onednn(dtype: torch.dtype) -> bool:
+    """Whether this build of torch has oneDNN's product with weights laid out in advance, a private
+    operator, and this processor multiplies the dtype by it."""
+    try:
+        one = torch.ones(1, 1, dtype=dtype)
+        packed = torch.ops.mkldnn._reorder_linear_weight(one, 1)
+        return torch.ops.mkldnn._linear_pointwise(one, packed, None, "none", [], "").item() == 1
+    except (AttributeError, RuntimeError):
+        return False
+
+
+class PackedLinear(nn.Module):
+    """A linear layer on a CPU, by oneDNN, its weights in the layout and dtype that are multiplied
+    fastest, and an elementwise function after it. The result has the input's dtype."""
+
+    FUSED = {"gelu": ("gelu", "none"), "gelu_tanh": ("gelu", "tanh"), "silu": ("swish", "")}
+
+    def __init__(self, layer: nn.Linear, dtype: torch.dtype):
+        super().__init__()
+        self.dtype, self.after = dtype, ("none", "")
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach().to(dtype), 64)
+        self.bias = None if layer.bias is None else layer.bias.detach().to(dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        function, variant = self.after
+        given = x.to(self.dtype), self.weight, self.bias, function, [], variant
+        return torch.ops.mkldnn._linear_pointwise.default(*given).to(x.dtype)
+
+
+class LowLinear(nn.Linear):
+    """A linear layer on CUDA, its weights in fewer bits. The result has the input's dtype."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x.to(self.weight.dtype), self.weight, self.bias).to(x.dtype)
+
+
+def packed_layers(model: GPT, low: torch.dtype) -> dict[str, nn.Module]:
+    """By name, what stands in for a model's linear layers on a CPU: in `low`, but for the head."""
+    found: dict[str, nn.Module] = {}
+    for name, layer in model.named_modules():
+        if isinstance(layer, nn.Linear):
+            dtype = torch.float32 if layer is model.head else low
+            # For a small product in float32 the call of oneDNN's costs more than it saves.
+            small = dtype == torch.float32 and layer.weight.numel() < 1 << 16
+            if has_onednn(dtype) and not small:
+                found[name] = PackedLinear(layer, dtype)
+    for name in [name for name in found if name.endswith("mlp.up") and not model.config.gated]:
+        found[name].after = PackedLinear.FUSED[model.config.activation]
+        found[name.replace("mlp.up", "mlp.activation")] = nn.Identity()
+    return found
+
+
+def low_layers(model: GPT, low: torch.dtype) -> dict[str, nn.Module]:
+    """By name, what stands in for a model's linear layers on CUDA. These copies are kept from call
+    to call, since a graph finds them by their addresses."""
+    layers = {name: x for name, x in model.named_modules() if isinstance(x, nn.Linear)}
+    for name, layer in layers.items():
+        if name not in model.low_layers or model.low_layers[name].weight.dtype != low:
+            kind, bias = Head if layer is model.head else LowLinear, layer.bias is not None
+            shape, device = (layer.in_features, layer.out_features, bias), layer.weight.device
+            copy = nn.utils.skip_init(kind, *shape, device=device, dtype=low)
+            model.low_layers[name] = copy.requires_grad_(False)
+        model.low_layers[name].load_state_dict(layer.state_dict())
+    return model.low_layers
+
+
+@contextlib.contextmanager
+def decoding(model: GPT) -> Iterator[torch.dtype]:
+    """Exchanges a float32 model's linear layers for what multiplies by their weights fastest, while
+    the context is open, in which they must not change. Yields the dtype of keys and values.
+
+    Under autocast that is in its dtype, the weights copied once and not at every step. All else
+    stays in float32: norms, residual stream, softmax, logits, and on a CPU the head and the cache,
+    which would be read no faster.
+    """
+    device, own = model.device.type, model.tokens.weight.dtype
+    low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else own
+    layers: dict[str, nn.Module] = {}
+    if own == torch.float32 and device == "cpu":
+        layers = packed_layers(model, low)
+    elif own == torch.float32 and low != own:
+        layers = low_layers(model, low)
+    originals = {name: model.get_submodule(name) for name in layers}
+    try:
+        for name, layer in layers.items():
+            model.set_submodule(name, layer)
+        with torch.autocast(device, enabled=False):
+            yield low if device == "cuda" else own
+    finally:
+        for name, layer in originals.items():
+            model.set_submodule(name, layer)
+
+
+# ---------------------------------------------------------------------------------------------
+# Generation
+
+
 @dataclass(frozen=True)
 class Generation:
     """Answers to a batch of prompts, N = prompts · samples rows, samples of a prompt adjacent."""
@@ -942,154 +910,205 @@ class Generation:
     mask: Tensor  # (N, T) bool: true up to and including eos
     logprobs: Tensor  # (N, T) float32, at the temperature sampled; 0 where the mask is false
     ended: Tensor  # (N,) bool: the row drew eos; false is an answer cut by the length limit
-    cache: Cache | None = field(default=None, repr=False)  # all but each row's last token
 
-    @property
-    def last(self) -> Tensor:
-        """Each row's last token, (N, 1). The cache has not read it: what follows must feed it."""
-        return self.tokens.gather(1, self.mask.sum(1, keepdim=True) - 1)
-
-    def take(self, rows: slice) -> "Generation":
-        """Some of the rows, without the cache."""
-        parts = (self.tokens, self.mask, self.logprobs, self.ended)
-        return Generation(*(part[rows] for part in parts))
+    def rows(self, which: slice) -> "Generation":
+        return Generation(*(getattr(self, each.name)[which] for each in fields(self)))
 
 
-def read_prompts(model: GPT, prompts: list[list[int]], room: int) -> tuple[Cache, Tensor]:
-    """Reads ragged prompts, padded on the left, into a cache → (cache, last hidden state (N, C)).
-    Raises ValueError where a prompt is empty or leaves less than `room` tokens of the context."""
-    if not prompts or not all(prompts):
-        raise ValueError("generation needs at least one prompt, and no empty one")
+def read_prompts(
+    model: GPT, prompts: list[list[int]], room: int, dtype: torch.dtype
+) -> tuple["Cache", Tensor]:
+    """Reads ragged prompts, padded on the left, into a cache → (cache, last hidden state (B, C)).
+    Raises ValueError where a prompt leaves less than `room` tokens of the context."""
     longest = max(map(len, prompts))
     if longest + room > model.config.context:
         raise ValueError(
             f"a prompt of {longest} tokens and {room} to come exceed the model's context "
             f"of {model.config.context}"
         )
-    tokens = np.zeros((len(prompts), longest), dtype=np.int64)
-    ok = np.zeros(tokens.shape, dtype=bool)
-    for row, prompt in enumerate(prompts):
-        tokens[row, longest - len(prompt) :] = prompt
-        ok[row, longest - len(prompt) :] = True
-    cache = Cache.empty(model.config, len(prompts), model.device, model.cache_dtype)
-    tokens, ok = (torch.from_numpy(a).to(model.device) for a in (tokens, ok))
-    return cache, model.extend(cache, tokens, ok)
+    cache = Cache.empty(model.config, len(prompts), model.device, dtype)
+    return cache, model.extend(cache, *pad_left(prompts, model.device))
 
 
 class Steps:
-    """One token a row at a time, on a cache that grows."""
+    """One token a row at a time, on a cache that grows. On CUDA `GraphSteps` does the same."""
 
     def __init__(self, model: GPT, cache: Cache, temperature: float):
         self.model, self.cache, self.temperature = model, cache, temperature
-        # Steps between two looks at which rows are alive: a device makes the host wait for them.
-        self.every = 1 if cache.ok.device.type == "cpu" else 8
 
-    @classmethod
-    def of(cls, model: GPT, cache: Cache, room: int, temperature: float) -> "Steps":
-        """What continues on a cache, for `room` steps at most."""
-        return cls(model, cache, temperature)
-
-    def __call__(self, token: Tensor, alive: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+    def step(self, token: Tensor, alive: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
         """Reads each row's last token, where it is alive, and draws the next → token, logprob. All
         of them (R,)."""
         hidden = self.model.extend(self.cache, token[:, None], alive[:, None])
         return draw(self.model, hidden, self.temperature, key)
 
-    @staticmethod
-    def pays(live: int, rows: int) -> bool:
-        """Whether it is worth while to go on with the live rows alone."""
-        return live <= rows * 7 // 8
+    def take(self, rows: Tensor) -> None:
+        """Goes on with these of its rows alone, (n,) int64."""
+        self.cache = self.cache.take(rows)
 
-    def take(self, rows: Tensor) -> Cache:
-        """What these of its rows have read, (n,) int64."""
-        return self.cache.take(rows)
 
-    def keep(self, count: int, holes: Tensor, movers: Tensor) -> None:
-        """Goes on with fewer rows: see `Cache.keep`."""
-        self.cache.keep(count, holes, movers)
+def draw_answers(
+    model: GPT,
+    cache: Cache,
+    hidden: Tensor,
+    keys: Tensor,
+    max_new_tokens: int,
+    temperature: float,
+    eos: int | None,
+) -> Generation:
+    """An answer for every row of a cache that holds its prompt: hidden (N, C) the state after the
+    prompt's last token, keys (N,) from `row_keys`. Uses the cache up."""
+    N, T, device = len(hidden), max_new_tokens, hidden.device
+    tokens = torch.zeros(N, T, dtype=torch.int64, device=device)
+    logprobs, mask = torch.zeros(N, T, device=device), torch.zeros(N, T, device=device).bool()
+    keys = fold(keys[:, None], torch.arange(T, device=device))  # (N, T), one a draw
+    live = torch.arange(N, device=device)  # the rows that are still decoded, (R,)
+    alive = torch.ones_like(live, dtype=torch.bool)  # and of these the ones that have not ended
+    # Looking at which rows are alive makes the host wait for a device, though not for a CPU.
+    look_every = 1 if device.type == "cpu" else 8
+
+    token, logprob = draw(model, hidden, temperature, keys[:, 0])
+    if uses_graphs(device):
+        steps = graph_steps(model, cache, temperature, room=T)
+    else:
+        steps = Steps(model, cache, temperature)
+    for t in range(T):
+        tokens[live, t], logprobs[live, t], mask[live, t] = token, logprob, alive
+        if eos is not None:
+            alive = alive & (token != eos)
+        if t + 1 == T:
+            break
+        if eos is not None and (t + 1) % look_every == 0:
+            kept = alive.nonzero()[:, 0]
+            if len(kept) == 0:
+                break
+            if len(kept) <= 0.75 * len(live):  # else copying costs more than it saves
+                live, token, alive = live[kept], token[kept], alive[kept]
+                steps.take(kept)
+        token, logprob = steps.step(token, alive, keys[live, t + 1])
+    tokens, logprobs, mask = tokens[:, : t + 1], logprobs[:, : t + 1], mask[:, : t + 1]
+    ended = torch.ones_like(mask[:, 0])
+    ended[live[alive]] = False
+    return Generation(tokens * mask, mask, logprobs * mask, ended)
+
+
+@torch.no_grad()
+def generate(
+    model: GPT,
+    prompts: list[list[int]],
+    max_new_tokens: int,
+    *,
+    samples: int = 1,
+    temperature: float = 1.0,
+    eos: int | None = None,
+    seed: int = 0,
+    keys: Sequence[int] | Tensor | None = None,
+) -> Generation:
+    """Samples answers to ragged prompts; row b·samples + s is sample s of prompt b.
+
+    A prompt is read once for all its samples, whose first tokens are drawn independently.
+    Randomness is keyed by (seed, the prompt's key, sample, position); without `keys` a prompt's
+    key is a hash of its tokens. Raises ValueError for an empty prompt, a bad number, or a prompt
+    that leaves less than max_new_tokens of the context.
+    """
+    if not prompts or not all(prompts):
+        raise ValueError("generation needs at least one prompt, and no empty one")
+    if max_new_tokens < 1 or samples < 1:
+        raise ValueError(
+            f"max_new_tokens and samples must be at least 1: {max_new_tokens}, {samples}"
+        )
+    if not (temperature == 0 or 1e-3 <= temperature < math.inf):
+        raise ValueError(f"temperature must be 0, or finite and at least 0.001: {temperature}")
+    keys = prompt_keys(prompts) if keys is None else keys
+    if len(keys) != len(prompts):
+        raise ValueError(f"{len(keys)} keys for {len(prompts)} prompts")
+    with decoding(model) as cache_dtype:
+        cache, hidden = read_prompts(model, prompts, max_new_tokens, cache_dtype)
+        rows = torch.arange(len(prompts), device=model.device).repeat_interleave(samples)
+        return draw_answers(
+            model,
+            cache.take(rows) if samples > 1 else cache,
+            hidden[rows],
+            row_keys(keys, samples, seed).to(model.device),
+            max_new_tokens,
+            temperature,
+            eos,
+        )
+
+
+# ---------------------------------------------------------------------------------------------
+# CUDA graphs (may be skipped: this changes nothing but the time that a decoding step takes)
+
+
+def uses_graphs(device: torch.device) -> bool:
+    return device.type == "cuda"
+
+
+class StaticCache(Cache):
+    """The first R rows and S slots of storage that never moves, for steps of one token. The slot to
+    write is a tensor, (1,) int64, so that a CUDA graph can repeat the step at the next slot."""
+
+    def __init__(self, layers: list[tuple[Tensor, Tensor]], ok: Tensor, slot: Tensor):
+        self.layers, self.ok, self.slot = layers, ok, slot
+
+    def append(self, ok: Tensor) -> Tensor:
+        """ok (R, 1) → what the new tokens see, (R, 1, S). Later slots must not be ok yet."""
+        self.ok.index_copy_(1, self.slot, ok)
+        own = torch.arange(self.ok.shape[1], device=ok.device) == self.slot  # (S,)
+        return (self.ok | own)[:, None]
+
+    def write(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        for whole, new in zip(self.layers[layer], (k, v)):
+            whole.index_copy_(2, self.slot, new.to(whole.dtype))
+        return self.layers[layer]
 
 
 class GraphSteps:
-    """The same on CUDA, where launching a step's kernels one by one takes longer than running them.
+    """`Steps` on CUDA, where launching a step's kernels one by one takes longer than running them.
 
     A graph launches all of them at once, on the addresses of its capture. So the cache and what
     goes into a step have a fixed place, with room for some rows and slots, which the model keeps
     from one call to the next; a step is captured once for each pair of powers of two of either.
     """
 
-    every = 8
-
-    def __init__(self, model: GPT, rows: int, slots: int):
+    def __init__(self, model: GPT, rows: int, slots: int, dtype: torch.dtype):
         config, device = model.config, model.device
         shape = (rows, config.kv_heads, slots, config.head_width)
         self.model = weakref.proxy(model)  # which has us: a cycle would keep both on the device
-        self.rows, self.slots = rows, slots
+        self.rows, self.slots, self.weights = rows, slots, addresses(model)
         self.pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
         self.graphs: dict[tuple[int, int, float], Callable] = {}
         self.layers = [
-            tuple(torch.zeros(shape, dtype=model.cache_dtype, device=device) for _ in range(2))
+            tuple(torch.zeros(shape, dtype=dtype, device=device) for _ in range(2))
             for _ in range(config.layers)
         ]
         self.ok = torch.zeros(rows, slots, dtype=torch.bool, device=device)
         self.alive = torch.zeros(rows, dtype=torch.bool, device=device)
         self.token, self.key = torch.zeros(2, rows, dtype=torch.int64, device=device)
         self.slot = torch.zeros(1, dtype=torch.int64, device=device)
-        self.weights = self.addresses(model)
 
-    @staticmethod
-    def addresses(model: GPT) -> list[int]:
-        """Where a graph of the model finds its weights."""
-        packed = [each.packed or () for each in model.modules() if isinstance(each, Linear)]
-        copies = [x for pair in packed for x in pair if x is not None and not x.is_mkldnn]
-        return [tensor.data_ptr() for tensor in (*model.parameters(), *copies)]
-
-    @classmethod
-    def of(cls, model: GPT, cache: Cache, room: int, temperature: float) -> "GraphSteps":
-        """The model's own with this cache in it; made anew where it is too small, or the weights
-        have moved."""
-        steps, weights = model.steps, cls.addresses(model)
-        rows, slots = power_of_two(len(cache.ok)), math.ceil((cache.used + room) / 256) * 256
-        if steps is None or steps.rows < rows or steps.slots < slots or steps.weights != weights:
-            if steps is not None:
-                rows, slots = max(rows, steps.rows), max(slots, steps.slots)
-            steps = model.steps = None  # frees its memory first
-            steps = model.steps = cls(model, rows, slots)
-        steps.temperature = temperature
-        steps._load(cache)
-        return steps
-
-    def _load(self, cache: Cache) -> None:
-        n, used = self.n, self.used = len(cache.ok), cache.used
-        for mine, theirs in zip(self.layers, cache.layers):
-            for whole, part in zip(mine, theirs):
-                whole[:n, :, :used] = part[:, :, :used]
+    def load(self, cache: Cache, temperature: float) -> None:
+        """Takes over what a cache holds."""
+        self.temperature = temperature
+        self.n, self.used = len(cache.ok), cache.used
+        for pair, given in zip(self.layers, cache.layers):
+            for whole, part in zip(pair, given):
+                whole[: self.n, :, : self.used] = part[:, :, : self.used]
         self.ok.zero_()
-        self.ok[:n, :used] = cache.ok[:, :used]
+        self.ok[: self.n, : self.used] = cache.ok[:, : self.used]
         self.alive.zero_()
 
-    def _first(self, rows: int, slots: int) -> list[tuple[Tensor, Tensor]]:
-        return [tuple(each[:rows, :, :slots] for each in pair) for pair in self.layers]
-
-    def take(self, rows: Tensor) -> Cache:
-        whole = Cache(self._first(self.n, self.used), self.ok[: self.n, : self.used], self.used)
-        return whole.take(rows)
-
-    @property
-    def cache(self) -> Cache:
-        """A copy, which may grow."""
-        return self.take(torch.arange(self.n, device=self.ok.device))
-
-    @staticmethod
-    def pays(live: int, rows: int) -> bool:
-        return power_of_two(live) < power_of_two(rows)
-
-    def keep(self, count: int, holes: Tensor, movers: Tensor) -> None:
-        Cache(self._first(self.n, self.used), self.ok, self.used).keep(count, holes, movers)
-        self.n = count
-        self.ok[count:] = False
+    def take(self, rows: Tensor) -> None:
+        """Moves these rows, (n,) int64, to the front and goes on with them alone."""
+        self.n = len(rows)
+        for whole in (part for pair in self.layers for part in pair):
+            whole[: self.n, :, : self.used] = whole[rows, :, : self.used]
+        self.ok[: self.n] = self.ok[rows]
+        self.ok[self.n :] = False
         self.alive.zero_()
 
-    def __call__(self, token: Tensor, alive: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+    def step(self, token: Tensor, alive: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        """As `Steps.step`."""
         n = self.n
         self.token[:n], self.alive[:n], self.key[:n] = token, alive, key
         self.slot.fill_(self.used)
@@ -1097,15 +1116,32 @@ class GraphSteps:
         R, S = power_of_two(n), min(power_of_two(max(64, self.used)), self.slots)
         which = R, S, self.temperature
         if which not in self.graphs:
-            cache = StaticCache(self._first(R, S), self.ok[:R, :S], self.slot)
-            step = Steps(self.model, cache, self.temperature)
+            layers = [tuple(part[:R, :, :S] for part in pair) for pair in self.layers]
+            cache = StaticCache(layers, self.ok[:R, :S], self.slot)
+            step = Steps(self.model, cache, self.temperature).step
             given = self.token[:R], self.alive[:R], self.key[:R]
             self.graphs[which] = capture(step, given, self.pool)
         token, logprob = self.graphs[which]()
         return token[:n], logprob[:n]
 
 
-STEPS = {"cuda": GraphSteps}  # by the type of device; elsewhere Steps
+def graph_steps(model: GPT, cache: Cache, temperature: float, room: int) -> GraphSteps:
+    """The model's own with this cache in it, for `room` steps at most; made anew where it is too
+    small, or where the weights have moved."""
+    rows, slots = power_of_two(len(cache.ok)), math.ceil((cache.used + room) / 256) * 256
+    if model.steps is not None:
+        rows, slots = max(rows, model.steps.rows), max(slots, model.steps.slots)
+    fits = model.steps is not None and (model.steps.rows, model.steps.slots) == (rows, slots)
+    if not fits or model.steps.weights != addresses(model):
+        model.steps = None  # the memory of the old must go before the new asks for its own
+        model.steps = GraphSteps(model, rows, slots, cache.layers[0][0].dtype)
+    model.steps.load(cache, temperature)
+    return model.steps
+
+
+def addresses(model: GPT) -> list[int]:
+    """Where a graph of the model finds its weights."""
+    return [weight.data_ptr() for weight in (*model.parameters(), *model.buffers())]
 
 
 def power_of_two(n: int) -> int:
@@ -1129,157 +1165,6 @@ def capture(step: Callable, args: tuple[Tensor, ...], pool) -> Callable:
         return results
 
     return replay
-
-
-@torch.no_grad()
-def decode(
-    model: GPT,
-    cache: Cache,
-    hidden: Tensor,
-    max_new_tokens: int,
-    *,
-    keys: Tensor,
-    temperature: float = 1.0,
-    eos: int | None = None,
-    keep_cache: bool = False,
-) -> Generation:
-    """Draws an answer for every row of a warm cache.
-
-    hidden (N, C): the state of the last token each row has read; keys (N,) from `row_keys`. Uses
-    the cache up: when enough rows have finished, the last ones move into their places. With
-    `keep_cache` the whole is put together again, for the next attempt to continue on.
-    """
-    N, T, device = len(hidden), max_new_tokens, hidden.device
-    steps = STEPS.get(device.type, Steps).of(model, cache, T, temperature)
-    live = Answers.empty(N, T, keys)
-    parts: list[tuple[Answers, Cache | None]] = []  # rows that have left, and what they have read
-    for t in range(T):
-        alive = ~live.ended
-        if t == 0:
-            token, logprob = draw(model, hidden, temperature, live.noise[:, 0])
-        else:
-            token, logprob = steps(live.tokens[:, t - 1], alive, live.noise[:, t])
-        live.tokens[:, t], live.logprobs[:, t] = token, logprob
-        live.lengths += alive
-        if eos is None:
-            continue
-        live.ended |= token == eos
-        if (t + 1) % steps.every:
-            continue
-        count = int((~live.ended).sum())  # the host waits here
-        if count == 0:
-            break
-        if steps.pays(count, len(alive)):
-            done = live.ended.nonzero()[:, 0]
-            parts.append((live.take(done), steps.take(done) if keep_cache else None))
-            holes, movers = moves(live.ended, count)
-            live = live.keep(count, holes, movers)
-            steps.keep(count, holes, movers)
-    parts.append((live, steps.cache if keep_cache else None))
-    return together(parts, t + 1)
-
-
-@dataclass
-class Answers:
-    """Rows as they are being decoded."""
-
-    rows: Tensor  # (n,) int64: their place in the whole
-    tokens: Tensor  # (n, T) int64; what follows an end token has no meaning
-    logprobs: Tensor  # (n, T) float32
-    lengths: Tensor  # (n,) int64: tokens up to and including eos
-    ended: Tensor  # (n,) bool
-    noise: Tensor  # (n, T) int64: the key of every draw
-
-    @classmethod
-    def empty(cls, N: int, T: int, keys: Tensor) -> "Answers":
-        like = {"device": keys.device}
-        noise = fold(keys[:, None], torch.arange(T, **like))
-        rows, lengths = torch.arange(N, **like), torch.zeros(N, dtype=torch.int64, **like)
-        tokens, logprobs = torch.zeros(N, T, dtype=torch.int64, **like), torch.zeros(N, T, **like)
-        return cls(rows, tokens, logprobs, lengths, lengths.bool(), noise)
-
-    def take(self, which: Tensor) -> "Answers":
-        return Answers(*(getattr(self, each.name)[which] for each in fields(self)))
-
-    def keep(self, count: int, holes: Tensor, movers: Tensor) -> "Answers":
-        """As `Cache.keep`."""
-        order = torch.arange(count, device=holes.device)
-        order[holes] = movers
-        return self.take(order)
-
-
-def moves(ended: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Which of the first `count` rows have ended, and the rows after them that have not: as many,
-    where `count` is how many have not. ended (n,) bool → holes, movers (m,) int64."""
-    return ended[:count].nonzero()[:, 0], (~ended[count:]).nonzero()[:, 0] + count
-
-
-def together(parts: list[tuple[Answers, Cache | None]], T: int) -> Generation:
-    """The rows of all parts in their order, cut to T tokens; with their cache, if it was kept."""
-    answers, caches = zip(*parts)
-    rows = [each.rows for each in answers]
-    order = torch.cat(rows).argsort()  # (N,)
-    tokens, logprobs, lengths, ended = (
-        torch.cat([getattr(each, name) for each in answers])[order]
-        for name in ("tokens", "logprobs", "lengths", "ended")
-    )
-    mask = torch.arange(T, device=order.device) < lengths[:, None]  # (N, T)
-    tokens, logprobs = (x[:, :T].masked_fill(~mask, 0) for x in (tokens, logprobs))
-    cache = None if caches[0] is None else Cache.join(list(zip(rows, caches)))
-    return Generation(tokens, mask, logprobs, ended, cache)
-
-
-@torch.no_grad()
-def generate(
-    model: GPT,
-    prompts: list[list[int]],
-    max_new_tokens: int,
-    *,
-    samples: int = 1,
-    temperature: float = 1.0,
-    eos: int | None = None,
-    seed: int = 0,
-    keys: list[int] | None = None,
-) -> Generation:
-    """Samples answers to ragged prompts; row b·samples + s is sample s of prompt b.
-
-    A prompt is read once for all its samples, whose first tokens are drawn independently.
-    Randomness is keyed by (seed, the prompt's key, sample, position); without `keys` a prompt's
-    key is a hash of its tokens. Raises ValueError for an empty prompt, a bad number, or a prompt
-    that leaves less than max_new_tokens of the context.
-    """
-    if (
-        max_new_tokens < 1
-        or samples < 1
-        or not (temperature == 0 or 1e-3 <= temperature < math.inf)
-    ):
-        raise ValueError(
-            "max_new_tokens and samples must be at least 1 and the temperature 0 or between 0.001 "
-            f"and infinity: {max_new_tokens}, {samples}, {temperature}"
-        )
-    if keys is None:
-        keys = [token_key(prompt) for prompt in prompts]
-    if len(keys) != len(prompts):
-        raise ValueError(f"{len(keys)} keys for {len(prompts)} prompts")
-    with decoding(model):
-        cache, hidden = read_prompts(model, prompts, room=max_new_tokens)
-        expand = torch.arange(len(prompts), device=model.device).repeat_interleave(samples)
-        keys = torch.tensor(keys, dtype=torch.int64, device=model.device)
-        return decode(
-            model,
-            cache if samples == 1 else cache.take(expand),
-            hidden[expand],
-            max_new_tokens,
-            keys=row_keys(keys, samples, seed),
-            temperature=temperature,
-            eos=eos,
-        )
-
-
-def token_key(tokens: list[int]) -> int:
-    """A 63-bit key of a prompt's tokens, the same in every process."""
-    raw = hashlib.blake2b(np.asarray(tokens, dtype="<i8").tobytes(), digest_size=8).digest()
-    return int.from_bytes(raw, "little") >> 1
 
 
 # ---------------------------------------------------------------------------------------------

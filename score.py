@@ -15,7 +15,7 @@ both, and b pays for progress between the attempts.
 One step, for P problems:
     1. roll out K first attempts a problem, and M second attempts to each first      `rollout`
     2. reward every attempt                                                           `Rollout`
-    3. score the tokens of all attempts under π_θ and π_ref, one forward each `attempt_logprobs`
+    3. score all attempts' tokens under π_θ and π_ref, one forward each      `attempt_logprobs`
     4. returns: what each attempt's tokens are credited with   `stage1_returns`, `stage2_returns`
     5. advantages: return − leave-one-out baseline                                `leave_one_out`
     6. loss = −Σ_tokens advantage · log π_θ, averaged over attempts                 `policy_loss`
@@ -41,8 +41,8 @@ on-policy), entropy bonuses, advantage normalisation, training on more than two 
 `evaluate` takes any number).
 
 Dimensions: P problems, N = P·K first attempts, N·M second attempts, T1 and T2 their longest
-lengths, X the longest prompt, S slots of a packed rollout, C width. Rows of a problem are adjacent,
-and so are second attempts to one first.
+lengths, S slots of a packed rollout, C width. Rows of a problem are adjacent, and so are second
+attempts to one first.
 """
 
 import time
@@ -54,7 +54,7 @@ import torch
 from torch import Tensor
 
 from data import Problem, Task
-from model import GPT, Generation, decode, decoding, read_prompts, row_keys
+from model import GPT, Generation, generate, pad_left, row_keys
 
 
 @dataclass(frozen=True)
@@ -95,101 +95,82 @@ class Config:
 # 1, 2. Rollouts and rewards
 
 
-@torch.no_grad()
 def respond(
-    policy: GPT,
+    model: GPT,
     task: Task,
     problems: list[Problem],
     prompts: list[list[int]],
-    keys: Tensor,
-    branches: list[int],
+    keys: Sequence[int] | Tensor,
+    samples: int,
     temperature: float,
     seed: int,
-) -> list[Generation]:
-    """Answers prompts once per entry of `branches`, each time after the instruction to try again.
-
-    branches[i] answers are drawn to every answer of attempt i − 1 (to every prompt for i = 0); the
-    later attempts continue on the cache of the earlier ones. Each prompt poses its problem; keys
-    (len(prompts),) int64. Raises ValueError where a prompt and its attempts cannot fit the context.
-    """
-    with decoding(policy):
-        cache, hidden = read_prompts(policy, prompts, task.room(len(branches)))
-        attempts = []
-        for index, count in enumerate(branches):
-            if index > 0:
-                # The cache has not read the last token of any row; see Generation.last.
-                p, p_ok = between(task.close, task.revise, attempts[-1].ended)
-                feedback = torch.cat([attempts[-1].last, p], 1)
-                ok = torch.cat([torch.ones_like(p_ok[:, :1]), p_ok], 1)
-                hidden = policy.extend(cache, feedback, ok)
-            problems = [x for x in problems for _ in range(count)]
-            rows = torch.arange(len(keys), device=policy.device).repeat_interleave(count)
-            keys = row_keys(keys, count, seed, attempt=index)
-            generation = decode(
-                policy,
-                cache.take(rows),
-                hidden[rows],
-                task.max_new_tokens,
-                keys=keys,
-                temperature=temperature,
-                eos=task.eos,
-                keep_cache=index + 1 < len(branches),
-            )
-            generation = cut(task, problems, generation)
-            cache = generation.cache
-            attempts.append(replace(generation, cache=None))
-    return attempts
+) -> Generation:
+    """Attempts at problems: `samples` after each prompt, which is [x] or [x, y1, p], drawn by its
+    key → len(prompts) · samples rows, those of a prompt adjacent."""
+    attempt = generate(
+        model,
+        prompts,
+        task.max_new_tokens,
+        samples=samples,
+        temperature=temperature,
+        eos=task.eos,
+        seed=seed,
+        keys=keys,
+    )
+    return cut(task, repeat(problems, samples), attempt) if task.runs_on else attempt
 
 
-def between(close: Sequence[int], revise: list[int], ended: Tensor) -> tuple[Tensor, Tensor]:
-    """What the model reads between two attempts: p, and before it, where the length limit cut the
-    first (ended false), the end that it never wrote. ended (N,) → tokens, ok (N, len)."""
-    tokens = torch.tensor([*close, *revise], device=ended.device).expand(len(ended), -1)
-    ok = torch.ones_like(tokens).bool()
-    ok[:, : len(close)] = ~ended[:, None]
-    return tokens, ok
+def try_again(task: Task, prompts: list[list[int]], attempt: Generation) -> list[list[int]]:
+    """[x, y, p] of every row: what is read before the next attempt. One that the length limit has
+    cut is given the end that it never wrote."""
+    prompts = repeat(prompts, len(attempt.mask) // len(prompts))
+    ends = [[] if ended else task.close for ended in attempt.ended.tolist()]
+    return [x + y + end + task.revise for x, y, end in zip(prompts, answers(attempt), ends)]
 
 
-def answer_length(task: Task, problem: Problem, tokens: list[int]) -> int | None:
-    """How many tokens it takes until the answer is over, at least one; None if it never is."""
+def repeat(items: list, times: int) -> list:
+    """Every item so many times, next to itself."""
+    return [item for item in items for _ in range(times)]
 
-    def over(length: int) -> bool:
-        return task.over(problem, task.decode(tokens[:length]))
 
-    return bisect_left(range(1, len(tokens)), True, key=over) + 1 if over(len(tokens)) else None
+def answers(attempt: Generation) -> list[list[int]]:
+    """The tokens of every row."""
+    lengths = attempt.mask.sum(1).tolist()
+    return [row[:length] for row, length in zip(attempt.tokens.tolist(), lengths)]
+
+
+def texts(task: Task, attempt: Generation) -> list[str]:
+    """What every row says, without its end token."""
+    return [task.decode(y[:-1] if y[-1] == task.eos else y) for y in answers(attempt)]
 
 
 def cut(task: Task, problems: list[Problem], attempt: Generation) -> Generation:
     """Ends attempts where the task says that they are over (`Task.over`), though the model went on.
-    What it wrote after that is taken back: it is not trained on, and attempt 2 does not see it."""
-    if not task.runs_on:
-        return attempt
-    said, (_, T), device = attempt.mask.sum(1).tolist(), attempt.mask.shape, attempt.mask.device
-    rows = [tokens[:n] for tokens, n in zip(attempt.tokens.tolist(), said)]
-    answers = [answer_length(task, *pair) for pair in zip(problems, rows)]
-    lengths = torch.tensor([a or n for a, n in zip(answers, said)], device=device)  # (N,)
-    mask = torch.arange(T, device=device) < lengths[:, None]  # (N, T)
-    if attempt.cache is not None:  # which has read all but the last of T tokens
-        attempt.cache.ok[:, attempt.cache.used - (T - 1) : attempt.cache.used] = mask[:, 1:]
-    return replace(
-        attempt,
-        tokens=attempt.tokens * mask,
-        mask=mask,
-        logprobs=attempt.logprobs * mask,
-        ended=attempt.ended | torch.tensor([a is not None for a in answers], device=device),
-    )
+    What it wrote after that is not trained on, and the next attempt does not see it."""
+    lengths = [over_after(task, *pair) for pair in zip(problems, answers(attempt))]
+    over = torch.tensor([length is not None for length in lengths], device=attempt.mask.device)
+    T = attempt.mask.shape[1]
+    lengths = over.new_tensor([T if n is None else n for n in lengths], dtype=torch.int64)  # (N,)
+    mask = attempt.mask & (torch.arange(T, device=over.device) < lengths[:, None])  # (N, T)
+    return Generation(attempt.tokens * mask, mask, attempt.logprobs * mask, attempt.ended | over)
 
 
-def texts(task: Task, attempt: Generation) -> list[str]:
-    """What each row says, without its end token."""
-    rows = [row[:n] for row, n in zip(attempt.tokens.tolist(), attempt.mask.sum(1).tolist())]
-    return [task.decode(row[:-1] if row[-1] == task.eos else row) for row in rows]
+def over_after(task: Task, problem: Problem, tokens: list[int]) -> int | None:
+    """With how many of its tokens an answer is over, at least one; None if it is not."""
+
+    def over(length: int) -> bool:
+        return task.over(problem, task.decode(tokens[:length]))
+
+    if not over(len(tokens)):
+        return None
+    # An answer that is over stays over, whatever follows, so the place is found by halving.
+    return bisect_left(range(1, len(tokens)), True, key=over) + 1
 
 
-def rewards(task: Task, problems: list[Problem], attempt: Generation) -> Tensor:
+def grade(task: Task, problems: list[Problem], attempt: Generation) -> Tensor:
     """r(y, y*), float32 (rows,). An answer cut by the length limit is wrong, whatever it says."""
-    verdicts = task.rewards(problems, texts(task, attempt))
-    return torch.tensor(verdicts, device=attempt.mask.device) * attempt.ended
+    rewards = task.rewards(problems, texts(task, attempt))
+    return torch.tensor(rewards, device=attempt.mask.device) * attempt.ended
 
 
 @dataclass(frozen=True)
@@ -200,7 +181,7 @@ class Packed:
     tokens: Tensor  # (N, S) int64
     ok: Tensor  # (N, S) bool: the slots that hold a token
     branch: Tensor  # (S,) int64: 0 for the trunk, m for the m-th second attempt
-    before1: Tensor  # (T1,) int64: the slot before each of y1's
+    before1: Tensor  # (N, T1) int64: the slot before each of y1's
     before2: Tensor  # (M, T2) int64: the slot before each of y2's
 
 
@@ -228,63 +209,47 @@ def rollout(
     """K first attempts a problem and M second attempts to each, sampled from the policy; first
     attempts by another model where `first_by` is given (offline ones: the base model)."""
     K, M = cfg.samples, cfg.revisions
-    prompts = [task.prompt(problem) for problem in problems]
-    keys = torch.tensor([problem.key for problem in problems], device=policy.device)
-    if first_by is None:
-        first, second = respond(
-            policy, task, problems, prompts, keys, [K, M], cfg.temperature, seed
-        )
-    else:
-        keys = row_keys(keys, 1, seed, attempt=2)  # other attempts than the policy's own
-        [first] = respond(first_by, task, problems, prompts, keys, [K], cfg.temperature, seed)
-        p, p_ok = between(task.close, task.revise, first.ended)
-        read = [
-            prompts[row // K] + first.tokens[row][first.mask[row]].tolist() + p[row][ok].tolist()
-            for row, ok in enumerate(p_ok)
-        ]
-        keys = row_keys(keys, K, seed, attempt=1)  # those of attempt 1 are spent
-        posed = [x for x in problems for _ in range(K)]
-        [second] = respond(policy, task, posed, read, keys, [M], cfg.temperature, seed)
-    said1, said2 = texts(task, first), texts(task, second)
+    if first_by is not None:
+        seed = ~seed  # no step's: a base still like the policy must not write what the policy does
+    prompts, keys = [task.prompt(x) for x in problems], [x.key for x in problems]
+    draw = {"temperature": cfg.temperature, "seed": seed}
+    first = respond(first_by or policy, task, problems, prompts, keys, K, **draw)
+    problems, keys = repeat(problems, K), row_keys(keys, K, seed)
+    again = try_again(task, prompts, first)
+    second = respond(policy, task, problems, again, keys, M, **draw)
+    y1, y2 = repeat(texts(task, first), M), texts(task, second)
     return Rollout(
         first,
         second,
-        r1=rewards(task, [x for x in problems for _ in range(K)], first),
-        r2=rewards(task, [x for x in problems for _ in range(K * M)], second),
-        changed=torch.tensor([y2 != said1[n // M] for n, y2 in enumerate(said2)]),
+        r1=grade(task, problems, first),
+        r2=grade(task, repeat(problems, M), second),
+        changed=torch.tensor([a != b for a, b in zip(y1, y2)]),
         on_policy=first_by is None,
-        packed=pack(prompts, first, task.revise, second, K, M, task.close),
+        packed=pack(prompts, first, again, second),
     )
 
 
 def pack(
-    prompts: list[list[int]],
-    first: Generation,
-    revise: list[int],
-    second: Generation,
-    K: int,
-    M: int,
-    close: Sequence[int] = (),
+    prompts: list[list[int]], first: Generation, again: list[list[int]], second: Generation
 ) -> Packed:
-    """Lays out prompts (P), first attempts (P·K rows) and second attempts (P·K·M rows)."""
+    """Lays out first attempts (N rows) to prompts [x] (P) and second attempts (N·M rows) to the
+    prompts [x, y1, p] (N) of `try_again`."""
     device, (N, T1), T2 = first.tokens.device, first.tokens.shape, second.tokens.shape[1]
-    X = max(map(len, prompts))
-    x = torch.tensor([[0] * (X - len(p)) + p for p in prompts], device=device)  # (P, X)
-    x_ok = torch.tensor([[False] * (X - len(p)) + [True] * len(p) for p in prompts], device=device)
-    p, p_ok = between(close, revise, first.ended)
-    tokens = [x.repeat_interleave(K, 0), first.tokens, p, second.tokens.reshape(N, M * T2)]
-    ok = [x_ok.repeat_interleave(K, 0), first.mask, p_ok, second.mask.reshape(N, M * T2)]
-    trunk = X + T1 + p.shape[1]
-    slots = trunk + torch.arange(M * T2, device=device).view(M, T2)  # of the second attempts
-    # A prompt is padded on its left and the instruction has no gap at its end, so the slot before
-    # an attempt always holds a token; within an attempt tokens have no gaps.
-    last = torch.full((M, 1), trunk - 1, device=device)
+    M = len(second.tokens) // N
+    trunk, trunk_ok = pad_left(again, device)  # (N, S1)
+    S1 = trunk.shape[1]
+    lengths = [len(x) - len(row) for x, row in zip(repeat(prompts, N // len(prompts)), again)]
+    start = S1 + torch.tensor(lengths, device=device)  # (N,) where y1 begins
+    slots = S1 + torch.arange(M * T2, device=device).view(M, T2)  # of the second attempts
+    # Rows are padded on their left and attempts have no gaps, so the slot before a token always
+    # holds the token that it is drawn after.
+    last = torch.full((M, 1), S1 - 1, device=device)
     branch = torch.arange(1, M + 1, device=device).repeat_interleave(T2)
     return Packed(
-        tokens=torch.cat(tokens, 1),
-        ok=torch.cat(ok, 1),
-        branch=torch.cat([torch.zeros(trunk, dtype=torch.int64, device=device), branch]),
-        before1=X - 1 + torch.arange(T1, device=device),
+        tokens=torch.cat([trunk, second.tokens.reshape(N, M * T2)], 1),
+        ok=torch.cat([trunk_ok, second.mask.reshape(N, M * T2)], 1),
+        branch=torch.cat([torch.zeros(S1, dtype=torch.int64, device=device), branch]),
+        before1=(start[:, None] - 1 + torch.arange(T1, device=device)).clamp(max=S1 - 1),
         before2=torch.cat([last, slots[:, :-1]], 1),
     )
 
@@ -305,7 +270,8 @@ def attempt_logprobs(model: GPT, rolled: Rollout, temperature: float) -> tuple[T
     """Scores both attempts in one forward of the packed rollout → (N, T1), (N·M, T2)."""
     packed = rolled.packed
     hidden = model.hidden(packed.tokens, packed.ok, packed.branch)  # (N, S, C)
-    hidden1 = hidden[:, packed.before1]  # (N, T1, C)
+    rows = torch.arange(len(hidden), device=hidden.device)[:, None]
+    hidden1 = hidden[rows, packed.before1]  # (N, T1, C)
     hidden2 = hidden[:, packed.before2].flatten(0, 1)  # (N·M, T2, C)
     return (
         token_logprobs(model, hidden1, rolled.first, temperature),
@@ -314,7 +280,7 @@ def attempt_logprobs(model: GPT, rolled: Rollout, temperature: float) -> tuple[T
 
 
 # ---------------------------------------------------------------------------------------------
-# 4. Returns: what each attempt's tokens are credited with. All (B,), or per token by broadcasting.
+# 4. Returns: what each attempt's tokens are credited with. All (B,), or what broadcasts to more.
 
 Returns = Callable[[Tensor, Tensor, Tensor, Tensor, Config], tuple[Tensor, Tensor]]
 
@@ -361,12 +327,12 @@ def advantages(
     """Rewards r1 (N,), r2 (N·M,) and KL kl1 (N, T1), kl2 (N·M, T2) → what each token of the firsts
     (N, T1) and of the seconds (N·M, T2) is worth above its baseline."""
     K, M = cfg.samples, cfg.revisions
-    return1, return2 = returns(
-        r1.repeat_interleave(M)[:, None], r2[:, None], kl1.repeat_interleave(M, 0), kl2, cfg
-    )
-    # A first attempt is one sample however many seconds it has; with γ = 0 its M returns agree.
-    first = leave_one_out(return1.unflatten(0, (-1, M)).mean(1), K)
-    second = leave_one_out(return2, M if M > 1 else K)
+    r1, r2 = r1[:, None, None], r2.view(-1, M, 1)  # (N, 1, 1), (N, M, 1)
+    kl1, kl2 = kl1[:, None], kl2.unflatten(0, (-1, M))  # (N, 1, T1), (N, M, T2)
+    return1, return2 = returns(r1, r2, kl1, kl2, cfg)
+    # A first attempt is one sample, however many seconds it has.
+    first = leave_one_out(return1[:, 0], K)
+    second = leave_one_out(return2.flatten(0, 1), M if M > 1 else K)
     return first, second
 
 
@@ -383,9 +349,8 @@ def policy_loss(
     Token log-probabilities are (N, T1) and (N·M, T2), 0 outside the masks; only `logprobs` has
     gradient.
     """
-    kl1, kl2 = (
-        to_go(mine - other).detach() for mine, other in zip(logprobs, ref_logprobs)
-    )  # k1 from each token on
+    # k1 of each token and those after it
+    kl1, kl2 = (to_go(logp - ref).detach() for logp, ref in zip(logprobs, ref_logprobs))
     first, second = advantages(rolled.r1, rolled.r2, kl1, kl2, returns, cfg)
     if not rolled.on_policy:
         first = torch.zeros_like(first)  # another model's words are a prompt, not an action
@@ -396,19 +361,22 @@ def policy_loss(
 # One step, and evaluation
 
 
-def step_metrics(rolled: Rollout, kl1: Tensor, kl2: Tensor, returns: Returns, cfg: Config) -> dict:
-    """What a step reports. `reward` is what the stage maximises, without KL and bonus."""
+def rollout_metrics(rolled: Rollout, returns: Returns, cfg: Config) -> dict:
+    """What a step reports of its rollout. `reward` is what the stage maximises, without KL and
+    bonus; `entropy` is −log π of a sampled token on the mean, which estimates that of the policy,
+    in nats a token at the temperature of sampling, without bias."""
     r1, r2 = rolled.r1.repeat_interleave(cfg.revisions), rolled.r2
     zero = torch.zeros_like(r2)
     plain = replace(cfg, alpha=0.0, beta1=0.0, beta2=0.0)
     ended = torch.cat([rolled.first.ended, rolled.second.ended])
+    attempts = rolled.first, rolled.second
+    drawn = torch.cat([attempt.logprobs[attempt.mask] for attempt in attempts])
     return {
         "reward": sum(part.mean().item() for part in returns(r1, r2, zero, zero, plain)),
         "acc_t1": r1.mean().item(),
         "acc_t2": r2.mean().item(),
         "delta": (r2 - r1).mean().item(),
-        "kl_1": kl1.mean().item(),
-        "kl_2": kl2.mean().item(),
+        "entropy": -drawn.mean().item(),
         "changed": rolled.changed.float().mean().item(),
         "truncated": 1 - ended.float().mean().item(),
     }
@@ -421,25 +389,27 @@ def update(
     rollouts: list[Rollout],
     returns: Returns,
     cfg: Config,
-) -> tuple[dict, Tensor, Tensor]:
-    """Scores rollouts, the first of them on-policy, and takes one step on their loss → its metrics,
-    and the first's KL of each attempt, (N,) and (N·M,)."""
-    on_policy, seconds = len(rollouts[0].r1), sum(len(rolled.r2) for rolled in rollouts)
+) -> dict:
+    """Scores rollouts, the first of them on-policy, and takes one step on their loss. kl_1 and kl_2
+    are of the on-policy one, of whole attempts."""
+    firsts, seconds = len(rollouts[0].r1), sum(len(rolled.r2) for rolled in rollouts)
+    metrics = {"loss": 0.0, "kl_1": 0.0, "kl_2": 0.0}
     optimizer.zero_grad()
-    loss, kls = 0.0, []
-    for part in (part for rolled in rollouts for part in split(rolled, cfg)):
+    for part in (part for rolled in rollouts for part in micro_batches(rolled, cfg)):
         with torch.no_grad():
             ref_logprobs = attempt_logprobs(ref, part, cfg.temperature)
         logprobs = attempt_logprobs(policy, part, cfg.temperature)
         first, second = policy_loss(logprobs, ref_logprobs, part, returns, cfg)
-        share = first.sum() / on_policy + second.sum() / seconds
-        share.backward()  # gradients add up over the parts
-        loss += share.item()
+        loss = first.sum() / firsts + second.sum() / seconds
+        loss.backward()  # gradients add up over the parts
+        metrics["loss"] += loss.item()
         if part.on_policy:
-            kls.append([(a - b).sum(1).detach() for a, b in zip(logprobs, ref_logprobs)])
+            kl1, kl2 = (logp.detach() - ref for logp, ref in zip(logprobs, ref_logprobs))
+            metrics["kl_1"] += kl1.sum().item() / firsts
+            metrics["kl_2"] += kl2.sum().item() / len(rollouts[0].r2)
     norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), cfg.clip)
     optimizer.step()
-    return {"loss": loss, "grad_norm": norm.item()}, *map(torch.cat, zip(*kls))
+    return metrics | {"grad_norm": norm.item()}
 
 
 def train_step(
@@ -461,35 +431,36 @@ def train_step(
     if extra:
         rollouts.append(rollout(policy, task, problems[:extra], cfg, seed, first_by=ref))
     sampled = time.perf_counter()
-    metrics, kl1, kl2 = update(policy, ref, optimizer, rollouts, returns, cfg)
-    return (
-        step_metrics(rollouts[0], kl1, kl2, returns, cfg)
-        | metrics
-        | {
-            "tokens": sum(int(r.first.mask.sum() + r.second.mask.sum()) for r in rollouts),
-            "samples": sum(len(r.r1) + len(r.r2) for r in rollouts),
-            "rollout_seconds": sampled - started,
-            "update_seconds": time.perf_counter() - sampled,
-        }
-    )
+    metrics = rollout_metrics(rollouts[0], returns, cfg)
+    metrics |= update(policy, ref, optimizer, rollouts, returns, cfg)
+    return metrics | {
+        "tokens": sum(int(r.first.mask.sum() + r.second.mask.sum()) for r in rollouts),
+        "samples": sum(len(r.r1) + len(r.r2) for r in rollouts),
+        "rollout_seconds": sampled - started,
+        "update_seconds": time.perf_counter() - sampled,
+    }
 
 
-def split(rolled: Rollout, cfg: Config) -> Iterator[Rollout]:
+def micro_batches(rolled: Rollout, cfg: Config) -> Iterator[Rollout]:
     """The rollout, cfg.micro problems at a time. Baselines stay within a problem, so the gradients
     of the parts add up to that of the whole."""
     K, M = cfg.samples, cfg.revisions
     size = K * (cfg.micro or len(rolled.r1) // K)
     for start in range(0, len(rolled.r1), size):
         first, second = slice(start, start + size), slice(start * M, (start + size) * M)
+        packed = rolled.packed
         yield replace(
             rolled,
-            first=rolled.first.take(first),
-            second=rolled.second.take(second),
+            first=rolled.first.rows(first),
+            second=rolled.second.rows(second),
             r1=rolled.r1[first],
             r2=rolled.r2[second],
             changed=rolled.changed[second],
             packed=replace(
-                rolled.packed, tokens=rolled.packed.tokens[first], ok=rolled.packed.ok[first]
+                packed,
+                tokens=packed.tokens[first],
+                ok=packed.ok[first],
+                before1=packed.before1[first],
             ),
         )
 
@@ -498,7 +469,7 @@ def split(rolled: Rollout, cfg: Config) -> Iterator[Rollout]:
 class Evaluation:
     metrics: dict  # the five of the paper and a few more; see `evaluate`
     problems: list[Problem]
-    responses: list[list[str]]  # per attempt, per problem
+    responses: list[list[str]]  # of each attempt, to each problem
     rewards: Tensor  # (attempts, problems)
     ended: Tensor  # (attempts, problems) bool: not cut by the length limit
 
@@ -519,32 +490,31 @@ def evaluate(
     and standard errors `se` (delta's is paired)."""
     if attempts < 2:
         raise ValueError(f"attempts must be at least 2 to compare two: {attempts}")
-    said: list[list[str]] = [[] for _ in range(attempts)]
-    right: list[list[Tensor]] = [[] for _ in range(attempts)]
-    ended: list[list[Tensor]] = [[] for _ in range(attempts)]
+    responses: list[list[str]] = [[] for _ in range(attempts)]
+    rewards, ended = torch.zeros(2, attempts, len(problems))
     for start in range(0, len(problems), batch):
         some = problems[start : start + batch]
-        prompts = [task.prompt(problem) for problem in some]
-        keys = torch.tensor([problem.key for problem in some], device=policy.device)
-        generations = respond(policy, task, some, prompts, keys, [1] * attempts, temperature, seed)
-        for index, generation in enumerate(generations):
-            said[index] += texts(task, generation)
-            right[index].append(rewards(task, some, generation).cpu())
-            ended[index].append(generation.ended.cpu())
-    r, whole = (torch.stack([torch.cat(one) for one in all_]) for all_ in (right, ended))
+        prompts, keys = [task.prompt(x) for x in some], [x.key for x in some]
+        for index in range(attempts):
+            attempt = respond(policy, task, some, prompts, keys, 1, temperature, seed)
+            responses[index] += texts(task, attempt)
+            rewards[index, start : start + batch] = grade(task, some, attempt)
+            ended[index, start : start + batch] = attempt.ended
+            prompts, keys = try_again(task, prompts, attempt), row_keys(keys, 1, seed)
+    r1, r2 = rewards[:2]
     series = {
-        "acc_t1": r[0],
-        "acc_t2": r[1],
-        "delta": r[1] - r[0],
-        "fixed": (1 - r[0]) * r[1],
-        "broken": r[0] * (1 - r[1]),
-        "changed": torch.tensor([float(a != b) for a, b in zip(*said[:2])]),
+        "acc_t1": r1,
+        "acc_t2": r2,
+        "delta": r2 - r1,
+        "fixed": (1 - r1) * r2,
+        "broken": r1 * (1 - r2),
+        "changed": torch.tensor([float(y1 != y2) for y1, y2 in zip(*responses[:2])]),
     }
     metrics = {name: values.mean().item() for name, values in series.items()}
-    metrics["truncated"] = 1 - whole.float().mean().item()
-    metrics["acc"] = r.mean(1).tolist()
+    metrics["truncated"] = 1 - ended.mean().item()
+    metrics["acc"] = rewards.mean(1).tolist()
     metrics["se"] = {
         name: (values.var(correction=0) / len(problems)).sqrt().item()
         for name, values in series.items()
     }
-    return Evaluation(metrics, problems, said, r, whole)
+    return Evaluation(metrics, problems, responses, rewards, ended.bool())

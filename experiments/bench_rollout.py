@@ -48,7 +48,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model import GPT, GPTConfig, decode, decoding, generate, has_onednn, read_prompts, row_keys
+from model import GPT, GPTConfig, generate, has_onednn
 
 LIBRARY = ("eager", "compiled")  # the ways of transformers
 PEERS = (*LIBRARY, "nocache", "concat")
@@ -308,17 +308,18 @@ def weight_counts(config: GPTConfig) -> tuple[int, int]:
 
 
 def limit(
-    config: GPTConfig, live: list[int], prompt: int, peaks: Peaks, prefill: bool = True
+    config: GPTConfig, live: list[int], prompt: int, peaks: Peaks, first: int = 0
 ) -> dict[str, float]:
-    """The least seconds of a rollout with live[t] rows at step t, by what bounds each step. The
-    prompt's tokens are read before the first draw, where `prefill` says that they count."""
+    """The least seconds of a rollout with live[t] rows at step t, by what bounds each step, from
+    step `first` on. Before the draw of step 0 the prompt's tokens are read."""
     blocks, head = weight_counts(config)
     slot = 2 * config.layers * config.kv_heads * config.head_width * peaks.cache_bytes
     seconds = {"products": 0.0, "weights": 0.0, "cache": 0.0}
-    for t, rows in enumerate(live):
-        tokens = rows if t > 0 else rows * prompt * prefill
+    for t in range(first, len(live)):
+        rows = live[t]
+        tokens = rows if t > 0 else rows * prompt
         gemm = 2 * blocks * tokens / peaks.gemm + 2 * head * rows / peaks.head
-        read = blocks * peaks.weight_bytes * (tokens > 0) + head * peaks.head_bytes
+        read = blocks * peaks.weight_bytes + head * peaks.head_bytes
         weights = read / peaks.memory
         seconds["products" if gemm >= weights else "weights"] += max(gemm, weights)
         seconds["cache"] += rows * (prompt + t) * slot * (t > 0) / peaks.memory
@@ -500,24 +501,25 @@ def compare_all(args: argparse.Namespace, content: dict) -> None:
 # Growth
 
 
+@torch.no_grad()
 def measure_step(config: GPTConfig, rows: int, prompt: int, new: int, best: dict, args) -> dict:
-    """A decoding step's seconds, and their shares by what bounds them."""
+    """A decoding step's seconds, and their shares by what bounds them: what an answer of `new`
+    tokens takes, less what one of a single token does, which needs the prompt alone."""
     model = build(config, args.device)
     prompts = draw_prompts(model, rows, prompt).tolist()
-    keys = row_keys(torch.arange(rows, device=args.device), 1, seed=0)
     clock = clock_name(args.device, args.threads[0])
     times = []
-    with torch.no_grad(), precision(args.device, args.dtypes[0]), decoding(model):
+    with precision(args.device, args.dtypes[0]):
         for _ in range(args.repeats + 1):
-            read = read_prompts(model, prompts, new)
-            call = functools.partial(decode, model, *read, new, keys=keys)
-            times.append(timed(call, args.device)[1][clock])
+            calls = (functools.partial(generate, model, prompts, count) for count in (1, new))
+            one, whole = (timed(call, args.device)[1][clock] for call in calls)
+            times.append((whole - one) / (new - 1))
     seconds = statistics.median(times[1:])
     peaks = measure_peaks(best, args.device, args.dtypes[0], args.threads[0])
-    bounds = limit(config, [rows] * new, prompt, peaks, prefill=False)
-    shares = {name: each / seconds for name, each in bounds.items()}
+    bounds = limit(config, [rows] * new, prompt, peaks, first=1)
+    shares = {name: each / (seconds * (new - 1)) for name, each in bounds.items()}
     shares["overhead"] = 1 - sum(shares.values())
-    return {"tokens_per_second": rows * new / seconds, "seconds": seconds / new, "shares": shares}
+    return {"tokens_per_second": rows / seconds, "seconds": seconds, "shares": shares}
 
 
 def growth_points() -> dict[str, list[tuple[int, GPTConfig, int, int, int]]]:

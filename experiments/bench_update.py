@@ -32,6 +32,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")
@@ -43,7 +44,7 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 from model import Generation, HeadLogprobs
-from score import Config, Rollout, pack, stage2_returns, update
+from score import Config, Rollout, pack, stage2_returns, try_again, update
 
 
 def naive(hidden, weight, tokens):
@@ -116,9 +117,10 @@ def random_rollout(vocabulary: int, problems: int, cfg: Config, device: str) -> 
         ones = torch.ones_like(tokens, dtype=torch.bool)
         return Generation(tokens, ones, torch.zeros(rows, 64, device=device), ones[:, 0])
 
-    prompts, revise = torch.randint(vocabulary, (problems, 32)).tolist(), list(range(16))
     first, second = attempts(N), attempts(N2)
-    packed = pack(prompts, first, revise, second, cfg.samples, cfg.revisions)
+    prompts = torch.randint(vocabulary, (problems, 32)).tolist()
+    task = SimpleNamespace(close=[], revise=list(range(16)))
+    packed = pack(prompts, first, try_again(task, prompts, first), second)
     r1, r2 = (torch.randint(2, (rows,), device=device).float() for rows in (N, N2))
     return Rollout(first, second, r1, r2, r2 > 0, True, packed)
 
