@@ -1,8 +1,7 @@
 """A GPT that loads, scores and samples. It knows token ids only: no text, no tasks, no rewards.
 
-One set of modules is GPT-2, Llama 2 and 3, SmolLM2, Qwen2, Qwen2.5, Qwen3 and Gemma 2: GPTConfig
-says what is on, and `GPT.from_pretrained` reads it from a checkpoint folder. Two ways through the
-same blocks:
+One set of modules is GPT-2, Llama 3, SmolLM2, Qwen2, Qwen2.5 and Qwen3: GPTConfig says what is on,
+and `GPT.from_pretrained` reads it from a checkpoint folder. Two ways through the same blocks:
 
     forward(tokens, ok, branch)  every token of every row at once, with gradient → logits
     extend(cache, tokens, ok)    only new tokens, after what a cache holds → the last one's state
@@ -48,7 +47,8 @@ try:  # optional, for CUDA: without it `sample` does what `fused_sample` would
 except ImportError:
     triton = None
 
-FAMILIES = ("gpt2", "llama", "qwen2", "qwen3", "gemma2")  # config.json's model_type
+FAMILIES = ("gpt2", "llama", "qwen2", "qwen3")  # config.json's model_type
+KNOWN = "GPT-2, Llama 3, SmolLM2, Qwen2, Qwen2.5 and Qwen3"  # the models that are of these
 
 
 @dataclass(frozen=True)
@@ -70,19 +70,12 @@ class GPTConfig:
     gated: bool = False  # MLP: activation(gate(x)) · up(x) in place of activation(up(x))
     rms_norm: bool = False  # in place of LayerNorm
     norm_eps: float = 1e-5
-    norm_offset: float = 0.0  # RMSNorm scales by weight + offset (Gemma: 1)
-    post_norms: bool = False  # also norm what a block adds to the stream (Gemma 2)
     qk_norm: bool = False  # norm queries and keys, head by head (Qwen3)
     qkv_bias: bool = True
     out_bias: bool = True  # of attention's output
     mlp_bias: bool = True
     rope: float | None = None  # base of the rotary frequencies. None: learned positions
     rope_scaling: tuple[float, float, float, int] | None = None  # Llama 3's: see `frequencies`
-    score_width: float | None = None  # attention scores are divided by its root. None: D
-    score_cap: float | None = None  # c: attention scores become c · tanh(score / c) (Gemma 2)
-    logit_cap: float | None = None  # the same for the output
-    window: int | None = None  # layers 0, 2, 4, … see this many last tokens only (Gemma 2)
-    embedding_scale: float = 1.0  # token embeddings are multiplied by it (Gemma: √C)
 
     def __post_init__(self):
         for name, kind in typing.get_type_hints(type(self)).items():
@@ -105,8 +98,6 @@ class GPTConfig:
             raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}")
         if self.family not in FAMILIES:
             raise ValueError(f"family must be one of {', '.join(FAMILIES)}: {self.family}")
-        if self.window is not None and self.window < 2:
-            raise ValueError(f"window must be at least 2, not {self.window}")
         if self.rope is not None and self.head_width % 2:
             raise ValueError(f"head_width {self.head_width} must be even to be rotated")
 
@@ -120,9 +111,7 @@ def check_type(name: str, value: object, kind: type) -> None:
         value = float(value)
     if type(value) not in kinds:
         raise ValueError(f"{name} has the wrong type: {value!r}")
-    if type(value) is float and not (
-        0 < value < math.inf or (name == "norm_offset" and value == 0)
-    ):
+    if type(value) is float and not 0 < value < math.inf:
         raise ValueError(f"{name} must be finite and positive: {value}")
     if isinstance(value, tuple):
         if not all(type(part) in (int, float) and part > 0 for part in value):
@@ -151,29 +140,18 @@ def visible(ok: Tensor, branch: Tensor | None = None) -> Tensor:
     return (causal & ok[:, None, :]) | itself  # (B, T, T)
 
 
-def attend(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float, cap: float | None = None
-) -> Tensor:
-    """softmax(scale · q kᵀ) v.  q (B, H, ≥ T, D), of which the last T ask; k and v (B, G, S, D),
-    mask (B, T, S) bool → (B, T, H·D). With a cap c the scores are c · tanh(score / c)."""
-    (B, T, S), G, D = mask.shape, k.shape[1], k.shape[3]
-    q = q[:, :, -T:]
-    if cap is None:
-        gqa = G < q.shape[1]
-        if gqa and q.is_cuda:  # whose kernels for a mask know no shared heads
-            k, v, gqa = *(x.repeat_interleave(q.shape[1] // G, 1) for x in (k, v)), False
-        y = F.scaled_dot_product_attention(q, k, v, mask[:, None], scale=scale, enable_gqa=gqa)
-        return y.transpose(1, 2).reshape(B, T, -1)
-    scores = q.reshape(B, G, -1, D) @ k.transpose(2, 3)  # (B, G, H/G·T, S)
-    scores = (cap * torch.tanh(scores * (scale / cap))).view(B, G, -1, T, S)
-    scores = scores.masked_fill(~mask[:, None, None], -math.inf)
-    y = scores.softmax(-1).view(B, G, -1, S) @ v  # (B, G, H/G·T, D)
-    return y.view(B, -1, T, D).transpose(1, 2).reshape(B, T, -1)
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> Tensor:
+    """softmax(scale · q kᵀ) v.  q (B, H, T, D), k and v (B, G, S, D), mask (B, T, S) bool →
+    (B, T, H·D)."""
+    gqa = k.shape[1] < q.shape[1]
+    if gqa and q.is_cuda:  # whose kernels for a mask know no shared heads
+        k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
+        gqa = False
+    y = F.scaled_dot_product_attention(q, k, v, mask[:, None], scale=scale, enable_gqa=gqa)
+    return y.transpose(1, 2).flatten(2)
 
 
-def attend_one(
-    q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float, cap: float | None = None
-) -> Tensor:
+def attend_one(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> Tensor:
     """`attend` for one query a row, q (B, H, 1, D), with `as_bias` of its mask → (B, 1, H·D).
 
     This costs what it takes to read the cache, and products over all of it read it fastest. The
@@ -182,11 +160,10 @@ def attend_one(
     B, G, S, D = k.shape
     q = q.reshape(B * G, -1, D)  # (B·G, H/G, D)
     k, v = k.view(B * G, S, D), v.view(B * G, S, D)
-    if cap is None and k.dtype == bias.dtype:
+    if k.dtype == bias.dtype:
         scores = torch.baddbmm(bias, q, k.mT, alpha=scale)  # (B·G, H/G, S)
     else:
-        scores = scale * exact_product(q, k)
-        scores = (scores if cap is None else cap * torch.tanh(scores / cap)) + bias
+        scores = scale * exact_product(q, k) + bias
     return torch.bmm(scores.softmax(-1).to(v.dtype), v).view(B, 1, -1)
 
 
@@ -216,22 +193,22 @@ def frequencies(config: GPTConfig, device: torch.device) -> Tensor:
     """Rotary angle per position of each pair of channels, (D/2,) float32: base^(−2i/D).
 
     Llama 3 was trained on a shorter context and then stretched. rope_scaling is (factor, low,
-    high, original context): a pair that turns less than `low` times over the original context is
-    slowed down by the factor, one that turns more than `high` times is left alone, and those in
-    between are blended by how many turns they make.
+    high, original context): a pair that rotates less than `low` times over the original context is
+    slowed down by the factor, one that rotates more than `high` times is left alone, and those in
+    between are blended by how often they do.
     """
     D = config.head_width
     angle = config.rope ** -(torch.arange(0, D, 2, device=device).float() / D)
     if config.rope_scaling is not None:
         factor, low, high, original = config.rope_scaling
-        turns = original * angle / (2 * math.pi)
-        keep = ((turns - low) / (high - low)).clamp(0, 1)
+        rotations = original * angle / (2 * math.pi)
+        keep = ((rotations - low) / (high - low)).clamp(0, 1)
         angle = angle * (keep + (1 - keep) / factor)
     return angle
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turns channel pairs (i, i + D/2) by their angle; x (B, H, T, D), cos and sin (B, 1, T, D/2).
+    """Rotates channel pairs (i, i + D/2) by their angle; x (B, H, T, D), cos, sin (B, 1, T, D/2).
     Scores then depend on the distance of two tokens only (RoFormer, arXiv 2104.09864)."""
     cos, sin = cos.to(x.dtype), sin.to(x.dtype)
     left, right = x.chunk(2, dim=-1)
@@ -433,16 +410,15 @@ def decoding(model: "GPT") -> Iterator[None]:
 
 
 class RMSNorm(nn.Module):
-    """x / √(mean x² + ε) · (weight + offset), in float32 whatever the weights are kept in."""
+    """x / √(mean x² + ε) · weight, in float32 whatever the weights are kept in."""
 
     def __init__(self, width: int, config: GPTConfig):
         super().__init__()
-        self.eps, self.offset = config.norm_eps, config.norm_offset
-        self.weight = nn.Parameter(torch.full((width,), 1.0 - self.offset))
+        self.eps = config.norm_eps
+        self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        scale = self.weight.float() + self.offset
-        return F.rms_norm(x.float(), scale.shape, scale, self.eps).to(x.dtype)
+        return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps).to(x.dtype)
 
 
 def make_norm(config: GPTConfig) -> nn.Module:
@@ -455,8 +431,7 @@ class Attention(nn.Module):
     def __init__(self, config: GPTConfig):
         super().__init__()
         self.H, self.G, self.D = config.heads, config.kv_heads, config.head_width
-        self.scale = (config.score_width or self.D) ** -0.5
-        self.cap = config.score_cap
+        self.scale = self.D**-0.5
         self.qkv = Linear(config.width, (self.H + 2 * self.G) * self.D, bias=config.qkv_bias)
         self.out = Linear(self.H * self.D, config.width, bias=config.out_bias)
         self.q_norm, self.k_norm = (
@@ -466,25 +441,36 @@ class Attention(nn.Module):
     def forward(
         self,
         x: Tensor,
+        *,
         mask: Tensor,
-        turn: tuple[Tensor, Tensor] | None,
+        bias: Tensor | None,
+        rotation: tuple[Tensor, Tensor] | None,
         cache: Cache | None,
         layer: int,
+        last_only: bool,
     ) -> Tensor:
-        """x (B, T, C) → (B, T', C), of the last T' tokens, those that the mask has rows for. A
-        mask that is not bool went through `as_bias`."""
+        """x (B, T, C) → (B, T, C), or with last_only (B, 1, C), of the last token.
+
+        mask      (B, T, S) bool: what each token attends to.
+        bias      `as_bias` of it, where T is 1 and there is a cache.
+        rotation  cos and sin of the rotary angles, (B, 1, T, D/2) each. None: no rotary positions.
+        cache     gets the tokens' keys and values, as those of this layer, and gives all it holds.
+        """
         B, T, _ = x.shape
         qkv = self.qkv(x).to(x.dtype).view(B, T, self.H + 2 * self.G, self.D).transpose(1, 2)
         q, k, v = qkv.split([self.H, self.G, self.G], dim=1)  # (B, H or G, T, D)
         if self.q_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        if turn is not None:
-            q, k = rotate(q, *turn), rotate(k, *turn)
+        if rotation is not None:
+            q, k = rotate(q, *rotation), rotate(k, *rotation)
         if cache is not None:
             k, v = cache.write(layer, k, v)  # (B, G, S, D)
             q = q.to(k.dtype)
-        way = attend if mask.dtype == torch.bool else attend_one
-        return self.out(way(q, k, v, mask, self.scale, self.cap))
+        if bias is not None:
+            return self.out(attend_one(q, k, v, bias, self.scale))
+        if last_only:
+            q, mask = q[:, :, -1:], mask[:, -1:]
+        return self.out(attend(q, k, v, mask, self.scale))
 
 
 ACTIVATIONS = {
@@ -516,22 +502,38 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm residual block; with post_norms, what it adds is normed as well."""
+    """Pre-norm residual block."""
 
     def __init__(self, config: GPTConfig):
         super().__init__()
         self.norm1, self.attention = make_norm(config), Attention(config)
         self.norm2, self.mlp = make_norm(config), MLP(config)
-        self.post1, self.post2 = (
-            make_norm(config) if config.post_norms else None for _ in range(2)
-        )
 
-    def forward(self, x: Tensor, mask: Tensor, *context) -> Tensor:
-        """x (B, T, C) → (B, T', C), see `Attention`; `context` is what else attention needs."""
-        more, x = self.attention(self.norm1(x), mask, *context), x[:, -mask.shape[1] :]
-        x = x + (more if self.post1 is None else self.post1(more))
-        more = self.mlp(self.norm2(x))
-        return x + (more if self.post2 is None else self.post2(more))
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        mask: Tensor,
+        bias: Tensor | None,
+        rotation: tuple[Tensor, Tensor] | None,
+        cache: Cache | None,
+        layer: int,
+        last_only: bool,
+    ) -> Tensor:
+        """x (B, T, C) → (B, T, C), or with last_only (B, 1, C); arguments as in `Attention`."""
+        attended = self.attention(
+            self.norm1(x),
+            mask=mask,
+            bias=bias,
+            rotation=rotation,
+            cache=cache,
+            layer=layer,
+            last_only=last_only,
+        )
+        if last_only:
+            x = x[:, -1:]
+        x = x + attended
+        return x + self.mlp(self.norm2(x))
 
 
 class GPT(nn.Module):
@@ -640,38 +642,37 @@ class GPT(nn.Module):
         with torch.autocast(hidden.device.type, enabled=False):
             weight, _ = self.head.operands
             hidden = hidden.to(weight.dtype)
-            logits = self.head(hidden) if weight.is_mkldnn else exact_product(hidden, weight)
-        cap = self.config.logit_cap
-        return logits if cap is None else cap * torch.tanh(logits / cap)
+            return self.head(hidden) if weight.is_mkldnn else exact_product(hidden, weight)
 
     def logprobs(self, hidden: Tensor, tokens: Tensor, temperature: float = 1.0) -> Tensor:
         """log π(token | hidden) at a temperature: hidden (n, C), tokens (n,) int64 → (n,) float32,
         with gradient, in memory that does not grow with n · V."""
-        cap = self.config.logit_cap
-        return HeadLogprobs.apply(hidden, self.head.weight, tokens, temperature, cap)
+        return HeadLogprobs.apply(hidden, self.head.weight, tokens, temperature)
 
     def _blocks(self, tokens: Tensor, mask: Tensor, cache: Cache | None) -> Tensor:
-        config, turn, near = self.config, None, mask
-        x = self.tokens(tokens) * config.embedding_scale  # (B, T, C)
+        """tokens (B, T), which see mask (B, T, S) → their normed final states, (B, T, C). With a
+        cache only the last token's, (B, 1, C): nobody asks for the others."""
+        config, rotation, bias = self.config, None, None
+        x = self.tokens(tokens)  # (B, T, C)
         position = mask.sum(-1) - 1  # (B, T), rule 2
         if config.rope is None:
             # Empty slots may count past the end; nothing ever reads what they compute.
             x = x + self.positions(position.clamp(max=config.context - 1))
         else:
             angle = position[:, None, :, None] * frequencies(config, tokens.device)
-            turn = angle.cos(), angle.sin()  # (B, 1, T, D/2) each
-        if config.window is not None:
-            where = position if cache is None else cache.ok.cumsum(1) - 1  # of every slot, (B, S)
-            near = mask & (position[:, :, None] - where[:, None, :] < config.window)
+            rotation = angle.cos(), angle.sin()  # (B, 1, T, D/2) each
         if cache is not None and tokens.shape[1] == 1:
-            same = near is mask
-            mask = as_bias(mask, cache)
-            near = mask if same else as_bias(near, cache)
+            bias = as_bias(mask, cache)  # one query a row meets a cache: `attend_one`
         for layer, block in enumerate(self.blocks):
-            seen = mask if layer % 2 else near
-            if cache is not None and layer == config.layers - 1:
-                seen = seen[:, -1:]  # nobody asks for the other tokens' final states
-            x = block(x, seen, turn, cache, layer)
+            x = block(
+                x,
+                mask=mask,
+                bias=bias,
+                rotation=rotation,
+                cache=cache,
+                layer=layer,
+                last_only=cache is not None and layer == config.layers - 1,
+            )
         return self.norm(x)
 
 
@@ -680,7 +681,7 @@ class GPT(nn.Module):
 
 
 class HeadLogprobs(torch.autograd.Function):
-    """log softmax(cap(hidden · weightᵀ) / temperature) at one token a row, and its gradient for any
+    """log softmax(hidden · weightᵀ / temperature) at one token a row, and its gradient for any
     weights on the rows, without the (n, V) logits: both ways go through slices of the vocabulary,
     and the backward pass computes a slice's logits again instead of keeping them.
 
@@ -693,58 +694,53 @@ class HeadLogprobs(torch.autograd.Function):
 
     @staticmethod
     def slices(
-        hidden: Tensor, table: Tensor, tokens: Tensor, temperature: float, cap: float | None
+        hidden: Tensor, table: Tensor, tokens: Tensor, temperature: float
     ) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
-        """Slice by slice of the vocabulary: which it is, its capped logits / temperature, (n,
-        width), where in it each row's token lies, (n, 1), and whether it does, (n, 1)."""
+        """Slice by slice of the vocabulary: which it is, its logits / temperature, (n, width),
+        where in it each row's token lies, (n, 1), and whether it does, (n, 1)."""
         # Narrower products are slower; whole multiples of 64 keep the rows of a slice aligned.
         width = max(256, HeadLogprobs.CHUNK // max(1, len(hidden)) // 64 * 64)
         for start in range(0, len(table), width):
             part = slice(start, min(start + width, len(table)))
             logits = exact_product(hidden, table[part])
-            if cap is not None:
-                logits = cap * torch.tanh(logits / cap)
             at = (tokens - start)[:, None]
             inside = (at >= 0) & (at < part.stop - start)
             yield part, logits.div_(temperature), at.clamp(0, part.stop - start - 1), inside
 
     @staticmethod
-    def forward(ctx, hidden, weight, tokens, temperature, cap):
+    def forward(ctx, hidden, weight, tokens, temperature):
         auto = hidden.is_cuda and torch.is_autocast_enabled("cuda")
         low = torch.get_autocast_dtype("cuda") if auto else hidden.dtype
         kind = torch.promote_types(hidden.dtype, torch.float32)
         chosen = torch.zeros(len(tokens), 1, dtype=kind, device=hidden.device)
         logsumexp = torch.full_like(chosen, -math.inf)
         with torch.autocast(hidden.device.type, enabled=False):
-            given = hidden.to(low), weight.to(low), tokens, temperature, cap
+            given = hidden.to(low), weight.to(low), tokens, temperature
             for _, logits, at, inside in HeadLogprobs.slices(*given):
                 chosen = torch.where(inside, logits.gather(1, at), chosen)
                 peak = logits.amax(1, keepdim=True)
                 mass = logits.sub_(peak).exp_().sum(1, keepdim=True)
                 logsumexp = torch.logaddexp(logsumexp, peak + mass.log())
         ctx.save_for_backward(hidden, weight, tokens, logsumexp)
-        ctx.low, ctx.temperature, ctx.cap = low, temperature, cap
+        ctx.low, ctx.temperature = low, temperature
         return (chosen - logsumexp)[:, 0]
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, weights):
         hidden, weight, tokens, logsumexp = ctx.saved_tensors
-        cap, temperature = ctx.cap, ctx.temperature
-        weights = weights[:, None] / temperature
+        weights = weights[:, None] / ctx.temperature
         d_hidden, d_weight = torch.zeros_like(hidden, dtype=weights.dtype), torch.empty_like(weight)
         with torch.autocast(hidden.device.type, enabled=False):
             used, table = hidden.to(ctx.low), weight.to(ctx.low)
-            given = used, table, tokens, temperature, cap
+            given = used, table, tokens, ctx.temperature
             for part, logits, at, inside in HeadLogprobs.slices(*given):
-                # d cap·tanh(x / cap) / dx = 1 − (its value / cap)²
-                slope = None if cap is None else 1 - (logits * (temperature / cap)).square()
                 grad = logits.sub_(logsumexp).exp_().mul_(-weights)  # −softmax, weighted (n, width)
                 grad.scatter_add_(1, at, torch.where(inside, weights, 0))
-                grad = (grad if slope is None else grad.mul_(slope)).to(ctx.low)
+                grad = grad.to(ctx.low)
                 d_hidden += exact_product(grad, table[part].T)
                 d_weight[part] = exact_product(grad.T, used.T)
-        return d_hidden.to(hidden.dtype), d_weight, None, None, None
+        return d_hidden.to(hidden.dtype), d_weight, None, None
 
 
 # ---------------------------------------------------------------------------------------------
@@ -824,7 +820,7 @@ def draw(model: GPT, hidden: Tensor, temperature: float, key: Tensor) -> tuple[T
     if temperature == 0 or not can_fuse(hidden):
         return sample(model.logits(hidden), temperature, key)
     weight, _ = model.head.operands
-    return fused_sample(hidden, weight, temperature, key, model.config.logit_cap)[:2]
+    return fused_sample(hidden, weight, temperature, key)[:2]
 
 
 if triton is not None:
@@ -850,7 +846,7 @@ if triton is not None:
 
     @triton.jit
     def head_and_noise(
-        hidden, weight, row, partial, index, temperature, cap, N, V, C,
+        hidden, weight, row, partial, index, temperature, N, V, C,
         GOLDEN: tl.constexpr, WIDEN: tl.constexpr,
         BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_C: tl.constexpr,
     ):  # fmt: skip
@@ -872,8 +868,6 @@ if triton is not None:
             if WIDEN:
                 x, w = x.to(tl.float32), w.to(tl.float32)
             z = tl.dot(x, w, z, input_precision="ieee")
-        if cap is not None:
-            z = cap * (2 * tl.sigmoid(2 * z / cap) - 1)  # tanh, of which Triton has none
         z = tl.where(v[None, :] < V, z / temperature, float("-inf"))
 
         noise = gumbel(tl.load(row + n, n < N, 0)[:, None], v[None, :], GOLDEN)
@@ -894,17 +888,13 @@ if triton is not None:
         tl.store(partial + 5 * cell + 4, tl.sum(gap * e, 1), n < N)
 
     def fused_sample(
-        hidden: Tensor,
-        weight: Tensor,
-        temperature: float,
-        key: Tensor,
-        cap: float | None = None,
+        hidden: Tensor, weight: Tensor, temperature: float, key: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Head and sampler in one pass, without (N, V) logits in memory and without a host sync.
 
         hidden (N, C), weight (V, C) float32 or bfloat16, key (N,) int64, of the row and its
         position → token (N,) int64, logprob (N,) and entropy (N,) float32, of the softmax of
-        logits / temperature, where a cap has made the logits cap · tanh(logit / cap).
+        logits / temperature.
         The arg-max of logits / temperature + Gumbel noise is a draw from that softmax. The noise
         depends on (key, token) only: not on the batch, the rows' order or the blocks. Temperature
         0 is left to `sample`.
@@ -917,11 +907,10 @@ if triton is not None:
         grid = (triton.cdiv(N, 64), triton.cdiv(V, 128))
         partial = hidden.new_empty(N, grid[1], 5, dtype=torch.float32)
         index = hidden.new_empty(N, grid[1], dtype=torch.int64)
-        capped = None if cap is None else float(cap)
         # Triton's interpreter multiplies bfloat16 as if its bits were integers.
         widen = not isinstance(head_and_noise, triton.JITFunction)
         head_and_noise[grid](
-            hidden, weight, key, partial, index, float(temperature), capped, N, V, C,
+            hidden, weight, key, partial, index, float(temperature), N, V, C,
             GOLDEN, widen, BLOCK_N=64, BLOCK_V=128, BLOCK_C=line, num_warps=8,
         )  # fmt: skip
         noisy, chosen, peak, total, moment = partial.unbind(-1)  # (N, blocks) each
@@ -1333,7 +1322,7 @@ def config_from_json(raw: dict) -> GPTConfig:
     missing key, and TypeError or AttributeError for one of the wrong type."""
     family = raw.get("model_type")
     if family not in FAMILIES:
-        raise ValueError(f"model_type {family!r} is not one of {', '.join(FAMILIES)}")
+        raise ValueError(f"model_type {family!r} is not read; {KNOWN} are")
     for name, unused in UNUSED.items():
         if raw.get(name, unused) not in (unused, None):
             raise ValueError(f"{name} {raw[name]!r} is not supported")
@@ -1372,16 +1361,16 @@ def llama_shape(raw: dict, family: str) -> dict:
         raise ValueError(f"rope type {kind!r} is not supported")
     scaling = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
     bias = raw.get("attention_bias", False)
-    shape = {
+    return {
         "context": raw["max_position_embeddings"],
         "layers": raw["num_hidden_layers"],
         "heads": raw["num_attention_heads"],
         "kv_heads": raw.get("num_key_value_heads"),
-        "head_width": raw.get("head_dim", {"qwen3": 128, "gemma2": 256}.get(family)),
+        "head_width": raw.get("head_dim", 128 if family == "qwen3" else None),
         "width": raw["hidden_size"],
         "inner": raw["intermediate_size"],
         "activation": activation(raw.get("hidden_act", "silu")),
-        "tied": raw.get("tie_word_embeddings", family == "gemma2"),
+        "tied": raw.get("tie_word_embeddings", False),
         "gated": True,
         "rms_norm": True,
         "norm_eps": raw.get("rms_norm_eps", 1e-6),
@@ -1391,25 +1380,6 @@ def llama_shape(raw: dict, family: str) -> dict:
         "mlp_bias": raw.get("mlp_bias", False),
         "rope": rope.get("rope_theta", 10000.0),
         "rope_scaling": tuple(rope[name] for name in scaling) if kind == "llama3" else None,
-    }
-    return shape | (gemma2_shape(raw) if family == "gemma2" else {})
-
-
-def gemma2_shape(raw: dict) -> dict:
-    """What Gemma 2 has beside Llama's shape."""
-    layers = raw["num_hidden_layers"]
-    alternating = [("full_attention", "sliding_attention")[i % 2 == 0] for i in range(layers)]
-    if raw.get("layer_types", alternating) != alternating:
-        raise ValueError("layer_types other than sliding, full, sliding, … are not supported")
-    return {
-        "activation": activation(raw.get("hidden_activation", "gelu_pytorch_tanh")),
-        "norm_offset": 1.0,
-        "post_norms": True,
-        "score_width": raw.get("query_pre_attn_scalar", 256),
-        "score_cap": raw.get("attn_logit_softcapping", 50.0),
-        "logit_cap": raw.get("final_logit_softcapping", 30.0),
-        "window": raw.get("sliding_window", 4096),
-        "embedding_scale": raw["hidden_size"] ** 0.5,
     }
 
 
@@ -1463,14 +1433,6 @@ def llama_json(config: GPTConfig) -> dict:
             "low_freq_factor": low,
             "high_freq_factor": high,
             "original_max_position_embeddings": original,
-        }
-    if config.family == "gemma2":
-        raw |= {
-            "hidden_activation": raw["hidden_act"],
-            "query_pre_attn_scalar": config.score_width,
-            "attn_logit_softcapping": config.score_cap,
-            "final_logit_softcapping": config.logit_cap,
-            "sliding_window": config.window,
         }
     return raw
 
@@ -1526,12 +1488,6 @@ def llama_tensors(model: GPT) -> Iterator[tuple[str, Tensor | None]]:
                 parts = [None] * len(rows) if whole is None else whole.split(rows)
                 yield from ((f"model.layers.{i}.{n}.{kind}", p) for n, p in zip(names, parts))
         norms = {"input_layernorm": block.norm1, "post_attention_layernorm": block.norm2}
-        if config.post_norms:
-            norms |= {
-                "post_attention_layernorm": block.post1,
-                "pre_feedforward_layernorm": block.norm2,
-                "post_feedforward_layernorm": block.post2,
-            }
         if config.qk_norm:
             norms |= {"self_attn.q_norm": attention.q_norm, "self_attn.k_norm": attention.k_norm}
         for name, norm in norms.items():
