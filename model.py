@@ -1,7 +1,8 @@
 """A GPT that loads, scores and samples. It knows token ids only: no text, no tasks, no rewards.
 
 One set of modules is GPT-2, Llama 3, SmolLM2, Qwen2, Qwen2.5 and Qwen3: GPTConfig says what is on,
-and `GPT.from_pretrained` reads it from a checkpoint folder. Two ways through the same blocks:
+and `GPT.from_pretrained` has it read from a checkpoint folder (pretrained/weights.py). Two ways
+through the same blocks:
 
     forward(tokens, ok, branch)  every token of every row at once, with gradient → logits
     extend(cache, tokens, ok)    only new tokens, after what a cache holds → the last one's state
@@ -23,16 +24,11 @@ G key/value heads, D width of a head, I width inside the MLP, V vocabulary.
 import contextlib
 import functools
 import hashlib
-import json
 import math
-import os
-import re
 import time
-import types
-import typing
 import weakref
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
@@ -41,14 +37,20 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from pretrained.weights import (
+    FAMILIES,
+    load_tensors,
+    read_shape,
+    save_checkpoint,
+    shape_from_json,
+    shape_to_json,
+)
+
 try:  # optional, for CUDA: without it `sample` does what `fused_sample` would
     import triton
     import triton.language as tl
 except ImportError:
     triton = None
-
-FAMILIES = ("gpt2", "llama", "qwen2", "qwen3")  # config.json's model_type
-KNOWN = "GPT-2, Llama 3, SmolLM2, Qwen2, Qwen2.5 and Qwen3"  # the models that are of these
 
 
 @dataclass(frozen=True)
@@ -78,46 +80,48 @@ class GPTConfig:
     rope_scaling: tuple[float, float, float, int] | None = None  # Llama 3's: see `frequencies`
 
     def __post_init__(self):
-        for name, kind in typing.get_type_hints(type(self)).items():
-            check_type(name, getattr(self, name), kind)
+        self._require("vocab_size context layers heads width", is_count, "a whole number above 0")
+        if self.head_width is None and self.width % self.heads:
+            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
         for name, default in (
             ("kv_heads", self.heads),
-            ("head_width", self.width // max(1, self.heads)),
+            ("head_width", self.width // self.heads),
             ("inner", 4 * self.width),
         ):
             if getattr(self, name) is None:
                 object.__setattr__(self, name, default)
-        for name in ("vocab_size", "context", "layers", "heads", "kv_heads", "width", "inner"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if self.head_width < 1 or (self.width % self.heads and self.rope is None):
-            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+        self._require("kv_heads head_width inner", is_count, "a whole number above 0")
         if self.heads % self.kv_heads:
             raise ValueError(f"heads {self.heads} is not a multiple of kv_heads {self.kv_heads}")
-        if self.activation not in ACTIVATIONS:
-            raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}")
-        if self.family not in FAMILIES:
-            raise ValueError(f"family must be one of {', '.join(FAMILIES)}: {self.family}")
-        if self.rope is not None and self.head_width % 2:
-            raise ValueError(f"head_width {self.head_width} must be even to be rotated")
+        switches = "tied gated rms_norm qk_norm qkv_bias out_bias mlp_bias"
+        self._require(switches, lambda x: type(x) is bool, "true or false")
+        for name, known in (("family", FAMILIES), ("activation", tuple(ACTIVATIONS))):
+            self._require(name, known.__contains__, f"one of {', '.join(known)}")
+        self._require("norm_eps", is_positive, "a finite number above 0")
+        if self.rope is not None:
+            self._require("rope", is_positive, "a finite number above 0")
+            self._require("head_width", lambda x: x % 2 == 0, "even to be rotated")
+        if self.rope_scaling is not None:
+            four = "four finite numbers above 0, the low factor below the high one"
+            self._require("rope_scaling", is_scaling, four)
+
+    def _require(self, names: str, fits: Callable[[object], bool], words: str) -> None:
+        for name in names.split():
+            value = getattr(self, name)
+            if not fits(value):
+                raise ValueError(f"{name} must be {words}, not {value!r}")
 
 
-def check_type(name: str, value: object, kind: type) -> None:
-    """Raises ValueError for a value that is not of a field's type, and a float that is not finite
-    and positive; an integer is a float, too."""
-    kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
-    kinds = tuple(typing.get_origin(each) or each for each in kinds)
-    if type(value) is int and float in kinds:
-        value = float(value)
-    if type(value) not in kinds:
-        raise ValueError(f"{name} has the wrong type: {value!r}")
-    if type(value) is float and not 0 < value < math.inf:
-        raise ValueError(f"{name} must be finite and positive: {value}")
-    if isinstance(value, tuple):
-        if not all(type(part) in (int, float) and part > 0 for part in value):
-            raise ValueError(f"{name} must hold positive numbers: {value}")
-        if value[1] >= value[2]:
-            raise ValueError(f"{name} must have its low factor below its high one: {value}")
+def is_count(x: object) -> bool:
+    return type(x) is int and x > 0
+
+
+def is_positive(x: object) -> bool:
+    return type(x) in (int, float) and 0 < x < math.inf
+
+
+def is_scaling(x: object) -> bool:
+    return type(x) is tuple and len(x) == 4 and all(map(is_positive, x)) and x[1] < x[2]
 
 
 # ---------------------------------------------------------------------------------------------
@@ -585,7 +589,11 @@ class GPT(nn.Module):
         are read one at a time, so memory holds one copy of the weights. Raises ValueError or
         OSError, in one line that names the file and tensor, for what does not fit."""
         folder = Path(folder)
-        config = read_config(folder)
+        shape = read_shape(folder)
+        try:
+            config = GPTConfig(**shape)
+        except ValueError as error:
+            raise ValueError(f"{folder / 'config.json'}: {error}") from None
         with torch.device("meta"):
             model = cls(config)
         model = model.to(dtype).to_empty(device=device)
@@ -597,12 +605,11 @@ class GPT(nn.Module):
         """Writes config.json and model.safetensors as the family's own tools read them. Tokenizer
         files are not the model's: copy those of the folder that it came from. Raises ValueError
         where the family has no such model, OSError where it cannot write."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        dtype = self.tokens.weight.dtype
-        content = config_to_json(self.config) | {"torch_dtype": str(dtype).removeprefix("torch.")}
-        (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n")
-        write_safetensors(folder / "model.safetensors", checkpoint_tensors(self))
+        content = shape_to_json(asdict(self.config))
+        if GPTConfig(**shape_from_json(content)) != self.config:
+            family = self.config.family
+            raise ValueError(f"a model of this shape is no {family} and has no config.json")
+        save_checkpoint(self, content, Path(folder))
 
     @property
     def device(self) -> torch.device:
@@ -1269,337 +1276,3 @@ def token_key(tokens: list[int]) -> int:
     """A 63-bit key of a prompt's tokens, the same in every process."""
     raw = hashlib.blake2b(np.asarray(tokens, dtype="<i8").tobytes(), digest_size=8).digest()
     return int.from_bytes(raw, "little") >> 1
-
-
-# ---------------------------------------------------------------------------------------------
-# Open checkpoints: config.json and *.safetensors, as model hubs keep them
-
-
-def read_json(path: Path) -> dict:
-    try:
-        content = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON ({error})") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} does not hold a JSON object")
-    return content
-
-
-# What config.json may say that this code does not do; absent or as here, it is not in use.
-UNUSED = {
-    "quantization_config": None,
-    "scale_attn_weights": True,
-    "scale_attn_by_inverse_layer_idx": False,
-    "reorder_and_upcast_attn": False,
-    "add_cross_attention": False,
-    "use_sliding_window": False,
-    "use_bidirectional_attention": None,
-    "partial_rotary_factor": 1.0,
-}
-ACTIVATION_NAMES = {  # config.json's → ours
-    "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "gelu": "gelu",
-    "silu": "silu",
-}
-
-
-def read_config(folder: str | Path) -> GPTConfig:
-    """The shape of a checkpoint folder's model. Raises ValueError or OSError, naming the file."""
-    path = Path(folder) / "config.json"
-    raw = read_json(path)
-    try:
-        return config_from_json(raw)
-    except KeyError as error:
-        raise ValueError(f"{path} has no {error}") from None
-    except (TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"{path}: {error}") from None
-
-
-def config_from_json(raw: dict) -> GPTConfig:
-    """The shape of a model from its config.json. A key that is absent has the default of its
-    family. Raises ValueError for an unknown family or a feature not built here, KeyError for a
-    missing key, and TypeError or AttributeError for one of the wrong type."""
-    family = raw.get("model_type")
-    if family not in FAMILIES:
-        raise ValueError(f"model_type {family!r} is not read; {KNOWN} are")
-    for name, unused in UNUSED.items():
-        if raw.get(name, unused) not in (unused, None):
-            raise ValueError(f"{name} {raw[name]!r} is not supported")
-    shape = gpt2_shape(raw) if family == "gpt2" else llama_shape(raw, family)
-    return GPTConfig(vocab_size=raw["vocab_size"], family=family, **shape)
-
-
-def activation(name: str) -> str:
-    """Ours for config.json's; raises ValueError for one that is not built here."""
-    if name not in ACTIVATION_NAMES:
-        raise ValueError(f"activation {name!r} is not one of {', '.join(ACTIVATION_NAMES)}")
-    return ACTIVATION_NAMES[name]
-
-
-def gpt2_shape(raw: dict) -> dict:
-    return {
-        "context": raw["n_positions"],
-        "layers": raw["n_layer"],
-        "heads": raw["n_head"],
-        "width": raw["n_embd"],
-        "inner": raw.get("n_inner"),
-        "activation": activation(raw.get("activation_function", "gelu_new")),
-        "norm_eps": raw.get("layer_norm_epsilon", 1e-5),
-        "tied": raw.get("tie_word_embeddings", True),
-    }
-
-
-def llama_shape(raw: dict, family: str) -> dict:
-    """Llama and the families that grew from it."""
-    rope = raw.get("rope_parameters") or {
-        "rope_theta": raw.get("rope_theta", 10000.0),
-        **(raw.get("rope_scaling") or {}),
-    }
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind not in ("default", "llama3"):
-        raise ValueError(f"rope type {kind!r} is not supported")
-    scaling = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-    bias = raw.get("attention_bias", False)
-    return {
-        "context": raw["max_position_embeddings"],
-        "layers": raw["num_hidden_layers"],
-        "heads": raw["num_attention_heads"],
-        "kv_heads": raw.get("num_key_value_heads"),
-        "head_width": raw.get("head_dim", 128 if family == "qwen3" else None),
-        "width": raw["hidden_size"],
-        "inner": raw["intermediate_size"],
-        "activation": activation(raw.get("hidden_act", "silu")),
-        "tied": raw.get("tie_word_embeddings", False),
-        "gated": True,
-        "rms_norm": True,
-        "norm_eps": raw.get("rms_norm_eps", 1e-6),
-        "qk_norm": family == "qwen3",
-        "qkv_bias": bias or family == "qwen2",
-        "out_bias": bias,
-        "mlp_bias": raw.get("mlp_bias", False),
-        "rope": rope.get("rope_theta", 10000.0),
-        "rope_scaling": tuple(rope[name] for name in scaling) if kind == "llama3" else None,
-    }
-
-
-def config_to_json(config: GPTConfig) -> dict:
-    """A config.json with which `config_from_json` and the family's own tools build this model.
-    Raises ValueError where the family has no such model."""
-    raw = {
-        "model_type": config.family,
-        "vocab_size": config.vocab_size,
-        "tie_word_embeddings": config.tied,
-    }
-    if config.family == "gpt2":
-        raw |= {
-            "architectures": ["GPT2LMHeadModel"],
-            "n_positions": config.context,
-            "n_layer": config.layers,
-            "n_head": config.heads,
-            "n_embd": config.width,
-            "n_inner": config.inner,
-            "activation_function": config.activation.replace("gelu_tanh", "gelu_new"),
-            "layer_norm_epsilon": config.norm_eps,
-        }
-    else:
-        raw |= llama_json(config)
-    if config_from_json(raw) != config:
-        raise ValueError(f"a model of this shape is no {config.family} and has no config.json")
-    return raw
-
-
-def llama_json(config: GPTConfig) -> dict:
-    raw = {
-        "architectures": [f"{config.family.capitalize()}ForCausalLM"],
-        "max_position_embeddings": config.context,
-        "num_hidden_layers": config.layers,
-        "num_attention_heads": config.heads,
-        "num_key_value_heads": config.kv_heads,
-        "head_dim": config.head_width,
-        "hidden_size": config.width,
-        "intermediate_size": config.inner,
-        "hidden_act": config.activation.replace("gelu_tanh", "gelu_pytorch_tanh"),
-        "rms_norm_eps": config.norm_eps,
-        "attention_bias": config.out_bias,
-        "mlp_bias": config.mlp_bias,
-        "rope_theta": config.rope,
-    }
-    if config.rope_scaling is not None:
-        factor, low, high, original = config.rope_scaling
-        raw["rope_scaling"] = {
-            "rope_type": "llama3",
-            "factor": factor,
-            "low_freq_factor": low,
-            "high_freq_factor": high,
-            "original_max_position_embeddings": original,
-        }
-    return raw
-
-
-def checkpoint_tensors(model: GPT) -> dict[str, Tensor]:
-    """What a folder of the model's family calls its tensors, each a view of our parameters: one
-    list for both ways, since loading writes through the views and saving reads them."""
-    tensors = gpt2_tensors(model) if model.config.family == "gpt2" else llama_tensors(model)
-    tensors = {name: tensor.detach() for name, tensor in tensors if tensor is not None}
-    if not model.config.tied:
-        tensors["lm_head.weight"] = model.head.weight.detach()
-    return tensors
-
-
-def gpt2_tensors(model: GPT) -> Iterator[tuple[str, Tensor]]:
-    """GPT-2 keeps the matrices of its blocks as (inputs, outputs)."""
-    top = "transformer"
-    yield f"{top}.wte.weight", model.tokens.weight
-    yield f"{top}.wpe.weight", model.positions.weight
-    for i, block in enumerate(model.blocks):
-        for name, linear in (
-            ("attn.c_attn", block.attention.qkv),
-            ("attn.c_proj", block.attention.out),
-            ("mlp.c_fc", block.mlp.up),
-            ("mlp.c_proj", block.mlp.out),
-        ):
-            yield f"{top}.h.{i}.{name}.weight", linear.weight.T
-            yield f"{top}.h.{i}.{name}.bias", linear.bias
-        for name, norm in (("ln_1", block.norm1), ("ln_2", block.norm2)):
-            yield f"{top}.h.{i}.{name}.weight", norm.weight
-            yield f"{top}.h.{i}.{name}.bias", norm.bias
-    yield f"{top}.ln_f.weight", model.norm.weight
-    yield f"{top}.ln_f.bias", model.norm.bias
-
-
-def llama_tensors(model: GPT) -> Iterator[tuple[str, Tensor | None]]:
-    """Llama and its kin keep apart what we fuse: queries, keys and values; gate and up. A bias that
-    the model lacks is None."""
-    config = model.config
-    heads = [n * config.head_width for n in (config.heads, config.kv_heads, config.kv_heads)]
-    yield "model.embed_tokens.weight", model.tokens.weight
-    yield "model.norm.weight", model.norm.weight
-    for i, block in enumerate(model.blocks):
-        attention, mlp = block.attention, block.mlp
-        for names, rows, linear in (
-            (("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), heads, attention.qkv),
-            (("self_attn.o_proj",), [config.width], attention.out),
-            (("mlp.gate_proj", "mlp.up_proj"), [config.inner] * 2, mlp.up),
-            (("mlp.down_proj",), [config.width], mlp.out),
-        ):
-            for kind in ("weight", "bias"):
-                whole = getattr(linear, kind)
-                parts = [None] * len(rows) if whole is None else whole.split(rows)
-                yield from ((f"model.layers.{i}.{n}.{kind}", p) for n, p in zip(names, parts))
-        norms = {"input_layernorm": block.norm1, "post_attention_layernorm": block.norm2}
-        if config.qk_norm:
-            norms |= {"self_attn.q_norm": attention.q_norm, "self_attn.k_norm": attention.k_norm}
-        for name, norm in norms.items():
-            yield f"model.layers.{i}.{name}.weight", norm.weight
-
-
-# Masks and frequencies that old files carry beside the weights.
-BUFFERS = re.compile(r".*\.attn\.(masked_)?bias|.*rotary_emb\.inv_freq")
-
-
-def load_tensors(model: GPT, folder: Path) -> None:
-    """Fills the model from the folder's *.safetensors, one tensor in memory at a time."""
-    wanted = checkpoint_tensors(model)
-    found: set[str] = set()
-    for path in safetensors_files(folder):
-        header, start = read_header(path)
-        with path.open("rb") as file:
-            for name, (dtype, shape, begin, end) in header.items():
-                if name.split(".")[0] in ("wte", "wpe", "h", "ln_f"):
-                    name = "transformer." + name  # GPT-2's first files leave it out
-                if name == "lm_head.weight" and model.config.tied:
-                    continue  # some files repeat it
-                if name not in wanted or name in found:
-                    which = "twice" if name in found else "which config.json has no place for"
-                    raise ValueError(f"{path} holds {name}, {which}")
-                if tuple(wanted[name].shape) != shape:
-                    raise ValueError(
-                        f"{path}: {name} is {list(shape)}, but config.json makes it "
-                        f"{list(wanted[name].shape)}"
-                    )
-                raw = torch.empty(end - begin, dtype=torch.uint8)
-                file.seek(start + begin)
-                file.readinto(raw.numpy())
-                wanted[name].copy_(raw.view(dtype).view(shape))
-                found.add(name)
-    missing = sorted(wanted.keys() - found)
-    if missing:
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        tie = "; should tie_word_embeddings be true?" if missing == ["lm_head.weight"] else ""
-        raise ValueError(f"{folder} lacks the tensor {missing[0]}{more}{tie}")
-
-
-def safetensors_files(folder: Path) -> list[Path]:
-    """The files with the weights: those that the index names, or else model.safetensors."""
-    index = folder / "model.safetensors.index.json"
-    if not index.exists():
-        path = folder / "model.safetensors"
-        if not path.exists():
-            hint = "; pickled weights are never read" if any(folder.glob("*.bin")) else ""
-            raise FileNotFoundError(f"{folder} has no model.safetensors{hint}")
-        return [path]
-    names = read_json(index).get("weight_map")
-    if not isinstance(names, dict) or not all(isinstance(n, str) for n in names.values()):
-        raise ValueError(f"{index} has no weight_map")
-    paths = [folder / Path(name).name for name in sorted(set(names.values()))]
-    for path in paths:
-        if not path.exists():
-            raise FileNotFoundError(f"{index} names {path.name}, which is missing")
-    return paths
-
-
-# The format is a length, a JSON header and raw little-endian arrays: reading it takes fewer lines
-# than asking for the library politely, and nothing has to be installed.
-DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-
-
-def read_header(path: Path) -> tuple[dict[str, tuple[torch.dtype, tuple[int, ...], int, int]], int]:
-    """(name → (dtype, shape, begin, end), where the data starts) of a safetensors file; begin and
-    end count bytes from there. Raises ValueError where these do not fit each other or the file."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if length > size - 8:
-            raise ValueError(f"{path} is truncated or not a safetensors file")
-        try:
-            raw = json.loads(file.read(length))
-            raw.pop("__metadata__", None)
-            header = {
-                name: (DTYPES[entry["dtype"]], tuple(entry["shape"]), *entry["data_offsets"])
-                for name, entry in raw.items()
-                if not BUFFERS.fullmatch(name)
-            }
-            for name, (dtype, shape, begin, end) in header.items():
-                if not all(type(n) is int and n >= 0 for n in (*shape, begin, end)):
-                    raise ValueError(f"{name} has sizes that are not whole numbers")
-                if end - begin != math.prod(shape) * dtype.itemsize:
-                    raise ValueError(f"the size of {name} is not that of its shape")
-            ranges = sorted(entry[2:] for entry in header.values())
-            if any(end > begin for (_, end), (begin, _) in zip(ranges, ranges[1:])):
-                raise ValueError("tensors overlap")
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise ValueError(f"{path} has a header that cannot be read ({error})") from None
-    start = 8 + length
-    last = max((end for *_, end in header.values()), default=0)
-    if start + last > size:
-        raise ValueError(f"{path} is truncated: {size} bytes of {start + last}")
-    return header, start
-
-
-def write_safetensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    codes = {dtype: code for code, dtype in DTYPES.items()}
-    header: dict = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name, tensor in tensors.items():
-        begin, end = end, end + tensor.numel() * tensor.element_size()
-        entry = {"dtype": codes[tensor.dtype], "shape": list(tensor.shape)}
-        header[name] = entry | {"data_offsets": [begin, end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)  # the data is aligned
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for tensor in tensors.values():
-            file.write(tensor.cpu().contiguous().view(torch.uint8).numpy().data)
-    os.replace(partial, path)

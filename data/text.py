@@ -8,8 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from data.chat import Layout
 from data.task import Problem, Task
+from pretrained.chat import pick_layout
+from pretrained.tokenizer import load_tokenizer
+from pretrained.weights import read_shape
 
 
 @dataclass(frozen=True)
@@ -17,8 +19,9 @@ class Source:
     """Where an open task's problems and tokens come from."""
 
     folder: Path  # of the data
-    layout: Layout
-    context: int  # most tokens that the model holds
+    init: Path  # of the model
+    layout: str = "auto"  # of prompts: chatml, llama3, plain; auto goes by the model's tokenizer
+    context: int | None = None  # most tokens of a problem and its attempts. None: the model's
     max_new_tokens: int | None = None  # of an attempt. None: the task's own
     attempts: int = 2  # of an evaluation, that must fit the context
     limit: int | None = None  # most problems of a split
@@ -38,8 +41,9 @@ class TextTask(Task):
     plain_revise: str  # p, as a base model's running text
 
     def __init__(self, source: Source, splits: dict[str, list[Problem]], notes: list[str]):
-        self.layout, self.encoding = source.layout, source.layout.tokenizer.encoding
-        self.eos = self.layout.eos
+        self.layout = pick_layout(load_tokenizer(source.init), source.layout)
+        self.encoding, self.eos = self.layout.tokenizer.encoding, self.layout.eos
+        context = source.context or read_shape(source.init)["context"]
         self.runs_on = self.layout.style == "plain"  # base models seldom end a text
         self.close = [] if self.runs_on else [self.eos]
         self.revise = self.layout.revise(self.instruction, self.plain_revise)
@@ -50,13 +54,13 @@ class TextTask(Task):
         for name, problems in splits.items():
             # An evaluation of more attempts must not change what is trained on.
             attempts = 2 if name == "train" else source.attempts
-            room = source.context - self.room(attempts)
+            room = context - self.room(attempts)
             fit = [x for x in problems if len(self.prompt(x)) <= room]
             self.skipped[name] = len(problems) - len(fit)
             if self.skipped[name]:
                 self.notes.append(
                     f"{self.skipped[name]} of {len(problems)} {name} problems are skipped: prompt "
-                    f"and {attempts} attempts exceed the context of {source.context}"
+                    f"and {attempts} attempts exceed the context of {context}"
                 )
             if problems and not fit:
                 raise ValueError(f"{self.name}: {self.notes[-1]}")

@@ -11,7 +11,7 @@ from text, so that a problem which spells one does not become one.
 
 from dataclasses import dataclass
 
-from data.tokenizer import Tokenizer
+from pretrained.tokenizer import Tokenizer
 
 
 class Control(str):
