@@ -48,7 +48,7 @@ from data.arithmetic import SPLITS, Corpus
 from data.task import text_hash
 from model import GPT, GPTConfig, generate, row_keys
 from pretrained.chat import Layout, pick_layout
-from pretrained.tokenizer import QWEN_PATTERN, load_tokenizer
+from pretrained.tokenizer import QWEN_PATTERN, byte_characters, load_tokenizer
 from rewards import math_equal, math_reward, number_reward, puzzle_reward
 
 HERE = pathlib.Path(__file__).parent
@@ -1909,8 +1909,22 @@ def their_tokenizer(style: str, vocabulary: dict | None = None):
     return made
 
 
+def spelled(encoding) -> list[str]:
+    """The awkward texts whose bytes all have a token."""
+    texts = [text for text in awkward_texts() if not encoding.lacking & set(text.encode())]
+    assert len(texts) > 500
+    return texts
+
+
 def same_tokens(theirs, encoding) -> None:
-    for text in awkward_texts():
+    """Equal ids for every text whose bytes all have a token; for others one line that says so."""
+    texts = spelled(encoding)
+    for text in set(awkward_texts()) - set(texts):
+        for encode in (encoding.encode, encoding.encode_ordinary):
+            with pytest.raises(ValueError, match="no token for the byte") as error:
+                encode(text)
+            assert "\n" not in str(error.value)
+    for text in texts:
         assert encoding.encode(text, allowed_special="all") == theirs.encode(text).ids, text
         ids = encoding.encode_ordinary(text)
         assert not set(ids) & {theirs.token_to_id(token) for token in CONTROLS}
@@ -1946,6 +1960,64 @@ def test_the_real_vocabulary_gives_equal_ids(style, tmp_path):
             assert tokenizer.encoding.decode(ids) == text
             if not any(token in text for token in CONTROLS):
                 assert ids == theirs.encode(text).ids
+
+
+def without_bytes(path: pathlib.Path, *lacking: int) -> None:
+    """Takes the tokens of some bytes, which no merge may need, out of a tokenizer.json."""
+    raw = json.loads(path.read_text())
+    for byte in lacking:
+        del raw["model"]["vocab"][byte_characters()[byte]]
+    path.write_text(json.dumps(raw))
+
+
+@pytest.mark.parametrize("style", ["smollm", "qwen"])
+def test_a_vocabulary_may_lack_bytes_that_text_hardly_ever_holds(style, tmp_path):
+    """As SmolLM2's does. Never another text's tokens, which is what tokenizers gives."""
+    path = tmp_path / "tokenizer.json"
+    their_tokenizer(style).save(str(path))
+    without_bytes(path, 0x01, 0x04, 0xC0, 0xF1)
+    theirs = pytest.importorskip("tokenizers").Tokenizer.from_file(str(path))
+    encoding = load_tokenizer(tmp_path).encoding
+    same_tokens(theirs, encoding)
+    assert theirs.encode("a\x04b").ids == theirs.encode("a").ids + theirs.encode("b").ids
+    for text, byte in (("a\x04b", 4), ("\x04", 4), ("\x01" * 9, 1), ("x \U00040000", 0xF1)):
+        with pytest.raises(ValueError, match=f"no token for the byte {byte} of "):
+            encoding.encode_ordinary(text)
+
+
+def smollm2() -> pathlib.Path:
+    """The folder of SmolLM2-Instruct, or a skip."""
+    beside = HERE.parent / "shared" / "models" / "smollm2"
+    folder = pathlib.Path(os.environ.get("SCORE_SMOLLM2", beside))
+    if not (folder / "tokenizer.json").exists():
+        pytest.skip(f"SmolLM2 is not here: {folder}; SCORE_SMOLLM2 names another folder")
+    return folder
+
+
+def test_smollm2_gives_equal_ids_and_layouts():
+    transformers = pytest.importorskip("transformers", reason="equality is with transformers")
+    fast = transformers.AutoTokenizer.from_pretrained(smollm2())
+    tokenizer = load_tokenizer(smollm2())
+    assert tokenizer.encoding.lacking >= {4, 0xF1} and tokenizer.eos == fast.eos_token_id
+    same_tokens(fast.backend_tokenizer, tokenizer.encoding)
+    layout = pick_layout(tokenizer)
+    assert layout.style == "chatml" and layout.eos == fast.eos_token_id
+    with pytest.raises(ValueError, match="no token for the byte 4 of "):
+        layout.prompt("Be brief.", "1 \x04 2", plain="not used")
+    for text in spelled(tokenizer.encoding):
+        if any(token in text for token in CONTROLS):
+            continue  # which the template would not keep apart
+        turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": text}]
+        x = layout.prompt("Be brief.", text, plain="not used")
+        assert x == chat_ids(fast, turns)
+        y1 = tokenizer.encoding.encode_ordinary("It is 3.") + [layout.eos]
+        turns += [{"role": "assistant", "content": "It is 3."}, {"role": "user", "content": text}]
+        assert x + y1 + layout.revise(text, plain="not used") == chat_ids(fast, turns)
+
+
+def chat_ids(tokenizer, turns: list[dict]) -> list[int]:
+    """What a tokenizer of transformers makes of a conversation that the assistant goes on with."""
+    return tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
 
 
 def test_vocabulary_and_merges_of_qwen(tmp_path):
@@ -2055,17 +2127,13 @@ def test_layout_is_that_of_the_chat_template(style, tmp_path):
     assert layout.style == style
     turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "1+1?"}]
 
-    def template(turns: list[dict]) -> list[int]:
-        return fast.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
-
     x = layout.prompt("Be brief.", "1+1?", plain="not used")
-    assert x == template(turns)
+    assert x == chat_ids(fast, turns)
     y1 = layout.tokenizer.encoding.encode_ordinary("It is 3.") + [layout.eos]
-    assert layout.prompt(" Be brief. ", "1+1?", "") == template(
-        [{"role": "system", "content": " Be brief. "}, turns[1]]
-    )
+    spaced = [{"role": "system", "content": " Be brief. "}, turns[1]]
+    assert layout.prompt(" Be brief. ", "1+1?", "") == chat_ids(fast, spaced)
     turns += [{"role": "assistant", "content": "It is 3."}, {"role": "user", "content": "Again!"}]
-    assert x + y1 + layout.revise("Again!", plain="not used") == template(turns)
+    assert x + y1 + layout.revise("Again!", plain="not used") == chat_ids(fast, turns)
 
 
 def test_a_problem_cannot_spell_control_tokens(tmp_path):
@@ -2576,6 +2644,22 @@ def test_bad_open_flag_is_one_line(flags, named, chatty, tmp_path, capsys, monke
     assert train.main(["--stage", "1", *flags.split()]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and named in lines[0], lines
+    assert not list(tmp_path.rglob("*.pt"))
+
+
+def test_a_problem_that_the_tokenizer_cannot_spell_is_one_line(chatty, tmp_path, capsys):
+    init, folder = shutil.copytree(chatty, tmp_path / "init"), write_math(tmp_path / "data")
+    without_bytes(init / "tokenizer.json", 4)
+    (folder / "test.jsonl").write_text(json.dumps({"problem": "1 \x04 2?\n", "answer": "7"}))
+    path = folder / "train" / "algebra" / "3.json"
+    flags = ["--stage", "1", "--data", "math", "--init", init, "--data-dir", folder]
+    flags = [*map(str, flags), "--out", str(tmp_path / "out")]
+    for named in (r"'1 \x04 2?\n'", "train/algebra/3.json"):
+        assert train.main(flags) == 2
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == 1 and named in lines[0] and "the byte 4" in lines[0], lines
+        (folder / "test.jsonl").unlink(missing_ok=True)
+        path.write_text(json.dumps({"problem": "1 \x04 2?", "solution": "$\\boxed{1}$"}))
     assert not list(tmp_path.rglob("*.pt"))
 
 

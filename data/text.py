@@ -32,8 +32,9 @@ class Source:
 class TextTask(Task):
     """Problems by split, laid out for a model, in an order that has nothing to do with the files'.
 
-    A subclass sets `system`, `instruction` (p), `plain_revise` and `max_new_tokens`, and says how a
-    problem reads to a chat model (`user`) and to a base model (`plain`).
+    Problems have an `id`, which may be empty. A subclass sets `system`, `instruction` (p),
+    `plain_revise` and `max_new_tokens`, and says how a problem reads to a chat model (`user`) and
+    to a base model (`plain`).
     """
 
     system: str  # the system turn
@@ -55,7 +56,7 @@ class TextTask(Task):
             # An evaluation of more attempts must not change what is trained on.
             attempts = 2 if name == "train" else source.attempts
             room = context - self.room(attempts)
-            fit = [x for x in problems if len(self.prompt(x)) <= room]
+            fit = [x for x in problems if self._length(x) <= room]
             self.skipped[name] = len(problems) - len(fit)
             if self.skipped[name]:
                 self.notes.append(
@@ -78,6 +79,14 @@ class TextTask(Task):
 
     def prompt(self, problem: Problem) -> list[int]:
         return self.layout.prompt(self.system, self.user(problem), self.plain(problem))
+
+    def _length(self, problem: Problem) -> int:
+        """Of its prompt. Raises ValueError, naming it, where the tokenizer cannot spell it."""
+        try:
+            return len(self.prompt(problem))
+        except ValueError as error:
+            name = problem.id or repr(problem.prompt[:60])
+            raise ValueError(f"{self.name}, problem {name}: {error}") from None
 
     def decode(self, tokens: list[int]) -> str:
         # Models have rows in their vocabulary that their tokenizer does not name.
