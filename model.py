@@ -1,8 +1,8 @@
 """A GPT that loads, scores and samples. It knows token ids only: no text, no tasks, no rewards.
 
-One set of modules is GPT-2, Llama 2 and 3, SmolLM2, Qwen2, Qwen2.5, Qwen3 and Gemma 2: GPTConfig
-says what is on, and `GPT.from_pretrained` reads it from a checkpoint folder. Two ways through the
-same blocks:
+One set of modules is GPT-2, Llama 3, SmolLM2, Qwen2, Qwen2.5 and Qwen3: GPTConfig says what is on,
+and `GPT.from_pretrained` has it read from a checkpoint folder (pretrained/weights.py). Two ways
+through the same blocks:
 
     forward(tokens, ok, branch)  every token of every row at once, with gradient → logits
     extend(cache, tokens, ok)    only new tokens, after what a cache holds → the last one's state
@@ -14,7 +14,7 @@ Three rules make ragged rows right by construction.
    both stay unattended for good.
 2. *What a token sees decides where it stands.* Its position is the number of tokens it attends to
    besides itself, so padding, holes and branches need no bookkeeping of their own.
-3. *The sampler is the scorer.* `decode` draws from softmax(logits / temperature), with no top-k or
+3. *The sampler is the scorer.* `generate` draws from softmax(logits / temperature), with no top-k or
    top-p, and returns the log-probabilities of that very distribution.
 
 Dimensions: B rows, T tokens of a call, S slots of a cache, L layers, C width, H query heads,
@@ -23,15 +23,10 @@ G key/value heads, D width of a head, I width inside the MLP, V vocabulary.
 
 import contextlib
 import functools
-import json
 import math
-import os
-import re
-import types
-import typing
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
@@ -39,13 +34,20 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from pretrained.weights import (
+    FAMILIES,
+    load_tensors,
+    read_shape,
+    save_checkpoint,
+    shape_from_json,
+    shape_to_json,
+)
+
 try:  # optional, for CUDA: without it `sample` does what `fused_sample` would
     import triton
     import triton.language as tl
 except ImportError:
     triton = None
-
-FAMILIES = ("gpt2", "llama", "qwen2", "qwen3", "gemma2")  # config.json's model_type
 
 
 @dataclass(frozen=True)
@@ -67,65 +69,56 @@ class GPTConfig:
     gated: bool = False  # MLP: activation(gate(x)) · up(x) in place of activation(up(x))
     rms_norm: bool = False  # in place of LayerNorm
     norm_eps: float = 1e-5
-    norm_offset: float = 0.0  # RMSNorm scales by weight + offset (Gemma: 1)
-    post_norms: bool = False  # also norm what a block adds to the stream (Gemma 2)
     qk_norm: bool = False  # norm queries and keys, head by head (Qwen3)
     qkv_bias: bool = True
     out_bias: bool = True  # of attention's output
     mlp_bias: bool = True
     rope: float | None = None  # base of the rotary frequencies. None: learned positions
     rope_scaling: tuple[float, float, float, int] | None = None  # Llama 3's: see `frequencies`
-    score_width: float | None = None  # attention scores are divided by its root. None: D
-    score_cap: float | None = None  # c: attention scores become c · tanh(score / c) (Gemma 2)
-    logit_cap: float | None = None  # the same for the output
-    window: int | None = None  # layers 0, 2, 4, … see this many last tokens only (Gemma 2)
-    embedding_scale: float = 1.0  # token embeddings are multiplied by it (Gemma: √C)
 
     def __post_init__(self):
-        for name, kind in typing.get_type_hints(type(self)).items():
-            check_type(name, getattr(self, name), kind)
+        self._require("vocab_size context layers heads width", is_count, "a whole number above 0")
+        if self.head_width is None and self.width % self.heads:
+            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
         for name, default in (
             ("kv_heads", self.heads),
-            ("head_width", self.width // max(1, self.heads)),
+            ("head_width", self.width // self.heads),
             ("inner", 4 * self.width),
         ):
             if getattr(self, name) is None:
                 object.__setattr__(self, name, default)
-        for name in ("vocab_size", "context", "layers", "heads", "kv_heads", "width", "inner"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if self.head_width < 1 or (self.width % self.heads and self.rope is None):
-            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+        self._require("kv_heads head_width inner", is_count, "a whole number above 0")
         if self.heads % self.kv_heads:
             raise ValueError(f"heads {self.heads} is not a multiple of kv_heads {self.kv_heads}")
-        if self.activation not in ACTIVATIONS:
-            raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}")
-        if self.family not in FAMILIES:
-            raise ValueError(f"family must be one of {', '.join(FAMILIES)}: {self.family}")
-        if self.window is not None and self.window < 2:
-            raise ValueError(f"window must be at least 2, not {self.window}")
-        if self.rope is not None and self.head_width % 2:
-            raise ValueError(f"head_width {self.head_width} must be even to be rotated")
+        switches = "tied gated rms_norm qk_norm qkv_bias out_bias mlp_bias"
+        self._require(switches, lambda x: type(x) is bool, "true or false")
+        for name, known in (("family", FAMILIES), ("activation", tuple(ACTIVATIONS))):
+            self._require(name, known.__contains__, f"one of {', '.join(known)}")
+        self._require("norm_eps", is_positive, "a finite number above 0")
+        if self.rope is not None:
+            self._require("rope", is_positive, "a finite number above 0")
+            self._require("head_width", lambda x: x % 2 == 0, "even to be rotated")
+        if self.rope_scaling is not None:
+            four = "four finite numbers above 0, the low factor below the high one"
+            self._require("rope_scaling", is_scaling, four)
+
+    def _require(self, names: str, fits: Callable[[object], bool], words: str) -> None:
+        for name in names.split():
+            value = getattr(self, name)
+            if not fits(value):
+                raise ValueError(f"{name} must be {words}, not {value!r}")
 
 
-def check_type(name: str, value: object, kind: type) -> None:
-    """Raises ValueError for a value that is not of a field's type, and a float that is not finite
-    and positive; an integer is a float, too."""
-    kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
-    kinds = tuple(typing.get_origin(each) or each for each in kinds)
-    if type(value) is int and float in kinds:
-        value = float(value)
-    if type(value) not in kinds:
-        raise ValueError(f"{name} has the wrong type: {value!r}")
-    if type(value) is float and not (
-        0 < value < math.inf or (name == "norm_offset" and value == 0)
-    ):
-        raise ValueError(f"{name} must be finite and positive: {value}")
-    if isinstance(value, tuple):
-        if not all(type(part) in (int, float) and part > 0 for part in value):
-            raise ValueError(f"{name} must hold positive numbers: {value}")
-        if value[1] >= value[2]:
-            raise ValueError(f"{name} must have its low factor below its high one: {value}")
+def is_count(x: object) -> bool:
+    return type(x) is int and x > 0
+
+
+def is_positive(x: object) -> bool:
+    return type(x) in (int, float) and 0 < x < math.inf
+
+
+def is_scaling(x: object) -> bool:
+    return type(x) is tuple and len(x) == 4 and all(map(is_positive, x)) and x[1] < x[2]
 
 
 # ---------------------------------------------------------------------------------------------
@@ -156,29 +149,18 @@ def visible(ok: Tensor, branch: Tensor | None = None) -> Tensor:
     return (causal & ok[:, None, :]) | itself  # (B, T, T)
 
 
-def attend(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float, cap: float | None = None
-) -> Tensor:
-    """softmax(scale · q kᵀ) v.  q (B, H, ≥ T, D), of which the last T ask; k and v (B, G, S, D),
-    mask (B, T, S) bool → (B, T, H·D). With a cap c the scores are c · tanh(score / c)."""
-    (B, T, S), G, D = mask.shape, k.shape[1], k.shape[3]
-    q = q[:, :, -T:]
-    if cap is None:
-        gqa = G < q.shape[1]
-        if gqa and q.is_cuda:  # whose kernels for a mask know no shared heads
-            k, v, gqa = *(x.repeat_interleave(q.shape[1] // G, 1) for x in (k, v)), False
-        y = F.scaled_dot_product_attention(q, k, v, mask[:, None], scale=scale, enable_gqa=gqa)
-        return y.transpose(1, 2).reshape(B, T, -1)
-    scores = q.reshape(B, G, -1, D) @ k.transpose(2, 3)  # (B, G, H/G·T, S)
-    scores = (cap * torch.tanh(scores * (scale / cap))).view(B, G, -1, T, S)
-    scores = scores.masked_fill(~mask[:, None, None], -math.inf)
-    y = scores.softmax(-1).view(B, G, -1, S) @ v  # (B, G, H/G·T, D)
-    return y.view(B, -1, T, D).transpose(1, 2).reshape(B, T, -1)
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> Tensor:
+    """softmax(scale · q kᵀ) v.  q (B, H, T, D), k and v (B, G, S, D), mask (B, T, S) bool →
+    (B, T, H·D)."""
+    gqa = k.shape[1] < q.shape[1]
+    if gqa and q.is_cuda:  # whose kernels for a mask know no shared heads
+        k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
+        gqa = False
+    y = F.scaled_dot_product_attention(q, k, v, mask[:, None], scale=scale, enable_gqa=gqa)
+    return y.transpose(1, 2).flatten(2)
 
 
-def attend_one(
-    q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float, cap: float | None = None
-) -> Tensor:
+def attend_one(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> Tensor:
     """`attend` for one query a row, q (B, H, 1, D), with `as_bias` of its mask → (B, 1, H·D).
 
     This costs what it takes to read the cache, and products over all of it read it fastest. The
@@ -187,11 +169,10 @@ def attend_one(
     B, G, S, D = k.shape
     q = q.reshape(B * G, -1, D)  # (B·G, H/G, D)
     k, v = k.view(B * G, S, D), v.view(B * G, S, D)
-    if cap is None and k.dtype == bias.dtype:
+    if k.dtype == bias.dtype:
         scores = torch.baddbmm(bias, q, k.mT, alpha=scale)  # (B·G, H/G, S)
     else:
-        scores = scale * exact_product(q, k)
-        scores = (scores if cap is None else cap * torch.tanh(scores / cap)) + bias
+        scores = scale * exact_product(q, k) + bias
     return torch.bmm(scores.softmax(-1).to(v.dtype), v).view(B, 1, -1)
 
 
@@ -221,22 +202,22 @@ def frequencies(config: GPTConfig, device: torch.device) -> Tensor:
     """Rotary angle per position of each pair of channels, (D/2,) float32: base^(−2i/D).
 
     Llama 3 was trained on a shorter context and then stretched. rope_scaling is (factor, low,
-    high, original context): a pair that turns less than `low` times over the original context is
-    slowed down by the factor, one that turns more than `high` times is left alone, and those in
-    between are blended by how many turns they make.
+    high, original context): a pair that rotates less than `low` times over the original context is
+    slowed down by the factor, one that rotates more than `high` times is left alone, and those in
+    between are blended by how often they do.
     """
     D = config.head_width
     angle = config.rope ** -(torch.arange(0, D, 2, device=device).float() / D)
     if config.rope_scaling is not None:
         factor, low, high, original = config.rope_scaling
-        turns = original * angle / (2 * math.pi)
-        keep = ((turns - low) / (high - low)).clamp(0, 1)
+        rotations = original * angle / (2 * math.pi)
+        keep = ((rotations - low) / (high - low)).clamp(0, 1)
         angle = angle * (keep + (1 - keep) / factor)
     return angle
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turns channel pairs (i, i + D/2) by their angle; x (B, H, T, D), cos and sin (B, 1, T, D/2).
+    """Rotates channel pairs (i, i + D/2) by their angle; x (B, H, T, D), cos, sin (B, 1, T, D/2).
     Scores then depend on the distance of two tokens only (RoFormer, arXiv 2104.09864)."""
     cos, sin = cos.to(x.dtype), sin.to(x.dtype)
     left, right = x.chunk(2, dim=-1)
@@ -302,16 +283,15 @@ class Cache:
 
 
 class RMSNorm(nn.Module):
-    """x / √(mean x² + ε) · (weight + offset), in float32 whatever the weights are kept in."""
+    """x / √(mean x² + ε) · weight, in float32 whatever the weights are kept in."""
 
     def __init__(self, width: int, config: GPTConfig):
         super().__init__()
-        self.eps, self.offset = config.norm_eps, config.norm_offset
-        self.weight = nn.Parameter(torch.full((width,), 1.0 - self.offset))
+        self.eps = config.norm_eps
+        self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        scale = self.weight.float() + self.offset
-        return F.rms_norm(x.float(), scale.shape, scale, self.eps).to(x.dtype)
+        return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps).to(x.dtype)
 
 
 def make_norm(config: GPTConfig) -> nn.Module:
@@ -324,8 +304,7 @@ class Attention(nn.Module):
     def __init__(self, config: GPTConfig):
         super().__init__()
         self.H, self.G, self.D = config.heads, config.kv_heads, config.head_width
-        self.scale = (config.score_width or self.D) ** -0.5
-        self.cap = config.score_cap
+        self.scale = self.D**-0.5
         self.qkv = nn.Linear(config.width, (self.H + 2 * self.G) * self.D, bias=config.qkv_bias)
         self.out = nn.Linear(self.H * self.D, config.width, bias=config.out_bias)
         self.q_norm, self.k_norm = (
@@ -335,25 +314,36 @@ class Attention(nn.Module):
     def forward(
         self,
         x: Tensor,
+        *,
         mask: Tensor,
-        turn: tuple[Tensor, Tensor] | None,
+        bias: Tensor | None,
+        rotation: tuple[Tensor, Tensor] | None,
         cache: Cache | None,
         layer: int,
+        last_only: bool,
     ) -> Tensor:
-        """x (B, T, C) → (B, T', C), of the last T' tokens, those that the mask has rows for. A
-        mask that is not bool went through `as_bias`."""
+        """x (B, T, C) → (B, T, C), or with last_only (B, 1, C), of the last token.
+
+        mask      (B, T, S) bool: what each token attends to.
+        bias      `as_bias` of it, where T is 1 and there is a cache.
+        rotation  cos and sin of the rotary angles, (B, 1, T, D/2) each. None: no rotary positions.
+        cache     gets the tokens' keys and values, as those of this layer, and gives all it holds.
+        """
         B, T, _ = x.shape
         qkv = self.qkv(x).to(x.dtype).view(B, T, self.H + 2 * self.G, self.D).transpose(1, 2)
         q, k, v = qkv.split([self.H, self.G, self.G], dim=1)  # (B, H or G, T, D)
         if self.q_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        if turn is not None:
-            q, k = rotate(q, *turn), rotate(k, *turn)
+        if rotation is not None:
+            q, k = rotate(q, *rotation), rotate(k, *rotation)
         if cache is not None:
             k, v = cache.write(layer, k, v)  # (B, G, S, D)
             q = q.to(k.dtype)
-        way = attend if mask.dtype == torch.bool else attend_one
-        return self.out(way(q, k, v, mask, self.scale, self.cap))
+        if bias is not None:
+            return self.out(attend_one(q, k, v, bias, self.scale))
+        if last_only:
+            q, mask = q[:, :, -1:], mask[:, -1:]
+        return self.out(attend(q, k, v, mask, self.scale))
 
 
 ACTIVATIONS = {
@@ -379,22 +369,38 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm residual block; with post_norms, what it adds is normed as well."""
+    """Pre-norm residual block."""
 
     def __init__(self, config: GPTConfig):
         super().__init__()
         self.norm1, self.attention = make_norm(config), Attention(config)
         self.norm2, self.mlp = make_norm(config), MLP(config)
-        self.post1, self.post2 = (
-            make_norm(config) if config.post_norms else None for _ in range(2)
-        )
 
-    def forward(self, x: Tensor, mask: Tensor, *context) -> Tensor:
-        """x (B, T, C) → (B, T', C), see `Attention`; `context` is what else attention needs."""
-        more, x = self.attention(self.norm1(x), mask, *context), x[:, -mask.shape[1] :]
-        x = x + (more if self.post1 is None else self.post1(more))
-        more = self.mlp(self.norm2(x))
-        return x + (more if self.post2 is None else self.post2(more))
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        mask: Tensor,
+        bias: Tensor | None,
+        rotation: tuple[Tensor, Tensor] | None,
+        cache: Cache | None,
+        layer: int,
+        last_only: bool,
+    ) -> Tensor:
+        """x (B, T, C) → (B, T, C), or with last_only (B, 1, C); arguments as in `Attention`."""
+        attended = self.attention(
+            self.norm1(x),
+            mask=mask,
+            bias=bias,
+            rotation=rotation,
+            cache=cache,
+            layer=layer,
+            last_only=last_only,
+        )
+        if last_only:
+            x = x[:, -1:]
+        x = x + attended
+        return x + self.mlp(self.norm2(x))
 
 
 class Head(nn.Linear):
@@ -455,7 +461,11 @@ class GPT(nn.Module):
         are read one at a time, so memory holds one copy of the weights. Raises ValueError or
         OSError, in one line that names the file and tensor, for what does not fit."""
         folder = Path(folder)
-        config = read_config(folder)
+        shape = read_shape(folder)
+        try:
+            config = GPTConfig(**shape)
+        except ValueError as error:
+            raise ValueError(f"{folder / 'config.json'}: {error}") from None
         with torch.device("meta"):
             model = cls(config)
         model = model.to(dtype).to_empty(device=device)
@@ -467,12 +477,11 @@ class GPT(nn.Module):
         """Writes config.json and model.safetensors as the family's own tools read them. Tokenizer
         files are not the model's: copy those of the folder that it came from. Raises ValueError
         where the family has no such model, OSError where it cannot write."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        dtype = self.tokens.weight.dtype
-        content = config_to_json(self.config) | {"torch_dtype": str(dtype).removeprefix("torch.")}
-        (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n")
-        write_safetensors(folder / "model.safetensors", checkpoint_tensors(self))
+        content = shape_to_json(asdict(self.config))
+        if GPTConfig(**shape_from_json(content)) != self.config:
+            family = self.config.family
+            raise ValueError(f"a model of this shape is no {family} and has no config.json")
+        save_checkpoint(self, content, Path(folder))
 
     @property
     def device(self) -> torch.device:
@@ -501,38 +510,37 @@ class GPT(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden (…, C) → (…, V) in float32, also where the blocks ran in less."""
-        logits = self.head(hidden)
-        cap = self.config.logit_cap
-        return logits if cap is None else cap * torch.tanh(logits / cap)
+        return self.head(hidden)
 
     def logprobs(self, hidden: Tensor, tokens: Tensor, temperature: float = 1.0) -> Tensor:
         """log π(token | hidden) at a temperature: hidden (n, C), tokens (n,) int64 → (n,) float32,
         with gradient, in memory that does not grow with n · V."""
-        cap = self.config.logit_cap
-        return HeadLogprobs.apply(hidden, self.head.weight, tokens, temperature, cap)
+        return HeadLogprobs.apply(hidden, self.head.weight, tokens, temperature)
 
     def _blocks(self, tokens: Tensor, mask: Tensor, cache: Cache | None) -> Tensor:
-        config, turn, near = self.config, None, mask
-        x = self.tokens(tokens) * config.embedding_scale  # (B, T, C)
+        """tokens (B, T), which see mask (B, T, S) → their normed final states, (B, T, C). With a
+        cache only the last token's, (B, 1, C): nobody asks for the others."""
+        config, rotation, bias = self.config, None, None
+        x = self.tokens(tokens)  # (B, T, C)
         position = mask.sum(-1) - 1  # (B, T), rule 2
         if config.rope is None:
             # Empty slots may count past the end; nothing ever reads what they compute.
             x = x + self.positions(position.clamp(max=config.context - 1))
         else:
             angle = position[:, None, :, None] * frequencies(config, tokens.device)
-            turn = angle.cos(), angle.sin()  # (B, 1, T, D/2) each
-        if config.window is not None:
-            where = position if cache is None else cache.ok.cumsum(1) - 1  # of every slot, (B, S)
-            near = mask & (position[:, :, None] - where[:, None, :] < config.window)
+            rotation = angle.cos(), angle.sin()  # (B, 1, T, D/2) each
         if cache is not None and tokens.shape[1] == 1:
-            same = near is mask
-            mask = as_bias(mask, cache)
-            near = mask if same else as_bias(near, cache)
+            bias = as_bias(mask, cache)  # one query a row meets a cache: `attend_one`
         for layer, block in enumerate(self.blocks):
-            seen = mask if layer % 2 else near
-            if cache is not None and layer == config.layers - 1:
-                seen = seen[:, -1:]  # nobody asks for the other tokens' final states
-            x = block(x, seen, turn, cache, layer)
+            x = block(
+                x,
+                mask=mask,
+                bias=bias,
+                rotation=rotation,
+                cache=cache,
+                layer=layer,
+                last_only=cache is not None and layer == config.layers - 1,
+            )
         return self.norm(x)
 
 
@@ -541,7 +549,7 @@ class GPT(nn.Module):
 
 
 class HeadLogprobs(torch.autograd.Function):
-    """log softmax(cap(hidden · weightᵀ) / temperature) at one token a row, and its gradient for any
+    """log softmax(hidden · weightᵀ / temperature) at one token a row, and its gradient for any
     weights on the rows, without the (n, V) logits: both ways go through slices of the vocabulary,
     and the backward pass computes a slice's logits again instead of keeping them.
 
@@ -554,58 +562,53 @@ class HeadLogprobs(torch.autograd.Function):
 
     @staticmethod
     def slices(
-        hidden: Tensor, table: Tensor, tokens: Tensor, temperature: float, cap: float | None
+        hidden: Tensor, table: Tensor, tokens: Tensor, temperature: float
     ) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
-        """Slice by slice of the vocabulary: which it is, its capped logits / temperature, (n,
-        width), where in it each row's token lies, (n, 1), and whether it does, (n, 1)."""
+        """Slice by slice of the vocabulary: which it is, its logits / temperature, (n, width),
+        where in it each row's token lies, (n, 1), and whether it does, (n, 1)."""
         # Narrower products are slower; whole multiples of 64 keep the rows of a slice aligned.
         width = max(256, HeadLogprobs.CHUNK // max(1, len(hidden)) // 64 * 64)
         for start in range(0, len(table), width):
             part = slice(start, min(start + width, len(table)))
             logits = exact_product(hidden, table[part])
-            if cap is not None:
-                logits = cap * torch.tanh(logits / cap)
             at = (tokens - start)[:, None]
             inside = (at >= 0) & (at < part.stop - start)
             yield part, logits.div_(temperature), at.clamp(0, part.stop - start - 1), inside
 
     @staticmethod
-    def forward(ctx, hidden, weight, tokens, temperature, cap):
+    def forward(ctx, hidden, weight, tokens, temperature):
         auto = hidden.is_cuda and torch.is_autocast_enabled("cuda")
         low = torch.get_autocast_dtype("cuda") if auto else hidden.dtype
         kind = torch.promote_types(hidden.dtype, torch.float32)
         chosen = torch.zeros(len(tokens), 1, dtype=kind, device=hidden.device)
         logsumexp = torch.full_like(chosen, -math.inf)
         with torch.autocast(hidden.device.type, enabled=False):
-            given = hidden.to(low), weight.to(low), tokens, temperature, cap
+            given = hidden.to(low), weight.to(low), tokens, temperature
             for _, logits, at, inside in HeadLogprobs.slices(*given):
                 chosen = torch.where(inside, logits.gather(1, at), chosen)
                 peak = logits.amax(1, keepdim=True)
                 mass = logits.sub_(peak).exp_().sum(1, keepdim=True)
                 logsumexp = torch.logaddexp(logsumexp, peak + mass.log())
         ctx.save_for_backward(hidden, weight, tokens, logsumexp)
-        ctx.low, ctx.temperature, ctx.cap = low, temperature, cap
+        ctx.low, ctx.temperature = low, temperature
         return (chosen - logsumexp)[:, 0]
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, weights):
         hidden, weight, tokens, logsumexp = ctx.saved_tensors
-        cap, temperature = ctx.cap, ctx.temperature
-        weights = weights[:, None] / temperature
+        weights = weights[:, None] / ctx.temperature
         d_hidden, d_weight = torch.zeros_like(hidden, dtype=weights.dtype), torch.empty_like(weight)
         with torch.autocast(hidden.device.type, enabled=False):
             used, table = hidden.to(ctx.low), weight.to(ctx.low)
-            given = used, table, tokens, temperature, cap
+            given = used, table, tokens, ctx.temperature
             for part, logits, at, inside in HeadLogprobs.slices(*given):
-                # d cap·tanh(x / cap) / dx = 1 − (its value / cap)²
-                slope = None if cap is None else 1 - (logits * (temperature / cap)).square()
                 grad = logits.sub_(logsumexp).exp_().mul_(-weights)  # −softmax, weighted (n, width)
                 grad.scatter_add_(1, at, torch.where(inside, weights, 0))
-                grad = (grad if slope is None else grad.mul_(slope)).to(ctx.low)
+                grad = grad.to(ctx.low)
                 d_hidden += exact_product(grad, table[part].T)
                 d_weight[part] = exact_product(grad.T, used.T)
-        return d_hidden.to(hidden.dtype), d_weight, None, None, None
+        return d_hidden.to(hidden.dtype), d_weight, None, None
 
 
 # ---------------------------------------------------------------------------------------------
@@ -690,7 +693,7 @@ def draw(model: GPT, hidden: Tensor, temperature: float, key: Tensor) -> tuple[T
     """One token a row after hidden (N, C), and its log-probability; as `sample`."""
     if temperature == 0 or not can_fuse(hidden):
         return sample(model.logits(hidden), temperature, key)
-    return fused_sample(hidden, model.head.weight, temperature, key, model.config.logit_cap)[:2]
+    return fused_sample(hidden, model.head.weight, temperature, key)[:2]
 
 
 if triton is not None:
@@ -716,7 +719,7 @@ if triton is not None:
 
     @triton.jit
     def head_and_noise(
-        hidden, weight, row, partial, index, temperature, cap, N, V, C,
+        hidden, weight, row, partial, index, temperature, N, V, C,
         GOLDEN: tl.constexpr, WIDEN: tl.constexpr,
         BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_C: tl.constexpr,
     ):  # fmt: skip
@@ -738,8 +741,6 @@ if triton is not None:
             if WIDEN:
                 x, w = x.to(tl.float32), w.to(tl.float32)
             z = tl.dot(x, w, z, input_precision="ieee")
-        if cap is not None:
-            z = cap * (2 * tl.sigmoid(2 * z / cap) - 1)  # tanh, of which Triton has none
         z = tl.where(v[None, :] < V, z / temperature, float("-inf"))
 
         noise = gumbel(tl.load(row + n, n < N, 0)[:, None], v[None, :], GOLDEN)
@@ -760,17 +761,13 @@ if triton is not None:
         tl.store(partial + 5 * cell + 4, tl.sum(gap * e, 1), n < N)
 
     def fused_sample(
-        hidden: Tensor,
-        weight: Tensor,
-        temperature: float,
-        key: Tensor,
-        cap: float | None = None,
+        hidden: Tensor, weight: Tensor, temperature: float, key: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Head and sampler in one pass, without (N, V) logits in memory and without a host sync.
 
         hidden (N, C), weight (V, C) float32 or bfloat16, key (N,) int64, of the row and its
         position → token (N,) int64, logprob (N,) and entropy (N,) float32, of the softmax of
-        logits / temperature, where a cap has made the logits cap · tanh(logit / cap).
+        logits / temperature.
         The arg-max of logits / temperature + Gumbel noise is a draw from that softmax. The noise
         depends on (key, token) only: not on the batch, the rows' order or the blocks. Temperature
         0 is left to `sample`.
@@ -783,11 +780,10 @@ if triton is not None:
         grid = (triton.cdiv(N, 64), triton.cdiv(V, 128))
         partial = hidden.new_empty(N, grid[1], 5, dtype=torch.float32)
         index = hidden.new_empty(N, grid[1], dtype=torch.int64)
-        capped = None if cap is None else float(cap)
         # Triton's interpreter multiplies bfloat16 as if its bits were integers.
         widen = not isinstance(head_and_noise, triton.JITFunction)
         head_and_noise[grid](
-            hidden, weight, key, partial, index, float(temperature), capped, N, V, C,
+            hidden, weight, key, partial, index, float(temperature), N, V, C,
             GOLDEN, widen, BLOCK_N=64, BLOCK_V=128, BLOCK_C=line, num_warps=8,
         )  # fmt: skip
         noisy, chosen, peak, total, moment = partial.unbind(-1)  # (N, blocks) each
@@ -1165,370 +1161,3 @@ def capture(step: Callable, args: tuple[Tensor, ...], pool) -> Callable:
         return results
 
     return replay
-
-
-# ---------------------------------------------------------------------------------------------
-# Open checkpoints: config.json and *.safetensors, as model hubs keep them
-
-
-def read_json(path: Path) -> dict:
-    try:
-        content = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON ({error})") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} does not hold a JSON object")
-    return content
-
-
-# What config.json may say that this code does not do; absent or as here, it is not in use.
-UNUSED = {
-    "quantization_config": None,
-    "scale_attn_weights": True,
-    "scale_attn_by_inverse_layer_idx": False,
-    "reorder_and_upcast_attn": False,
-    "add_cross_attention": False,
-    "use_sliding_window": False,
-    "use_bidirectional_attention": None,
-    "partial_rotary_factor": 1.0,
-}
-ACTIVATION_NAMES = {  # config.json's → ours
-    "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "gelu": "gelu",
-    "silu": "silu",
-}
-
-
-def read_config(folder: str | Path) -> GPTConfig:
-    """The shape of a checkpoint folder's model. Raises ValueError or OSError, naming the file."""
-    path = Path(folder) / "config.json"
-    raw = read_json(path)
-    try:
-        return config_from_json(raw)
-    except KeyError as error:
-        raise ValueError(f"{path} has no {error}") from None
-    except (TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"{path}: {error}") from None
-
-
-def config_from_json(raw: dict) -> GPTConfig:
-    """The shape of a model from its config.json. A key that is absent has the default of its
-    family. Raises ValueError for an unknown family or a feature not built here, KeyError for a
-    missing key, and TypeError or AttributeError for one of the wrong type."""
-    family = raw.get("model_type")
-    if family not in FAMILIES:
-        raise ValueError(f"model_type {family!r} is not one of {', '.join(FAMILIES)}")
-    for name, unused in UNUSED.items():
-        if raw.get(name, unused) not in (unused, None):
-            raise ValueError(f"{name} {raw[name]!r} is not supported")
-    shape = gpt2_shape(raw) if family == "gpt2" else llama_shape(raw, family)
-    return GPTConfig(vocab_size=raw["vocab_size"], family=family, **shape)
-
-
-def activation(name: str) -> str:
-    """Ours for config.json's; raises ValueError for one that is not built here."""
-    if name not in ACTIVATION_NAMES:
-        raise ValueError(f"activation {name!r} is not one of {', '.join(ACTIVATION_NAMES)}")
-    return ACTIVATION_NAMES[name]
-
-
-def gpt2_shape(raw: dict) -> dict:
-    return {
-        "context": raw["n_positions"],
-        "layers": raw["n_layer"],
-        "heads": raw["n_head"],
-        "width": raw["n_embd"],
-        "inner": raw.get("n_inner"),
-        "activation": activation(raw.get("activation_function", "gelu_new")),
-        "norm_eps": raw.get("layer_norm_epsilon", 1e-5),
-        "tied": raw.get("tie_word_embeddings", True),
-    }
-
-
-def llama_shape(raw: dict, family: str) -> dict:
-    """Llama and the families that grew from it."""
-    rope = raw.get("rope_parameters") or {
-        "rope_theta": raw.get("rope_theta", 10000.0),
-        **(raw.get("rope_scaling") or {}),
-    }
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind not in ("default", "llama3"):
-        raise ValueError(f"rope type {kind!r} is not supported")
-    scaling = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-    bias = raw.get("attention_bias", False)
-    shape = {
-        "context": raw["max_position_embeddings"],
-        "layers": raw["num_hidden_layers"],
-        "heads": raw["num_attention_heads"],
-        "kv_heads": raw.get("num_key_value_heads"),
-        "head_width": raw.get("head_dim", {"qwen3": 128, "gemma2": 256}.get(family)),
-        "width": raw["hidden_size"],
-        "inner": raw["intermediate_size"],
-        "activation": activation(raw.get("hidden_act", "silu")),
-        "tied": raw.get("tie_word_embeddings", family == "gemma2"),
-        "gated": True,
-        "rms_norm": True,
-        "norm_eps": raw.get("rms_norm_eps", 1e-6),
-        "qk_norm": family == "qwen3",
-        "qkv_bias": bias or family == "qwen2",
-        "out_bias": bias,
-        "mlp_bias": raw.get("mlp_bias", False),
-        "rope": rope.get("rope_theta", 10000.0),
-        "rope_scaling": tuple(rope[name] for name in scaling) if kind == "llama3" else None,
-    }
-    return shape | (gemma2_shape(raw) if family == "gemma2" else {})
-
-
-def gemma2_shape(raw: dict) -> dict:
-    """What Gemma 2 has beside Llama's shape."""
-    layers = raw["num_hidden_layers"]
-    alternating = [("full_attention", "sliding_attention")[i % 2 == 0] for i in range(layers)]
-    if raw.get("layer_types", alternating) != alternating:
-        raise ValueError("layer_types other than sliding, full, sliding, … are not supported")
-    return {
-        "activation": activation(raw.get("hidden_activation", "gelu_pytorch_tanh")),
-        "norm_offset": 1.0,
-        "post_norms": True,
-        "score_width": raw.get("query_pre_attn_scalar", 256),
-        "score_cap": raw.get("attn_logit_softcapping", 50.0),
-        "logit_cap": raw.get("final_logit_softcapping", 30.0),
-        "window": raw.get("sliding_window", 4096),
-        "embedding_scale": raw["hidden_size"] ** 0.5,
-    }
-
-
-def config_to_json(config: GPTConfig) -> dict:
-    """A config.json with which `config_from_json` and the family's own tools build this model.
-    Raises ValueError where the family has no such model."""
-    raw = {
-        "model_type": config.family,
-        "vocab_size": config.vocab_size,
-        "tie_word_embeddings": config.tied,
-    }
-    if config.family == "gpt2":
-        raw |= {
-            "architectures": ["GPT2LMHeadModel"],
-            "n_positions": config.context,
-            "n_layer": config.layers,
-            "n_head": config.heads,
-            "n_embd": config.width,
-            "n_inner": config.inner,
-            "activation_function": config.activation.replace("gelu_tanh", "gelu_new"),
-            "layer_norm_epsilon": config.norm_eps,
-        }
-    else:
-        raw |= llama_json(config)
-    if config_from_json(raw) != config:
-        raise ValueError(f"a model of this shape is no {config.family} and has no config.json")
-    return raw
-
-
-def llama_json(config: GPTConfig) -> dict:
-    raw = {
-        "architectures": [f"{config.family.capitalize()}ForCausalLM"],
-        "max_position_embeddings": config.context,
-        "num_hidden_layers": config.layers,
-        "num_attention_heads": config.heads,
-        "num_key_value_heads": config.kv_heads,
-        "head_dim": config.head_width,
-        "hidden_size": config.width,
-        "intermediate_size": config.inner,
-        "hidden_act": config.activation.replace("gelu_tanh", "gelu_pytorch_tanh"),
-        "rms_norm_eps": config.norm_eps,
-        "attention_bias": config.out_bias,
-        "mlp_bias": config.mlp_bias,
-        "rope_theta": config.rope,
-    }
-    if config.rope_scaling is not None:
-        factor, low, high, original = config.rope_scaling
-        raw["rope_scaling"] = {
-            "rope_type": "llama3",
-            "factor": factor,
-            "low_freq_factor": low,
-            "high_freq_factor": high,
-            "original_max_position_embeddings": original,
-        }
-    if config.family == "gemma2":
-        raw |= {
-            "hidden_activation": raw["hidden_act"],
-            "query_pre_attn_scalar": config.score_width,
-            "attn_logit_softcapping": config.score_cap,
-            "final_logit_softcapping": config.logit_cap,
-            "sliding_window": config.window,
-        }
-    return raw
-
-
-def checkpoint_tensors(model: GPT) -> dict[str, Tensor]:
-    """What a folder of the model's family calls its tensors, each a view of our parameters: one
-    list for both ways, since loading writes through the views and saving reads them."""
-    tensors = gpt2_tensors(model) if model.config.family == "gpt2" else llama_tensors(model)
-    tensors = {name: tensor.detach() for name, tensor in tensors if tensor is not None}
-    if not model.config.tied:
-        tensors["lm_head.weight"] = model.head.weight.detach()
-    return tensors
-
-
-def gpt2_tensors(model: GPT) -> Iterator[tuple[str, Tensor]]:
-    """GPT-2 keeps the matrices of its blocks as (inputs, outputs)."""
-    top = "transformer"
-    yield f"{top}.wte.weight", model.tokens.weight
-    yield f"{top}.wpe.weight", model.positions.weight
-    for i, block in enumerate(model.blocks):
-        for name, linear in (
-            ("attn.c_attn", block.attention.qkv),
-            ("attn.c_proj", block.attention.out),
-            ("mlp.c_fc", block.mlp.up),
-            ("mlp.c_proj", block.mlp.out),
-        ):
-            yield f"{top}.h.{i}.{name}.weight", linear.weight.T
-            yield f"{top}.h.{i}.{name}.bias", linear.bias
-        for name, norm in (("ln_1", block.norm1), ("ln_2", block.norm2)):
-            yield f"{top}.h.{i}.{name}.weight", norm.weight
-            yield f"{top}.h.{i}.{name}.bias", norm.bias
-    yield f"{top}.ln_f.weight", model.norm.weight
-    yield f"{top}.ln_f.bias", model.norm.bias
-
-
-def llama_tensors(model: GPT) -> Iterator[tuple[str, Tensor | None]]:
-    """Llama and its kin keep apart what we fuse: queries, keys and values; gate and up. A bias that
-    the model lacks is None."""
-    config = model.config
-    heads = [n * config.head_width for n in (config.heads, config.kv_heads, config.kv_heads)]
-    yield "model.embed_tokens.weight", model.tokens.weight
-    yield "model.norm.weight", model.norm.weight
-    for i, block in enumerate(model.blocks):
-        attention, mlp = block.attention, block.mlp
-        for names, rows, linear in (
-            (("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), heads, attention.qkv),
-            (("self_attn.o_proj",), [config.width], attention.out),
-            (("mlp.gate_proj", "mlp.up_proj"), [config.inner] * 2, mlp.up),
-            (("mlp.down_proj",), [config.width], mlp.out),
-        ):
-            for kind in ("weight", "bias"):
-                whole = getattr(linear, kind)
-                parts = [None] * len(rows) if whole is None else whole.split(rows)
-                yield from ((f"model.layers.{i}.{n}.{kind}", p) for n, p in zip(names, parts))
-        norms = {"input_layernorm": block.norm1, "post_attention_layernorm": block.norm2}
-        if config.post_norms:
-            norms |= {
-                "post_attention_layernorm": block.post1,
-                "pre_feedforward_layernorm": block.norm2,
-                "post_feedforward_layernorm": block.post2,
-            }
-        if config.qk_norm:
-            norms |= {"self_attn.q_norm": attention.q_norm, "self_attn.k_norm": attention.k_norm}
-        for name, norm in norms.items():
-            yield f"model.layers.{i}.{name}.weight", norm.weight
-
-
-# Masks and frequencies that old files carry beside the weights.
-BUFFERS = re.compile(r".*\.attn\.(masked_)?bias|.*rotary_emb\.inv_freq")
-
-
-def load_tensors(model: GPT, folder: Path) -> None:
-    """Fills the model from the folder's *.safetensors, one tensor in memory at a time."""
-    wanted = checkpoint_tensors(model)
-    found: set[str] = set()
-    for path in safetensors_files(folder):
-        header, start = read_header(path)
-        with path.open("rb") as file:
-            for name, (dtype, shape, begin, end) in header.items():
-                if name.split(".")[0] in ("wte", "wpe", "h", "ln_f"):
-                    name = "transformer." + name  # GPT-2's first files leave it out
-                if name == "lm_head.weight" and model.config.tied:
-                    continue  # some files repeat it
-                if name not in wanted or name in found:
-                    which = "twice" if name in found else "which config.json has no place for"
-                    raise ValueError(f"{path} holds {name}, {which}")
-                if tuple(wanted[name].shape) != shape:
-                    raise ValueError(
-                        f"{path}: {name} is {list(shape)}, but config.json makes it "
-                        f"{list(wanted[name].shape)}"
-                    )
-                raw = torch.empty(end - begin, dtype=torch.uint8)
-                file.seek(start + begin)
-                file.readinto(raw.numpy())
-                wanted[name].copy_(raw.view(dtype).view(shape))
-                found.add(name)
-    missing = sorted(wanted.keys() - found)
-    if missing:
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        tie = "; should tie_word_embeddings be true?" if missing == ["lm_head.weight"] else ""
-        raise ValueError(f"{folder} lacks the tensor {missing[0]}{more}{tie}")
-
-
-def safetensors_files(folder: Path) -> list[Path]:
-    """The files with the weights: those that the index names, or else model.safetensors."""
-    index = folder / "model.safetensors.index.json"
-    if not index.exists():
-        path = folder / "model.safetensors"
-        if not path.exists():
-            hint = "; pickled weights are never read" if any(folder.glob("*.bin")) else ""
-            raise FileNotFoundError(f"{folder} has no model.safetensors{hint}")
-        return [path]
-    names = read_json(index).get("weight_map")
-    if not isinstance(names, dict) or not all(isinstance(n, str) for n in names.values()):
-        raise ValueError(f"{index} has no weight_map")
-    paths = [folder / Path(name).name for name in sorted(set(names.values()))]
-    for path in paths:
-        if not path.exists():
-            raise FileNotFoundError(f"{index} names {path.name}, which is missing")
-    return paths
-
-
-# The format is a length, a JSON header and raw little-endian arrays: reading it takes fewer lines
-# than asking for the library politely, and nothing has to be installed.
-DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-
-
-def read_header(path: Path) -> tuple[dict[str, tuple[torch.dtype, tuple[int, ...], int, int]], int]:
-    """(name → (dtype, shape, begin, end), where the data starts) of a safetensors file; begin and
-    end count bytes from there. Raises ValueError where these do not fit each other or the file."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if length > size - 8:
-            raise ValueError(f"{path} is truncated or not a safetensors file")
-        try:
-            raw = json.loads(file.read(length))
-            raw.pop("__metadata__", None)
-            header = {
-                name: (DTYPES[entry["dtype"]], tuple(entry["shape"]), *entry["data_offsets"])
-                for name, entry in raw.items()
-                if not BUFFERS.fullmatch(name)
-            }
-            for name, (dtype, shape, begin, end) in header.items():
-                if not all(type(n) is int and n >= 0 for n in (*shape, begin, end)):
-                    raise ValueError(f"{name} has sizes that are not whole numbers")
-                if end - begin != math.prod(shape) * dtype.itemsize:
-                    raise ValueError(f"the size of {name} is not that of its shape")
-            ranges = sorted(entry[2:] for entry in header.values())
-            if any(end > begin for (_, end), (begin, _) in zip(ranges, ranges[1:])):
-                raise ValueError("tensors overlap")
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise ValueError(f"{path} has a header that cannot be read ({error})") from None
-    start = 8 + length
-    last = max((end for *_, end in header.values()), default=0)
-    if start + last > size:
-        raise ValueError(f"{path} is truncated: {size} bytes of {start + last}")
-    return header, start
-
-
-def write_safetensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    codes = {dtype: code for code, dtype in DTYPES.items()}
-    header: dict = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name, tensor in tensors.items():
-        begin, end = end, end + tensor.numel() * tensor.element_size()
-        entry = {"dtype": codes[tensor.dtype], "shape": list(tensor.shape)}
-        header[name] = entry | {"data_offsets": [begin, end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)  # the data is aligned
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for tensor in tensors.values():
-            file.write(tensor.cpu().contiguous().view(torch.uint8).numpy().data)
-    os.replace(partial, path)

@@ -44,7 +44,7 @@ from tqdm import tqdm
 import data
 import rewards
 import score
-from model import GPT, GPTConfig, read_config, read_json
+from model import GPT, GPTConfig
 
 
 class BadInput(Exception):
@@ -150,6 +150,17 @@ def first_line(error: Exception) -> str:
 
 def write_json(path: Path, content: dict) -> None:
     write_atomically(path, lambda p: p.write_text(json.dumps(content, indent=2) + "\n"))
+
+
+def read_json(path: Path) -> dict:
+    """A JSON object. Raises ValueError or OSError, in one line that names the file."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} does not hold a JSON object")
+    return content
 
 
 def read_pt(path: Path, keys: set[str]) -> dict:
@@ -836,11 +847,10 @@ def source(run: Run) -> data.Source:
     init = Path(run.init)
     if not init.is_dir():
         raise BadInput(f"--init {init}: no such folder")
-    tokenizer = data.load_tokenizer(init)
     return data.Source(
         folder=Path(run.data_dir or f"data/{run.data}"),
-        layout=data.pick_layout(tokenizer, run.layout),
-        context=read_config(init).context,
+        init=init,
+        layout=run.layout,
         max_new_tokens=run.max_new_tokens,
         attempts=run.attempts,
         limit=run.limit,

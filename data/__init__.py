@@ -1,28 +1,16 @@
-"""Problems and tokenizers: one file a source, one way in.
+"""Problems: one file a source, one way in.
 
 `load` gives a Task. A task has what the algorithm needs and nothing more: problems by split, token
 ids for them and for the instruction between the attempts, text for what the model wrote, rewards.
 """
 
 from data.arithmetic import FAMILIES, ArithmeticTask
-from data.chat import pick_layout
 from data.hendrycks import MathTask
 from data.programs import ProgramTask
 from data.task import Problem, Task
 from data.text import Source, TextTask
-from data.tokenizer import load_tokenizer
 
-__all__ = [
-    "FAMILIES",
-    "OPEN",
-    "Problem",
-    "Source",
-    "Task",
-    "TextTask",
-    "load",
-    "load_tokenizer",
-    "pick_layout",
-]
+__all__ = ["FAMILIES", "OPEN", "Problem", "Source", "Task", "TextTask", "load"]
 
 OPEN = {task.name: task for task in (MathTask, ProgramTask)}
 

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from data.chat import Layout
 from data.task import Problem, Task
+from pretrained.chat import pick_layout
+from pretrained.tokenizer import load_tokenizer
+from pretrained.weights import read_shape
 
 
 @dataclass(frozen=True)
@@ -17,8 +19,9 @@ class Source:
     """Where an open task's problems and tokens come from."""
 
     folder: Path  # of the data
-    layout: Layout
-    context: int  # most tokens that the model holds
+    init: Path  # of the model
+    layout: str = "auto"  # of prompts: chatml, llama3, plain; auto goes by the model's tokenizer
+    context: int | None = None  # most tokens of a problem and its attempts. None: the model's
     max_new_tokens: int | None = None  # of an attempt. None: the task's own
     attempts: int = 2  # of an evaluation, that must fit the context
     limit: int | None = None  # most problems of a split
@@ -29,8 +32,9 @@ class Source:
 class TextTask(Task):
     """Problems by split, laid out for a model, in an order that has nothing to do with the files'.
 
-    A subclass sets `system`, `instruction` (p), `plain_revise` and `max_new_tokens`, and says how a
-    problem reads to a chat model (`user`) and to a base model (`plain`).
+    Problems have an `id`, which may be empty. A subclass sets `system`, `instruction` (p),
+    `plain_revise` and `max_new_tokens`, and says how a problem reads to a chat model (`user`) and
+    to a base model (`plain`).
     """
 
     system: str  # the system turn
@@ -38,8 +42,9 @@ class TextTask(Task):
     plain_revise: str  # p, as a base model's running text
 
     def __init__(self, source: Source, splits: dict[str, list[Problem]], notes: list[str]):
-        self.layout, self.encoding = source.layout, source.layout.tokenizer.encoding
-        self.eos = self.layout.eos
+        self.layout = pick_layout(load_tokenizer(source.init), source.layout)
+        self.encoding, self.eos = self.layout.tokenizer.encoding, self.layout.eos
+        context = source.context or read_shape(source.init)["context"]
         self.runs_on = self.layout.style == "plain"  # base models seldom end a text
         self.close = [] if self.runs_on else [self.eos]
         self.revise = self.layout.revise(self.instruction, self.plain_revise)
@@ -50,13 +55,13 @@ class TextTask(Task):
         for name, problems in splits.items():
             # An evaluation of more attempts must not change what is trained on.
             attempts = 2 if name == "train" else source.attempts
-            room = source.context - self.room(attempts)
-            fit = [x for x in problems if len(self.prompt(x)) <= room]
+            room = context - self.room(attempts)
+            fit = [x for x in problems if self._length(x) <= room]
             self.skipped[name] = len(problems) - len(fit)
             if self.skipped[name]:
                 self.notes.append(
                     f"{self.skipped[name]} of {len(problems)} {name} problems are skipped: prompt "
-                    f"and {attempts} attempts exceed the context of {source.context}"
+                    f"and {attempts} attempts exceed the context of {context}"
                 )
             if problems and not fit:
                 raise ValueError(f"{self.name}: {self.notes[-1]}")
@@ -74,6 +79,14 @@ class TextTask(Task):
 
     def prompt(self, problem: Problem) -> list[int]:
         return self.layout.prompt(self.system, self.user(problem), self.plain(problem))
+
+    def _length(self, problem: Problem) -> int:
+        """Of its prompt. Raises ValueError, naming it, where the tokenizer cannot spell it."""
+        try:
+            return len(self.prompt(problem))
+        except ValueError as error:
+            name = problem.id or repr(problem.prompt[:60])
+            raise ValueError(f"{self.name}, problem {name}: {error}") from None
 
     def decode(self, tokens: list[int]) -> str:
         # Models have rows in their vocabulary that their tokenizer does not name.

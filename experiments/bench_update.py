@@ -62,7 +62,7 @@ def checkpointed(hidden, weight, tokens):
 
 
 def slices(hidden, weight, tokens):
-    return HeadLogprobs.apply(hidden, weight, tokens, 1.0, None)
+    return HeadLogprobs.apply(hidden, weight, tokens, 1.0)
 
 
 def library(hidden, weight, tokens):

@@ -10,8 +10,9 @@ from text, so that a problem which spells one does not become one.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from data.tokenizer import Tokenizer
+from pretrained.tokenizer import Tokenizer
 
 
 class Control(str):
@@ -27,11 +28,17 @@ def turn(style: str, role: str, text: str | None) -> list[str]:
     return header + (["\n\n"] if text is None else ["\n\n" + text.strip(), Control("<|eot_id|>")])
 
 
-# What stands before the first turn, what ends an attempt, and what stands between that and the
-# next turn.
+class Style(NamedTuple):
+    """What a style has beside its turns."""
+
+    before: list[str]  # the first turn
+    end: Control  # of an attempt
+    between: list[str]  # that end and the next turn
+
+
 STYLES = {
-    "chatml": ([], Control("<|im_end|>"), ["\n"]),
-    "llama3": ([Control("<|begin_of_text|>")], Control("<|eot_id|>"), []),
+    "chatml": Style([], Control("<|im_end|>"), ["\n"]),
+    "llama3": Style([Control("<|begin_of_text|>")], Control("<|eot_id|>"), []),
 }
 
 
@@ -55,7 +62,7 @@ class Layout:
         """What ends an attempt: the end of a turn, or of the document."""
         if self.style == "plain":
             return self.tokenizer.eos
-        return self.tokenizer.encoding.encode_single_token(STYLES[self.style][1])
+        return self.tokenizer.encoding.encode_single_token(STYLES[self.style].end)
 
     def prompt(self, system: str, user: str, plain: str) -> list[int]:
         """[x]: system and user turns and the opening of the assistant's, or else `plain`."""
@@ -63,21 +70,22 @@ class Layout:
             bos = [self.tokenizer.bos] if self.tokenizer.adds_bos else []
             return bos + self.tokenizer.encoding.encode_ordinary(plain)
         turns = [("system", system), ("user", user), ("assistant", None)]
-        bos = self.style == "chatml" and "bos_token" in self.tokenizer.chat
-        return [self.tokenizer.bos] * bos + self._encode(STYLES[self.style][0], turns)
+        ids = self._encode(STYLES[self.style].before, turns)
+        if self.style == "chatml" and "bos_token" in self.tokenizer.chat:
+            return [self.tokenizer.bos, *ids]
+        return ids
 
     def revise(self, instruction: str, plain: str) -> list[int]:
         """[p], after the token that ended attempt 1."""
         if self.style == "plain":
             return self.tokenizer.encoding.encode_ordinary(plain)
         turns = [("user", instruction), ("assistant", None)]
-        return self._encode(STYLES[self.style][2], turns)
+        return self._encode(STYLES[self.style].between, turns)
 
     def _encode(self, before: list[str], turns: list[tuple[str, str | None]]) -> list[int]:
         encoding, ids = self.tokenizer.encoding, []
         parts = before + [part for role, text in turns for part in turn(self.style, role, text)]
-        parts += thought(self.tokenizer)
-        for part in merged(parts):
+        for part in joined(parts + thought(self.tokenizer)):
             if isinstance(part, Control):
                 ids.append(encoding.encode_single_token(part))
             else:
@@ -85,38 +93,43 @@ class Layout:
         return ids
 
 
-def merged(parts: list[str]) -> list[str]:
-    """Neighbouring texts joined: tokens may cross from one to the next, but not control tokens."""
-    joined: list[str] = []
+def joined(parts: list[str]) -> list[str]:
+    """Neighbouring texts made one: a token may hold the end of one and the start of the next, but
+    never crosses a control token."""
+    result: list[str] = []
     for part in parts:
-        if joined and not isinstance(part, Control) and not isinstance(joined[-1], Control):
-            joined[-1] += part
+        if result and not isinstance(part, Control) and not isinstance(result[-1], Control):
+            result[-1] += part
         else:
-            joined.append(part)
-    return joined
+            result.append(part)
+    return result
 
 
 def pick_layout(tokenizer: Tokenizer, style: str = "auto") -> Layout:
-    """The style asked for. auto takes that of the folder's chat template where a turn's end is the
-    model's end of text, too: base models come with templates that they were never tuned to, and
-    read plain text. Raises ValueError for an unknown style or template, and for a style whose
-    control tokens the tokenizer lacks."""
-    known = tokenizer.encoding.special_tokens_set
-    ends = {name: end for name, (_, end, _) in STYLES.items()}
+    """The style asked for; auto goes by the folder. Raises ValueError for an unknown style or
+    template, and for a style whose control tokens the tokenizer lacks."""
     if style == "auto":
-        fits = [name for name, end in ends.items() if end in tokenizer.chat and end in known]
-        if tokenizer.chat and not fits:
-            raise ValueError(
-                "the model's chat template is neither ChatML nor Llama 3's; --layout plain would "
-                "leave it out"
-            )
-        tuned = fits and tokenizer.encoding.encode_single_token(ends[fits[0]]) == tokenizer.eos
-        style = fits[0] if tuned else "plain"
-    if style not in (*ends, "plain"):
-        raise ValueError(f"layout must be auto, {', '.join(ends)} or plain: {style}")
+        style = style_of(tokenizer)
+    if style not in (*STYLES, "plain"):
+        raise ValueError(f"layout must be auto, {', '.join(STYLES)} or plain: {style}")
     if style != "plain":
-        needed = [*STYLES[style][0], *turn(style, "user", ""), *thought(tokenizer)]
-        lacking = [part for part in needed if isinstance(part, Control) and part not in known]
-        if lacking:
-            raise ValueError(f"the model's tokenizer has no {lacking[0]}, which {style} needs")
+        needed = [*STYLES[style].before, *turn(style, "user", ""), *thought(tokenizer)]
+        for part in needed:
+            if isinstance(part, Control) and part not in tokenizer.encoding.special_tokens_set:
+                raise ValueError(f"the model's tokenizer has no {part}, which {style} needs")
     return Layout(tokenizer, style)
+
+
+def style_of(tokenizer: Tokenizer) -> str:
+    """That of the folder's chat template where a turn's end is the model's end of text, too: base
+    models come with templates that they were never tuned to, and read plain text."""
+    if not tokenizer.chat:
+        return "plain"
+    for name, style in STYLES.items():
+        if style.end in tokenizer.chat and style.end in tokenizer.encoding.special_tokens_set:
+            tuned = tokenizer.encoding.encode_single_token(style.end) == tokenizer.eos
+            return name if tuned else "plain"
+    raise ValueError(
+        "the model's chat template is neither ChatML nor Llama 3's; --layout plain would leave it "
+        "out"
+    )

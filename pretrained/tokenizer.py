@@ -6,12 +6,13 @@ list merges in order, so the two must agree, and that is checked. Llama 2 and Ge
 SentencePiece models, which split text by other rules and are refused.
 """
 
-import json
 import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
 import tiktoken
+
+from pretrained.weights import KNOWN, read_json
 
 GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 # The same where every digit is first cut out on its own: no blank joins a digit, and a run of
@@ -23,14 +24,42 @@ QWEN_PATTERN = (
 )
 
 
-class NFC(tiktoken.Encoding):
-    """Composes characters before encoding, as Qwen's tokenizers do."""
+class ByteLevel(tiktoken.Encoding):
+    """An encoding that refuses text with a byte that it has no token for. The vocabulary of SmolLM2
+    lacks some that hardly any text holds; at one of them tiktoken panics, and transformers leaves
+    it out without a word."""
+
+    def __init__(self, name: str, *, mergeable_ranks: dict[bytes, int], **options):
+        super().__init__(name, mergeable_ranks=mergeable_ranks, **options)
+        self.lacking = {byte for byte in range(256) if bytes([byte]) not in mergeable_ranks}
+
+    def prepare(self, text: str) -> str:
+        """The text to cut into tokens. Raises ValueError, naming the byte, where it has none."""
+        if not self.lacking:
+            return text
+        # Half a surrogate pair becomes what tiktoken makes of it.
+        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        found = self.lacking.intersection(text.encode())
+        if found:
+            byte = min(found)
+            character = next(each for each in text if byte in each.encode())
+            raise ValueError(
+                f"the model's tokenizer has no token for the byte {byte} of {character!r}"
+            )
+        return text
 
     def encode(self, text: str, **options) -> list[int]:
-        return super().encode(unicodedata.normalize("NFC", text), **options)
+        return super().encode(self.prepare(text), **options)
 
     def encode_ordinary(self, text: str) -> list[int]:
-        return super().encode_ordinary(unicodedata.normalize("NFC", text))
+        return super().encode_ordinary(self.prepare(text))
+
+
+class ComposedByteLevel(ByteLevel):
+    """Composes characters first (Unicode's NFC), as Qwen's tokenizers do."""
+
+    def prepare(self, text: str) -> str:
+        return super().prepare(unicodedata.normalize("NFC", text))
 
 
 @dataclass(frozen=True)
@@ -48,46 +77,38 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     """Raises ValueError or OSError, in one line that names the file, for a tokenizer that is
     missing, malformed or not byte-level BPE."""
     folder = Path(folder)
-    settings = read(folder / "tokenizer_config.json") or {}
-    whole = read(folder / "tokenizer.json")
+    settings = read_if_there(folder / "tokenizer_config.json")
+    whole = read_if_there(folder / "tokenizer.json")
     try:
-        if whole is not None:
-            encoding = from_tokenizer_json(whole, folder)
+        if (folder / "tokenizer.json").exists():
+            encoding = from_tokenizer_json(whole, folder / "tokenizer.json")
         elif (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
             encoding = from_vocab_and_merges(folder, settings)
         elif (folder / "tokenizer.model").exists():
             raise ValueError(not_byte_level(folder / "tokenizer.model"))
         else:
             raise FileNotFoundError(f"no tokenizer.json, nor vocab.json and merges.txt in {folder}")
-        added = added_first(whole or {})
+        first = first_of_every_text(whole)
         return Tokenizer(
             encoding,
             eos=end_of_text(encoding, settings, folder),
-            bos=token_named(encoding, added or settings.get("bos_token")),
-            adds_bos=added is not None or settings.get("add_bos_token", False),
+            bos=token_named(encoding, first or settings.get("bos_token")),
+            adds_bos=first is not None or settings.get("add_bos_token", False),
             chat=chat_template(settings, folder),
         )
     except (KeyError, TypeError, AttributeError, OverflowError, UnicodeDecodeError) as error:
         raise ValueError(f"{folder} holds a malformed tokenizer ({error!r})") from None
 
 
-def read(path: Path) -> dict | None:
-    """A JSON object, or None where there is no such file."""
-    if not path.exists():
-        return None
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON ({error})") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} does not hold a JSON object")
-    return content
+def read_if_there(path: Path) -> dict:
+    """A JSON object, empty where there is no such file."""
+    return read_json(path) if path.exists() else {}
 
 
 def not_byte_level(path: Path) -> str:
     return (
         f"{path} is not a byte-level BPE; as with Llama 2 and Gemma it splits text by the rules of "
-        "SentencePiece. GPT-2, Llama 3, SmolLM2 and Qwen models have tokenizers that work"
+        f"SentencePiece. The tokenizers of {KNOWN} work"
     )
 
 
@@ -95,10 +116,11 @@ def not_byte_level(path: Path) -> str:
 # The two forms
 
 
-def from_tokenizer_json(raw: dict, folder: Path) -> tiktoken.Encoding:
-    path, model = folder / "tokenizer.json", raw["model"]
+def from_tokenizer_json(raw: dict, path: Path) -> ByteLevel:
+    model = raw["model"]
     steps = flattened(raw.get("pre_tokenizer"), "pretokenizers")
-    if model.get("type", "BPE") != "BPE" or not any(s["type"] == "ByteLevel" for s in steps):
+    byte_level = any(step["type"] == "ByteLevel" for step in steps)
+    if model.get("type", "BPE") != "BPE" or not byte_level:
         raise ValueError(not_byte_level(path))
     for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(name):
@@ -106,12 +128,14 @@ def from_tokenizer_json(raw: dict, folder: Path) -> tiktoken.Encoding:
     normalizers = [step["type"] for step in flattened(raw.get("normalizer"), "normalizers")]
     if normalizers not in ([], ["NFC"]):
         raise ValueError(f"{path}: the normalizer {', '.join(normalizers)} is not supported")
-    merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
-    special = {token["content"]: token["id"] for token in raw.get("added_tokens", [])}
-    kind = NFC if normalizers else tiktoken.Encoding
-    whole_words = model.get("ignore_merges", False)
     return build(
-        kind, path, split_pattern(steps, path), model["vocab"], merges, special, whole_words
+        ComposedByteLevel if normalizers else ByteLevel,
+        path,
+        split_pattern(steps, path),
+        model["vocab"],
+        [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]],
+        special={token["content"]: token["id"] for token in raw.get("added_tokens", [])},
+        whole_words=model.get("ignore_merges", False),
     )
 
 
@@ -119,69 +143,63 @@ def flattened(step: dict | None, name: str) -> list[dict]:
     """A pipeline's steps, whether it is none, one or a sequence of them."""
     if step is None:
         return []
-    return (
-        [part for inner in step[name] for part in flattened(inner, name)]
-        if name in step
-        else [step]
-    )
+    if name not in step:
+        return [step]
+    return [part for inner in step[name] for part in flattened(inner, name)]
 
 
 def split_pattern(steps: list[dict], path: Path) -> str:
     """One regular expression that cuts text as the steps together do."""
     *before, last = steps
-    plain = last["type"] == "ByteLevel" and not last.get("add_prefix_space", False)
-    own = last.get("use_regex", True)  # ByteLevel cuts by GPT-2's pattern
-    if plain and own and not before:
-        return GPT2_PATTERN
-    if plain and len(before) == 1:
-        [step] = before
-        if own and step["type"] == "Digits" and step["individual_digits"]:
+    if last["type"] == "ByteLevel" and not last.get("add_prefix_space", False) and len(before) < 2:
+        by_gpt2 = last.get("use_regex", True)  # ByteLevel itself cuts by GPT-2's pattern
+        if not before and by_gpt2:
+            return GPT2_PATTERN
+        if before and by_gpt2 and cuts_out_digits(before[0]):
             return DIGITS_PATTERN
-        isolated = step.get("behavior") == "Isolated" and not step.get("invert")
-        if not own and step["type"] == "Split" and isolated and "Regex" in step["pattern"]:
-            return step["pattern"]["Regex"] + r"|[\s\S]"  # tiktoken drops what nothing matches
+        if before and not by_gpt2 and cuts_by_pattern(before[0]):
+            # tiktoken drops what nothing matches
+            return before[0]["pattern"]["Regex"] + r"|[\s\S]"
     kinds = ", ".join(step["type"] for step in steps)
     raise ValueError(f"{path}: splitting by {kinds} with these settings is not supported")
 
 
-def from_vocab_and_merges(folder: Path, settings: dict) -> tiktoken.Encoding:
-    vocab = read(folder / "vocab.json")
+def cuts_out_digits(step: dict) -> bool:
+    return step["type"] == "Digits" and step["individual_digits"]
+
+
+def cuts_by_pattern(step: dict) -> bool:
+    isolated = step.get("behavior") == "Isolated" and not step.get("invert")
+    return step["type"] == "Split" and isolated and "Regex" in step["pattern"]
+
+
+def from_vocab_and_merges(folder: Path, settings: dict) -> ByteLevel:
+    vocab = read_json(folder / "vocab.json")
     path = folder / "merges.txt"
     lines = path.read_text(encoding="utf-8").splitlines()
     merges = [line.split(" ") for line in lines if line and not line.startswith("#version")]
-    special = dict(read(folder / "added_tokens.json") or {})
+    special = read_if_there(folder / "added_tokens.json")
     for token_id, token in settings.get("added_tokens_decoder", {}).items():
         special[token["content"]] = int(token_id)
     if "<|endoftext|>" in vocab:
         special["<|endoftext|>"] = vocab["<|endoftext|>"]
-    qwen = settings.get("tokenizer_class", "").startswith("Qwen2")
-    pattern = QWEN_PATTERN if qwen else GPT2_PATTERN
-    return build(NFC if qwen else tiktoken.Encoding, path, pattern, vocab, merges, special)
+    if settings.get("tokenizer_class", "").startswith("Qwen2"):
+        return build(ComposedByteLevel, path, QWEN_PATTERN, vocab, merges, special)
+    return build(ByteLevel, path, GPT2_PATTERN, vocab, merges, special)
 
 
 def build(
-    kind: type[tiktoken.Encoding],
+    kind: type[ByteLevel],
     path: Path,
     pattern: str,
     vocab: dict[str, int],
     merges: list[list[str]],
     special: dict[str, int],
     whole_words: bool = False,
-) -> tiktoken.Encoding:
-    """Checks that merging by token id is merging in the listed order, and makes the encoding. With
-    whole_words a piece of text that is a token becomes that token, whether merges make it or not.
-    """
-    previous, merged = -1, set()
-    for pair in merges:
-        token = "".join(pair)
-        if len(pair) != 2 or token not in vocab:
-            raise ValueError(f"{path}: the merge {' '.join(pair)!r} is malformed")
-        if token in merged:
-            continue  # a second way to the same token, with its id
-        if vocab[token] <= previous:
-            raise ValueError(f"{path}: token ids do not follow the order of merges at {token!r}")
-        previous = vocab[token]
-        merged.add(token)
+) -> ByteLevel:
+    """Makes the encoding. With whole_words a piece of text that is a token becomes that token,
+    whether merges make it or not."""
+    merged = merged_tokens(path, vocab, merges)
     byte_of = {character: byte for byte, character in enumerate(byte_characters())}
     ranks, special = {}, dict(special)
     for token, token_id in vocab.items():
@@ -194,11 +212,6 @@ def build(
             ranks[bytes(byte_of[character] for character in token)] = token_id
         except KeyError:
             raise ValueError(not_byte_level(path)) from None
-    # 0xC0, 0xC1 and 0xF5 to 0xFF are not part of any UTF-8 text.
-    needed = set(range(256)) - {0xC0, 0xC1, *range(0xF5, 0x100)}
-    lacking = [byte for byte in needed if bytes([byte]) not in ranks]
-    if lacking:
-        raise ValueError(f"{path} has no token for the byte {min(lacking)}")
     if min(vocab.values()) < 0:
         raise ValueError(f"{path} has a negative token id")
     try:
@@ -206,6 +219,23 @@ def build(
         return kind(name, pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
     except ValueError as error:
         raise ValueError(f"{path}: tiktoken cannot use it ({error})") from None
+
+
+def merged_tokens(path: Path, vocab: dict[str, int], merges: list[list[str]]) -> set[str]:
+    """The tokens that merges make. Raises ValueError unless merging by token id, as tiktoken does,
+    is merging in the order of the list, as the file means it."""
+    previous, merged = -1, set()
+    for pair in merges:
+        token = "".join(pair)
+        if len(pair) != 2 or any(part not in vocab for part in (*pair, token)):
+            raise ValueError(f"{path}: the merge {' '.join(pair)!r} is malformed")
+        if token in merged:
+            continue  # a second way to the same token, with its id
+        if vocab[token] <= previous:
+            raise ValueError(f"{path}: token ids do not follow the order of merges at {token!r}")
+        previous = vocab[token]
+        merged.add(token)
+    return merged
 
 
 def byte_characters() -> list[str]:
@@ -236,16 +266,14 @@ def end_of_text(encoding: tiktoken.Encoding, settings: dict, folder: Path) -> in
 
 
 def chat_template(settings: dict, folder: Path) -> str:
-    """In a file of its own or, from older tools, in a setting."""
+    """In a file of its own or, from older tools, in a setting; empty if there is none."""
     path = folder / "chat_template.jinja"
-    return (
-        path.read_text(encoding="utf-8")
-        if path.exists()
-        else str(settings.get("chat_template", ""))
-    )
+    if path.exists():
+        return path.read_text(encoding="utf-8")
+    return str(settings.get("chat_template", ""))
 
 
-def added_first(whole: dict) -> str | None:
+def first_of_every_text(whole: dict) -> str | None:
     """The token that tokenizer.json puts before every text, if it does so."""
     post = whole.get("post_processor") or {}
     templates = [step.get("single", []) for step in post.get("processors", [post])]

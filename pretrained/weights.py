@@ -1,0 +1,407 @@
+"""A model's shape and tensors in a checkpoint folder, as model hubs keep them: config.json and
+*.safetensors.
+
+A shape is a dict of model.GPTConfig's fields, which model.py makes a GPTConfig of; what a field
+means is said there. Tensors are written into a model that is there already, and read out of it: a
+module with the parameters that model.GPT has.
+"""
+
+import json
+import math
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+FAMILIES = ("gpt2", "llama", "qwen2", "qwen3")  # config.json's model_type
+KNOWN = "GPT-2, Llama 3, SmolLM2, Qwen2, Qwen2.5 and Qwen3"  # the models that are of these
+
+
+def read_json(path: Path) -> dict:
+    """A JSON object. Raises ValueError or OSError, in one line that names the file."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} does not hold a JSON object")
+    return content
+
+
+# ---------------------------------------------------------------------------------------------
+# config.json → a shape
+
+# What config.json may say that this code does not do; absent or as here, it is not in use.
+UNUSED = {
+    "quantization_config": None,
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+    "reorder_and_upcast_attn": False,
+    "add_cross_attention": False,
+    "use_sliding_window": False,
+    "use_bidirectional_attention": None,
+    "partial_rotary_factor": 1.0,
+}
+ACTIVATION_NAMES = {  # config.json's → ours
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu": "gelu",
+    "silu": "silu",
+}
+
+
+def read_shape(folder: str | Path) -> dict:
+    """The shape of a checkpoint folder's model. A field that is absent or None has the default of
+    GPTConfig. Raises ValueError or OSError, in one line that names the file, for what is missing,
+    of the wrong type or not built here."""
+    path = Path(folder) / "config.json"
+    raw = read_json(path)
+    try:
+        return shape_from_json(raw)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def shape_from_json(raw: dict) -> dict:
+    """The shape that config.json's content describes. Raises ValueError, naming the field."""
+    family = raw.get("model_type")
+    if family not in FAMILIES:
+        raise ValueError(f"model_type {family!r} is not read; {KNOWN} are")
+    for name, unused in UNUSED.items():
+        if raw.get(name, unused) not in (unused, None):
+            raise ValueError(f"{name} {raw[name]!r} is not supported")
+    shape = gpt2_shape(raw) if family == "gpt2" else llama_shape(raw, family)
+    return {"vocab_size": value(raw, "vocab_size", int), "family": family} | shape
+
+
+REQUIRED = object()
+KINDS = {
+    int: "a whole number of at least 1",
+    float: "a finite number above 0",
+    bool: "true or false",
+    dict: "an object",
+}
+
+
+def value(raw: dict, name: str, kind: type, default=REQUIRED):
+    """The value of one of config.json's fields. Where the default is None, null means it too.
+    Raises ValueError, naming the field, for one that is missing or not of its kind."""
+    found = raw.get(name, default)
+    if found is REQUIRED:
+        raise ValueError(f"it has no {name}")
+    if found is None and default is None:
+        return None
+    fits = type(found) is kind or (kind is float and type(found) is int)
+    if fits and kind in (int, float):
+        fits = 0 < found < math.inf
+    if not fits:
+        raise ValueError(f"{name} must be {KINDS[kind]}, not {found!r}")
+    return found
+
+
+def activation(raw: dict, name: str, default: str) -> str:
+    found = raw.get(name, default)
+    if found not in list(ACTIVATION_NAMES):
+        raise ValueError(f"{name} {found!r} is not one of {', '.join(ACTIVATION_NAMES)}")
+    return ACTIVATION_NAMES[found]
+
+
+def gpt2_shape(raw: dict) -> dict:
+    return {
+        "context": value(raw, "n_positions", int),
+        "layers": value(raw, "n_layer", int),
+        "heads": value(raw, "n_head", int),
+        "width": value(raw, "n_embd", int),
+        "inner": value(raw, "n_inner", int, None),
+        "activation": activation(raw, "activation_function", "gelu_new"),
+        "norm_eps": value(raw, "layer_norm_epsilon", float, 1e-5),
+        "tied": value(raw, "tie_word_embeddings", bool, True),
+    }
+
+
+def llama_shape(raw: dict, family: str) -> dict:
+    """Llama and the families that grew from it."""
+    bias = value(raw, "attention_bias", bool, False)
+    return rope_shape(raw) | {
+        "context": value(raw, "max_position_embeddings", int),
+        "layers": value(raw, "num_hidden_layers", int),
+        "heads": value(raw, "num_attention_heads", int),
+        "kv_heads": value(raw, "num_key_value_heads", int, None),
+        "head_width": value(raw, "head_dim", int, 128 if family == "qwen3" else None),
+        "width": value(raw, "hidden_size", int),
+        "inner": value(raw, "intermediate_size", int),
+        "activation": activation(raw, "hidden_act", "silu"),
+        "tied": value(raw, "tie_word_embeddings", bool, False),
+        "gated": True,
+        "rms_norm": True,
+        "norm_eps": value(raw, "rms_norm_eps", float, 1e-6),
+        "qk_norm": family == "qwen3",
+        "qkv_bias": bias or family == "qwen2",
+        "out_bias": bias,
+        "mlp_bias": value(raw, "mlp_bias", bool, False),
+    }
+
+
+def rope_shape(raw: dict) -> dict:
+    """Rotary positions. transformers 5 keeps them in rope_parameters, older files in rope_theta and
+    rope_scaling."""
+    rope = value(raw, "rope_parameters", dict, None)
+    if not rope:
+        old = {"rope_theta": raw["rope_theta"]} if "rope_theta" in raw else {}
+        rope = old | (value(raw, "rope_scaling", dict, None) or {})
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind not in ("default", "llama3"):
+        raise ValueError(f"rope type {kind!r} is not supported")
+    scaling = None
+    if kind == "llama3":
+        scaling = (
+            value(rope, "factor", float),
+            value(rope, "low_freq_factor", float),
+            value(rope, "high_freq_factor", float),
+            value(rope, "original_max_position_embeddings", int),
+        )
+    return {"rope": value(rope, "rope_theta", float, 10000.0), "rope_scaling": scaling}
+
+
+# ---------------------------------------------------------------------------------------------
+# A shape → config.json
+
+
+def shape_to_json(shape: dict) -> dict:
+    """A config.json with which the family's own tools build the model of this shape, if they have
+    such a model: `shape_from_json` of it is the same shape then, and only then."""
+    raw = {
+        "model_type": shape["family"],
+        "vocab_size": shape["vocab_size"],
+        "tie_word_embeddings": shape["tied"],
+    }
+    return raw | (gpt2_json(shape) if shape["family"] == "gpt2" else llama_json(shape))
+
+
+def gpt2_json(shape: dict) -> dict:
+    return {
+        "architectures": ["GPT2LMHeadModel"],
+        "n_positions": shape["context"],
+        "n_layer": shape["layers"],
+        "n_head": shape["heads"],
+        "n_embd": shape["width"],
+        "n_inner": shape["inner"],
+        "activation_function": shape["activation"].replace("gelu_tanh", "gelu_new"),
+        "layer_norm_epsilon": shape["norm_eps"],
+    }
+
+
+def llama_json(shape: dict) -> dict:
+    raw = {
+        "architectures": [f"{shape['family'].capitalize()}ForCausalLM"],
+        "max_position_embeddings": shape["context"],
+        "num_hidden_layers": shape["layers"],
+        "num_attention_heads": shape["heads"],
+        "num_key_value_heads": shape["kv_heads"],
+        "head_dim": shape["head_width"],
+        "hidden_size": shape["width"],
+        "intermediate_size": shape["inner"],
+        "hidden_act": shape["activation"].replace("gelu_tanh", "gelu_pytorch_tanh"),
+        "rms_norm_eps": shape["norm_eps"],
+        "attention_bias": shape["out_bias"],
+        "mlp_bias": shape["mlp_bias"],
+        "rope_theta": shape["rope"],
+    }
+    if shape["rope_scaling"] is not None:
+        factor, low, high, original = shape["rope_scaling"]
+        raw["rope_scaling"] = {
+            "rope_type": "llama3",
+            "factor": factor,
+            "low_freq_factor": low,
+            "high_freq_factor": high,
+            "original_max_position_embeddings": original,
+        }
+    return raw
+
+
+# ---------------------------------------------------------------------------------------------
+# Names of tensors
+
+
+def checkpoint_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """What a folder of the model's family calls its tensors, each a view of the model's parameters:
+    one list for both ways, since loading writes through the views and saving reads them."""
+    tensors = gpt2_tensors(model) if model.config.family == "gpt2" else llama_tensors(model)
+    tensors = {name: tensor.detach() for name, tensor in tensors if tensor is not None}
+    if not model.config.tied:
+        tensors["lm_head.weight"] = model.head.weight.detach()
+    return tensors
+
+
+def gpt2_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """GPT-2 keeps the matrices of its blocks as (inputs, outputs)."""
+    top = "transformer"
+    yield f"{top}.wte.weight", model.tokens.weight
+    yield f"{top}.wpe.weight", model.positions.weight
+    for i, block in enumerate(model.blocks):
+        for name, linear in (
+            ("attn.c_attn", block.attention.qkv),
+            ("attn.c_proj", block.attention.out),
+            ("mlp.c_fc", block.mlp.up),
+            ("mlp.c_proj", block.mlp.out),
+        ):
+            yield f"{top}.h.{i}.{name}.weight", linear.weight.T
+            yield f"{top}.h.{i}.{name}.bias", linear.bias
+        for name, norm in (("ln_1", block.norm1), ("ln_2", block.norm2)):
+            yield f"{top}.h.{i}.{name}.weight", norm.weight
+            yield f"{top}.h.{i}.{name}.bias", norm.bias
+    yield f"{top}.ln_f.weight", model.norm.weight
+    yield f"{top}.ln_f.bias", model.norm.bias
+
+
+def llama_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor | None]]:
+    """Llama and its kin keep apart what we fuse: queries, keys and values; gate and up. A bias that
+    the model lacks is None."""
+    config = model.config
+    heads = [n * config.head_width for n in (config.heads, config.kv_heads, config.kv_heads)]
+    yield "model.embed_tokens.weight", model.tokens.weight
+    yield "model.norm.weight", model.norm.weight
+    for i, block in enumerate(model.blocks):
+        attention, mlp = block.attention, block.mlp
+        for names, rows, linear in (
+            (("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), heads, attention.qkv),
+            (("self_attn.o_proj",), [config.width], attention.out),
+            (("mlp.gate_proj", "mlp.up_proj"), [config.inner] * 2, mlp.up),
+            (("mlp.down_proj",), [config.width], mlp.out),
+        ):
+            for kind in ("weight", "bias"):
+                whole = getattr(linear, kind)
+                parts = [None] * len(rows) if whole is None else whole.split(rows)
+                yield from ((f"model.layers.{i}.{n}.{kind}", p) for n, p in zip(names, parts))
+        norms = {"input_layernorm": block.norm1, "post_attention_layernorm": block.norm2}
+        if config.qk_norm:
+            norms |= {"self_attn.q_norm": attention.q_norm, "self_attn.k_norm": attention.k_norm}
+        for name, norm in norms.items():
+            yield f"model.layers.{i}.{name}.weight", norm.weight
+
+
+# ---------------------------------------------------------------------------------------------
+# *.safetensors
+#
+# The format is a length, a JSON header and raw little-endian arrays: reading it takes fewer lines
+# than asking for the library politely, and nothing has to be installed.
+
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+# Masks and frequencies that old files carry beside the weights.
+BUFFERS = re.compile(r".*\.attn\.(masked_)?bias|.*rotary_emb\.inv_freq")
+
+
+def load_tensors(model: nn.Module, folder: Path) -> None:
+    """Fills the model from the folder's *.safetensors, one tensor in memory at a time. Raises
+    ValueError or OSError, in one line that names file and tensor, for what does not fit."""
+    wanted = checkpoint_tensors(model)
+    found: set[str] = set()
+    for path in safetensors_files(folder):
+        header, start = read_header(path)
+        with path.open("rb") as file:
+            for name, (dtype, shape, begin, end) in header.items():
+                if name.split(".")[0] in ("wte", "wpe", "h", "ln_f"):
+                    name = "transformer." + name  # GPT-2's first files leave it out
+                if name == "lm_head.weight" and model.config.tied:
+                    continue  # some files repeat it
+                if name not in wanted or name in found:
+                    which = "twice" if name in found else "which config.json has no place for"
+                    raise ValueError(f"{path} holds {name}, {which}")
+                if tuple(wanted[name].shape) != shape:
+                    raise ValueError(
+                        f"{path}: {name} is {list(shape)}, but config.json makes it "
+                        f"{list(wanted[name].shape)}"
+                    )
+                raw = torch.empty(end - begin, dtype=torch.uint8)
+                file.seek(start + begin)
+                file.readinto(raw.numpy())
+                wanted[name].copy_(raw.view(dtype).view(shape))
+                found.add(name)
+    missing = sorted(wanted.keys() - found)
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        tie = "; should tie_word_embeddings be true?" if missing == ["lm_head.weight"] else ""
+        raise ValueError(f"{folder} lacks the tensor {missing[0]}{more}{tie}")
+
+
+def safetensors_files(folder: Path) -> list[Path]:
+    """The files with the weights: those that the index names, or else model.safetensors."""
+    index = folder / "model.safetensors.index.json"
+    if not index.exists():
+        path = folder / "model.safetensors"
+        if not path.exists():
+            hint = "; pickled weights are never read" if any(folder.glob("*.bin")) else ""
+            raise FileNotFoundError(f"{folder} has no model.safetensors{hint}")
+        return [path]
+    names = read_json(index).get("weight_map")
+    if not isinstance(names, dict) or not all(isinstance(n, str) for n in names.values()):
+        raise ValueError(f"{index} has no weight_map")
+    paths = [folder / Path(name).name for name in sorted(set(names.values()))]
+    for path in paths:
+        if not path.exists():
+            raise FileNotFoundError(f"{index} names {path.name}, which is missing")
+    return paths
+
+
+def read_header(path: Path) -> tuple[dict[str, tuple[torch.dtype, tuple[int, ...], int, int]], int]:
+    """(name → (dtype, shape, begin, end), where the data starts) of a safetensors file; begin and
+    end count bytes from there. Raises ValueError where these do not fit each other or the file."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > size - 8:
+            raise ValueError(f"{path} is truncated or not a safetensors file")
+        try:
+            raw = json.loads(file.read(length))
+            raw.pop("__metadata__", None)
+            header = {
+                name: (DTYPES[entry["dtype"]], tuple(entry["shape"]), *entry["data_offsets"])
+                for name, entry in raw.items()
+                if not BUFFERS.fullmatch(name)
+            }
+            for name, (dtype, shape, begin, end) in header.items():
+                if not all(type(n) is int and n >= 0 for n in (*shape, begin, end)):
+                    raise ValueError(f"{name} has sizes that are not whole numbers")
+                if end - begin != math.prod(shape) * dtype.itemsize:
+                    raise ValueError(f"the size of {name} is not that of its shape")
+            ranges = sorted(entry[2:] for entry in header.values())
+            if any(end > begin for (_, end), (begin, _) in zip(ranges, ranges[1:])):
+                raise ValueError("tensors overlap")
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise ValueError(f"{path} has a header that cannot be read ({error})") from None
+    start = 8 + length
+    last = max((end for *_, end in header.values()), default=0)
+    if start + last > size:
+        raise ValueError(f"{path} is truncated: {size} bytes of {start + last}")
+    return header, start
+
+
+def save_checkpoint(model: nn.Module, content: dict, folder: Path) -> None:
+    """Writes config.json, of this content, and model.safetensors. Raises OSError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    dtype = str(model.tokens.weight.dtype).removeprefix("torch.")
+    text = json.dumps(content | {"torch_dtype": dtype}, indent=2) + "\n"
+    (folder / "config.json").write_text(text)
+    write_safetensors(folder / "model.safetensors", checkpoint_tensors(model))
+
+
+def write_safetensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    codes = {dtype: code for code, dtype in DTYPES.items()}
+    header: dict = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, tensor in tensors.items():
+        begin, end = end, end + tensor.numel() * tensor.element_size()
+        entry = {"dtype": codes[tensor.dtype], "shape": list(tensor.shape)}
+        header[name] = entry | {"data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # the data is aligned
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for tensor in tensors.values():
+            file.write(tensor.cpu().contiguous().view(torch.uint8).numpy().data)
+    os.replace(partial, path)
