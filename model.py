@@ -14,8 +14,8 @@ Three rules make ragged rows right by construction.
    both stay unattended for good.
 2. *What a token sees decides where it stands.* Its position is the number of tokens it attends to
    besides itself, so padding, holes and branches need no bookkeeping of their own.
-3. *The sampler is the scorer.* `generate` draws from softmax(logits / temperature), with no top-k or
-   top-p, and returns the log-probabilities of that very distribution.
+3. *The sampler is the scorer.* `generate` draws from softmax(logits / temperature), with no top-k
+   or top-p, and returns the log-probabilities of that very distribution.
 
 Dimensions: B rows, T tokens of a call, S slots of a cache, L layers, C width, H query heads,
 G key/value heads, D width of a head, I width inside the MLP, V vocabulary.
@@ -28,6 +28,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn as nn
@@ -35,7 +36,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pretrained.weights import (
-    FAMILIES,
     load_tensors,
     read_shape,
     save_checkpoint,
@@ -62,7 +62,7 @@ class GPTConfig:
     kv_heads: int | None = None  # G; fewer than H is grouped-query attention. None: as many as H
     width: int = 64  # C
     tied: bool = True  # the output head is the token embedding
-    family: str = "gpt2"  # of FAMILIES: how a checkpoint folder names its tensors
+    family: str = "gpt2"  # gpt2, llama, qwen2 or qwen3: how a checkpoint folder names its tensors
     head_width: int | None = None  # D. None: C / H
     inner: int | None = None  # I. None: 4 · C
     activation: str = "gelu"  # gelu, gelu_tanh or silu
@@ -77,7 +77,7 @@ class GPTConfig:
     rope_scaling: tuple[float, float, float, int] | None = None  # Llama 3's: see `frequencies`
 
     def __post_init__(self):
-        self._require("vocab_size context layers heads width", is_count, "a whole number above 0")
+        self._need_counts("vocab_size", "context", "layers", "heads", "width")
         if self.head_width is None and self.width % self.heads:
             raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
         for name, default in (
@@ -87,38 +87,18 @@ class GPTConfig:
         ):
             if getattr(self, name) is None:
                 object.__setattr__(self, name, default)
-        self._require("kv_heads head_width inner", is_count, "a whole number above 0")
+        self._need_counts("kv_heads", "head_width", "inner")
         if self.heads % self.kv_heads:
             raise ValueError(f"heads {self.heads} is not a multiple of kv_heads {self.kv_heads}")
-        switches = "tied gated rms_norm qk_norm qkv_bias out_bias mlp_bias"
-        self._require(switches, lambda x: type(x) is bool, "true or false")
-        for name, known in (("family", FAMILIES), ("activation", tuple(ACTIVATIONS))):
-            self._require(name, known.__contains__, f"one of {', '.join(known)}")
-        self._require("norm_eps", is_positive, "a finite number above 0")
-        if self.rope is not None:
-            self._require("rope", is_positive, "a finite number above 0")
-            self._require("head_width", lambda x: x % 2 == 0, "even to be rotated")
-        if self.rope_scaling is not None:
-            four = "four finite numbers above 0, the low factor below the high one"
-            self._require("rope_scaling", is_scaling, four)
+        if self.rope is not None and self.head_width % 2:
+            raise ValueError(f"head_width {self.head_width} must be even to be rotated")
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}")
 
-    def _require(self, names: str, fits: Callable[[object], bool], words: str) -> None:
-        for name in names.split():
-            value = getattr(self, name)
-            if not fits(value):
-                raise ValueError(f"{name} must be {words}, not {value!r}")
-
-
-def is_count(x: object) -> bool:
-    return type(x) is int and x > 0
-
-
-def is_positive(x: object) -> bool:
-    return type(x) in (int, float) and 0 < x < math.inf
-
-
-def is_scaling(x: object) -> bool:
-    return type(x) is tuple and len(x) == 4 and all(map(is_positive, x)) and x[1] < x[2]
+    def _need_counts(self, *names: str) -> None:
+        for name in names:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
 
 
 # ---------------------------------------------------------------------------------------------
@@ -278,6 +258,15 @@ class Cache:
         return Cache(layers, self.ok[rows], self.used)
 
 
+class Seen(NamedTuple):
+    """What the tokens of one call attend to, the same in every layer."""
+
+    mask: Tensor  # (B, T, S) bool
+    bias: Tensor | None  # of the scores, for `attend_one`: where one query a row meets a cache
+    rotation: tuple[Tensor, Tensor] | None  # cos and sin, (B, 1, T, D/2); None: no rotary positions
+    cache: Cache | None  # takes the tokens' keys and values and gives all that it holds
+
+
 # ---------------------------------------------------------------------------------------------
 # The network, bottom-up
 
@@ -311,36 +300,21 @@ class Attention(nn.Module):
             RMSNorm(self.D, config) if config.qk_norm else None for _ in range(2)
         )
 
-    def forward(
-        self,
-        x: Tensor,
-        *,
-        mask: Tensor,
-        bias: Tensor | None,
-        rotation: tuple[Tensor, Tensor] | None,
-        cache: Cache | None,
-        layer: int,
-        last_only: bool,
-    ) -> Tensor:
-        """x (B, T, C) → (B, T, C), or with last_only (B, 1, C), of the last token.
-
-        mask      (B, T, S) bool: what each token attends to.
-        bias      `as_bias` of it, where T is 1 and there is a cache.
-        rotation  cos and sin of the rotary angles, (B, 1, T, D/2) each. None: no rotary positions.
-        cache     gets the tokens' keys and values, as those of this layer, and gives all it holds.
-        """
+    def forward(self, x: Tensor, seen: Seen, layer: int, last_only: bool) -> Tensor:
+        """x (B, T, C) → (B, T, C), or with last_only (B, 1, C), of the last token."""
         B, T, _ = x.shape
         qkv = self.qkv(x).to(x.dtype).view(B, T, self.H + 2 * self.G, self.D).transpose(1, 2)
         q, k, v = qkv.split([self.H, self.G, self.G], dim=1)  # (B, H or G, T, D)
         if self.q_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        if rotation is not None:
-            q, k = rotate(q, *rotation), rotate(k, *rotation)
-        if cache is not None:
-            k, v = cache.write(layer, k, v)  # (B, G, S, D)
+        if seen.rotation is not None:
+            q, k = rotate(q, *seen.rotation), rotate(k, *seen.rotation)
+        if seen.cache is not None:
+            k, v = seen.cache.write(layer, k, v)  # (B, G, S, D)
             q = q.to(k.dtype)
-        if bias is not None:
-            return self.out(attend_one(q, k, v, bias, self.scale))
+        if seen.bias is not None:
+            return self.out(attend_one(q, k, v, seen.bias, self.scale))
+        mask = seen.mask
         if last_only:
             q, mask = q[:, :, -1:], mask[:, -1:]
         return self.out(attend(q, k, v, mask, self.scale))
@@ -376,30 +350,10 @@ class Block(nn.Module):
         self.norm1, self.attention = make_norm(config), Attention(config)
         self.norm2, self.mlp = make_norm(config), MLP(config)
 
-    def forward(
-        self,
-        x: Tensor,
-        *,
-        mask: Tensor,
-        bias: Tensor | None,
-        rotation: tuple[Tensor, Tensor] | None,
-        cache: Cache | None,
-        layer: int,
-        last_only: bool,
-    ) -> Tensor:
-        """x (B, T, C) → (B, T, C), or with last_only (B, 1, C); arguments as in `Attention`."""
-        attended = self.attention(
-            self.norm1(x),
-            mask=mask,
-            bias=bias,
-            rotation=rotation,
-            cache=cache,
-            layer=layer,
-            last_only=last_only,
-        )
-        if last_only:
-            x = x[:, -1:]
-        x = x + attended
+    def forward(self, x: Tensor, seen: Seen, layer: int, last_only: bool) -> Tensor:
+        """x (B, T, C) → (B, T, C), or with last_only (B, 1, C), of the last token."""
+        attended = self.attention(self.norm1(x), seen, layer, last_only)
+        x = (x[:, -1:] if last_only else x) + attended
         return x + self.mlp(self.norm2(x))
 
 
@@ -520,7 +474,7 @@ class GPT(nn.Module):
     def _blocks(self, tokens: Tensor, mask: Tensor, cache: Cache | None) -> Tensor:
         """tokens (B, T), which see mask (B, T, S) → their normed final states, (B, T, C). With a
         cache only the last token's, (B, 1, C): nobody asks for the others."""
-        config, rotation, bias = self.config, None, None
+        config, rotation = self.config, None
         x = self.tokens(tokens)  # (B, T, C)
         position = mask.sum(-1) - 1  # (B, T), rule 2
         if config.rope is None:
@@ -529,18 +483,11 @@ class GPT(nn.Module):
         else:
             angle = position[:, None, :, None] * frequencies(config, tokens.device)
             rotation = angle.cos(), angle.sin()  # (B, 1, T, D/2) each
-        if cache is not None and tokens.shape[1] == 1:
-            bias = as_bias(mask, cache)  # one query a row meets a cache: `attend_one`
+        one_query = cache is not None and tokens.shape[1] == 1
+        seen = Seen(mask, as_bias(mask, cache) if one_query else None, rotation, cache)
         for layer, block in enumerate(self.blocks):
-            x = block(
-                x,
-                mask=mask,
-                bias=bias,
-                rotation=rotation,
-                cache=cache,
-                layer=layer,
-                last_only=cache is not None and layer == config.layers - 1,
-            )
+            last_only = cache is not None and layer == config.layers - 1
+            x = block(x, seen, layer, last_only)
         return self.norm(x)
 
 

@@ -164,6 +164,8 @@ def rope_shape(raw: dict) -> dict:
             value(rope, "high_freq_factor", float),
             value(rope, "original_max_position_embeddings", int),
         )
+        if scaling[1] >= scaling[2]:
+            raise ValueError("low_freq_factor must be below high_freq_factor")
     return {"rope": value(rope, "rope_theta", float, 10000.0), "rope_scaling": scaling}
 
 
