@@ -49,6 +49,7 @@ from data.task import text_hash
 from data.tokenizer import QWEN_PATTERN
 from model import GPT, GPTConfig, generate, row_keys
 from rewards import math_equal, math_reward, number_reward, puzzle_reward
+from verifiers import sandbox
 
 HERE = pathlib.Path(__file__).parent
 sys.path.append(str(HERE / "experiments"))
@@ -1519,11 +1520,19 @@ def test_benchmarks_run(tmp_path, monkeypatch, capsys):
 
 
 def test_run_time_packages_are_the_four_named():
-    """The code imports torch, numpy, tiktoken and tqdm, and the dependencies point one way."""
-    ours = {"model", "score", "rewards", "data", "train"}
+    """The code imports torch, numpy, tiktoken and tqdm, and the dependencies point one way. What
+    judges answers needs the standard library alone, and what shares a process with a stranger's
+    program nothing of ours but its confinement."""
+    ours = {"model", "score", "rewards", "verifiers", "data", "train"}
     allowed = {
         "model.py": set(),
-        "rewards.py": set(),
+        "rewards.py": {"verifiers"},
+        "verifiers/__init__.py": set(),
+        "verifiers/latex.py": set(),
+        "verifiers/answers.py": {"verifiers.latex"},
+        "verifiers/sandbox.py": {"verifiers.worker"},
+        "verifiers/worker.py": {"verifiers.confine"},
+        "verifiers/confine.py": set(),
         "score.py": {"model", "rewards", "data"},
         "train.py": {"score", "model", "rewards", "data"},
         "data/__init__.py": {"data", "rewards"},
@@ -1539,15 +1548,21 @@ def test_run_time_packages_are_the_four_named():
         imported = set()
         for node in ast.walk(ast.parse((HERE / name).read_text())):
             if isinstance(node, ast.Import):
-                imported |= {alias.name.split(".")[0] for alias in node.names}
+                imported |= {alias.name for alias in node.names}
             elif isinstance(node, ast.ImportFrom):
-                imported.add(node.module.split(".")[0])
-        assert imported & ours <= mine, name
-        others = imported - ours - set(sys.stdlib_module_names)
+                assert node.level == 0, name
+                imported.add(node.module)
+        top = {module: module.split(".")[0] for module in imported}
+        within = {module for module in imported if top[module] in ours}
+        assert all(module in mine or top[module] in mine for module in within), name
+        others = {top[module] for module in imported - within} - set(sys.stdlib_module_names)
+        packages = {"torch", "numpy", "tiktoken", "tqdm"}
+        if name == "rewards.py" or name.startswith("verifiers/"):
+            packages = set()
         optional = {"triton"} if name == "model.py" else set()
-        assert others - optional <= {"torch", "numpy", "tiktoken", "tqdm"}, name
-    files = {str(path.relative_to(HERE)) for path in HERE.glob("data/*.py")}
-    assert files <= allowed.keys()
+        assert others - optional <= packages, name
+    files = [*HERE.glob("data/*.py"), *HERE.glob("verifiers/*.py")]
+    assert {str(path.relative_to(HERE)) for path in files} <= allowed.keys()
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])
@@ -2698,7 +2713,7 @@ def test_programs_run_in_parallel_and_in_order():
 def test_the_sandbox_says_what_holds_and_refuses_elsewhere(monkeypatch, tmp_path, capsys):
     assert rewards.sandbox_status().startswith("sandbox: ")
     assert "seccomp" in rewards.sandbox_status()
-    monkeypatch.setattr(rewards, "POOL", rewards.Pool())
+    monkeypatch.setattr(sandbox, "POOL", sandbox.Pool())
     monkeypatch.setattr(sys, "platform", "darwin")
     with pytest.raises(rewards.SandboxError, match="darwin"):
         rewards.sandbox_status()
@@ -2709,6 +2724,32 @@ def test_the_sandbox_says_what_holds_and_refuses_elsewhere(monkeypatch, tmp_path
     assert "darwin" in capsys.readouterr().err
 
 
+def test_the_worker_holds_nothing_of_ours_but_itself():
+    """Asked from inside of a program: the grader, the data and the model are not in its process,
+    and the repository, in which its worker started, is not where it looks for modules."""
+    program = """
+import os, sys
+def f(repository):
+    files = {name: getattr(module, "__file__", None) for name, module in sys.modules.items()}
+    ours = {name: file for name, file in files.items() if file and file.startswith(repository)}
+    return ours, [os.path.abspath(path) for path in sys.path], os.getcwd(), sys.argv[1:]
+"""
+    folder = HERE.resolve()
+    ours = {
+        "__main__": str(folder / "verifiers" / "worker.py"),
+        "verifiers": str(folder / "verifiers" / "__init__.py"),
+        "verifiers.confine": str(folder / "verifiers" / "confine.py"),
+    }
+    test = f"""
+def check(candidate):
+    ours, path, directory, arguments = candidate({str(folder)!r})
+    assert ours == {ours!r}
+    assert path and {str(folder)!r} not in path
+    assert directory != {str(folder)!r} and arguments == []
+"""
+    assert rewards.run_tests(program, test, "f", 10.0).passed
+
+
 def test_a_verdict_is_never_another_program_s():
     """A tester or runner that is killed while it waits costs no program the verdict of the one
     before, though worker and trainer speak through a pipe that outlives them."""
@@ -2716,7 +2757,7 @@ def test_a_verdict_is_never_another_program_s():
     right, wrong = ("def f(): return 1", test, "f"), ("def f(): return 2", test, "f")
     for which in (0, 1):
         rewards.run_many([right, wrong], workers=1)
-        worker = rewards.POOL.idle[-1].process.pid
+        worker = sandbox.POOL.idle[-1].process.pid
         children = pathlib.Path(f"/proc/{worker}/task/{worker}/children")
         deadline = time.monotonic() + 5
         while len(waiting := children.read_text().split()) < 2 and time.monotonic() < deadline:
