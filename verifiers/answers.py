@@ -15,15 +15,16 @@ import re
 from collections import Counter
 from collections.abc import Set
 from fractions import Fraction
+from typing import NamedTuple
 
 from verifiers.latex import (
     DEEPEST,
     LETTERS,
     Unreadable,
-    evaluate,
-    exact,
+    is_exact,
     is_number,
     tokenize,
+    values_at_points,
     variable,
 )
 
@@ -31,27 +32,53 @@ LONGEST_ANSWER = 1000  # characters; longer answers are equal only as strings
 MOST_TOKENS = 400  # of a reading; beyond, an answer is text
 TOLERANCE = 1e-11  # relative, between floats
 
-# ---- tokens → a reading: ("exact" or "float", values), ("text", string), ("named", name,
-# reading), or a kind and its members ----
+# ---- tokens → a reading ----
 
-BRACKETS = {
-    **dict.fromkeys(("(", "[", "{", r"\{", r"\langle", r"\lfloor", r"\lceil"), 1),
-    **dict.fromkeys((")", "]", "}", r"\}", r"\rangle", r"\rfloor", r"\rceil"), -1),
-}
+
+class Reading(NamedTuple):
+    r"""What an answer says: its kind, and parts that depend on the kind.
+
+    kind                        parts                        example
+    "exact", "float"            the value at each point      1/2, x + 1; \sqrt{2}
+    "text"                      a string                     \text{Evelyn}
+    "named"                     a name, a reading            x = 5
+    ","                         members                      1, 2
+    "∪", "∩"                    members                      (0, 1) \cup (2, 3)
+    ":"                         members                      3:4
+    "=", "∈", "≠"               two sides                    x^2 + y^2 = 9
+    "<", "≤", "<≤", …           two sides or more            a < b \le c
+    "()", "[]", "(]", r"\{\}"   members, or two ends         (1, 2); x \le 3 is "(]" of −∞ and 3
+    "open interval"             two ends                     1 < x < 2, for (1, 2) may be a point
+    "matrix", of "row"          rows, entries                \begin{pmatrix} 1 & 2 \end{pmatrix}
+    "base"                      two texts: digits, base      2516_8
+
+    Other brackets are kinds of their own, whatever opens and closes them: \lfloor\rfloor.
+    """
+
+    kind: str
+    parts: tuple | str
+
+
+# How each bracket changes the depth.
+DEPTH_CHANGES = dict.fromkeys(("(", "[", "{", r"\{", r"\langle", r"\lfloor", r"\lceil"), 1)
+DEPTH_CHANGES |= dict.fromkeys((")", "]", "}", r"\}", r"\rangle", r"\rfloor", r"\rceil"), -1)
 RELATIONS = frozenset("=<>≤≥≠∈")
 UNORDERED = frozenset((",", r"\{\}", "∪", "∩", "≠", "="))
 MATRIX = re.compile(r"\\begin *\{(?:[pb]?(?:small)?matrix|array)\}")
-MAGNITUDE = re.compile(
-    r"tens?|dozens?|googol|hundreds|thousands|(?!mill?i?onth)[a-z]+illions?|[a-z]*(?<!mo)(?:n|f|x|h|d)ths?"
-    r"|[a-z]+ty|twice|double|triple|factorials?|powers?|binary|hex|repeating|recurring|noon|midnight"
-    r"|wrong|false|incorrect|never|n?either|inverse|reciprocal|conjugate|modulo|theta|alpha|beta|phi"
-)
-VARIABLES = r"\([a-z](?:,[a-z])*\)"  # of f(x), or for the left side of (x, y) = (1, 2)
+NUMERAL = re.compile(r"\(?([0-9A-Z]*[0-9][0-9A-Z]*)\)?")  # of a base: A7, (A7)
+# A name, which may stand before "=" for the value behind it: x, \theta, a_3, f(x), "area"; and
+# (x, y) for the left side of (x, y) = (1, 2).
+VARIABLES = r"\([a-z](?:,[a-z])*\)"
 NAME = re.compile(rf'(?:[A-Za-z]|\\[a-z]+ )(?:_\{{?\w+\}}?)?(?:{VARIABLES})?|{VARIABLES}|"\w+"')
-# What else may stand before "=" for the value behind it: ∠ABC, AB, P(A), f(2), |z|, [ABC], det A.
+# What else may stand there: ∠ABC, AB, P(A), f(2), |z|, [ABC], det A.
 LABEL = re.compile(
     r"(?:m?\\angle |\\det |\\overline |\\vec )\{?[A-Za-z]{1,3}\}?|[A-Z]{2,3}|\[[A-Z]{3,}\]"
     r"|\|[A-Za-z]\||[A-Za-z](?:\^\{?-1\}?)?\((?:[0-9A-Za-z,-])+\)"
+)
+NEGATIONS = ("not", "wrong", "false", "no")  # never a name
+SHORT_WORDS = {"no", "yes", "odd", "one", "two", "six", "ten"}  # not products of variables
+UNIT_TAIL = re.compile(  # "percent"; "square" "cm"; "cm"^2
+    r'"percent"|(?:"(?!percent)[A-Za-z]+"(?:\^(?:[23]|\{[23]\}))?[/*.-]?)+'
 )
 # Words that change what the number before them means, so that they are not dropped as a unit.
 NOT_UNITS = frozenset(
@@ -59,31 +86,34 @@ NOT_UNITS = frozenset(
     " more less least most over under about at between even odd prime base choose times plus minus"
     " hundred thousand million billion trillion dozen half third quarter root sqrt pi infinity sin"
     " cos tan log left right up down north south east west january february march april may june"
-    " july august september october november"
-    " december squared cubed factorial below above negative positive divided multiplied halves"
-    " thirds quarters fourths fifths sixths eighths tenths hundredths score gross pairs".split()
+    " july august september october november december squared cubed factorial below above negative"
+    " positive divided multiplied halves thirds quarters fourths fifths sixths eighths tenths"
+    " hundredths score gross pairs".split()
 )
-SHORT_WORDS = {"no", "yes", "odd", "one", "two", "six", "ten"}  # not products of variables
-NUMERAL = re.compile(r"\(?([0-9A-Z]*[0-9][0-9A-Z]*)\)?")
-UNIT_TAIL = re.compile(r'"percent"|(?:"(?!percent)[A-Za-z]+"(?:\^(?:[23]|\{[23]\}))?[/*.-]?)+')
+MAGNITUDE = re.compile(  # such words, too
+    r"tens?|dozens?|googol|hundreds|thousands|(?!mill?i?onth)[a-z]+illions?"
+    r"|[a-z]*(?<!mo)(?:n|f|x|h|d)ths?"
+    r"|[a-z]+ty|twice|double|triple|factorials?|powers?|binary|hex|repeating|recurring|noon|midnight"
+    r"|wrong|false|incorrect|never|n?either|inverse|reciprocal|conjugate|modulo|theta|alpha|beta|phi"
+)
 
 
 def join(tokens: list[str]) -> str:
     return "".join(token + " " * (token[0] == "\\" and token[-1].isalpha()) for token in tokens)
 
 
-def step(token: str) -> int:
+def depth_change(token: str) -> int:
     """How a token changes the depth of brackets, of which any may close any: (1, 2]."""
-    return BRACKETS.get(token) or token.startswith(r"\begin") - token.startswith(r"\end")
+    return DEPTH_CHANGES.get(token) or token.startswith(r"\begin") - token.startswith(r"\end")
 
 
-def split(tokens: list[str], separators: Set[str]) -> tuple[list[list[str]], list[str]]:
+def split_at(tokens: list[str], separators: Set[str]) -> tuple[list[list[str]], list[str]]:
     """The parts between the separators that stand outside of brackets, and these separators."""
     if separators.isdisjoint(tokens):
         return [tokens], []
     parts, found, depth = [[]], [], 0
     for token in tokens:
-        depth += step(token)
+        depth += depth_change(token)
         if depth == 0 and token in separators:
             found.append(token)
             parts.append([])
@@ -94,7 +124,7 @@ def split(tokens: list[str], separators: Set[str]) -> tuple[list[list[str]], lis
 
 def is_enclosed(tokens: list[str]) -> bool:
     """The first token is a bracket that the last one closes."""
-    depths = list(itertools.accumulate(map(step, tokens)))
+    depths = list(itertools.accumulate(map(depth_change, tokens)))
     return depths[-1] == 0 < min(depths[:-1], default=0)
 
 
@@ -113,38 +143,55 @@ def trim(tokens: list[str]) -> list[str]:
     if head and re.search(r"[A-Za-z0-9)}\]|!°] ?$", join(head)) and not changes:
         if any(is_number(token) or token == r"\pi" for token in head):
             return trim(head) if UNIT_TAIL.fullmatch(join(tail)) else tokens
-    return [tokens[0][1]] if len(tokens) == 1 and len(tokens[0]) == 3 else tokens
+    is_letter = len(tokens) == 1 and len(tokens[0]) == 3  # "A", once \text{A}
+    return [tokens[0][1]] if is_letter else tokens
 
 
-def read(tokens: list[str]):
-    """Classify and recurse."""
+def read_answer(text: str) -> Reading | None:
+    """What has no reading, is unbalanced or too large is text; None if there is nothing at all."""
+    tokens = tokenize(text)
+    depths = list(itertools.accumulate(map(depth_change, tokens), initial=0))
+    if len(tokens) > MOST_TOKENS or min(depths) < 0 or max(depths) > DEEPEST or depths[-1]:
+        return as_text(tokens)
+    try:
+        return classify(tokens) if trim(tokens) else None
+    except Unreadable:
+        return as_text(tokens)
+
+
+def classify(tokens: list[str]) -> Reading:
+    """The reading, and those of its parts by recursion."""
     tokens = trim(tokens)
     if not tokens:
         raise Unreadable
     for separator in (",", "∪", "∩"):
-        parts, found = split(tokens, {separator})
+        parts, found = split_at(tokens, {separator})
         if found:
-            return separator, members(parts)
-    parts, found = split(tokens, RELATIONS)
+            return Reading(separator, members(parts))
+    parts, found = split_at(tokens, RELATIONS)
     if found:
-        return read_relation(parts, found)
+        return classify_relation(parts, found)
     if tokens.count("±") == 1 and tokens[0] != r"\{":
         upper = [{"±": "+", "∓": "-"}.get(token, token) for token in tokens]
         lower = [{"±": "-", "∓": "+"}.get(token, token) for token in tokens]
-        return ",", (read(upper), read(lower))
-    parts, found = split(tokens, {":"})
+        return Reading(",", (classify(upper), classify(lower)))
+    parts, found = split_at(tokens, {":"})
     # Two digits behind the colon may be minutes, which are no ratio: 1:20 is not 2:40.
-    if found and not (len(parts[-1]) == 1 and re.fullmatch("[0-9]{2}", parts[-1][0])):
-        return ":", members(parts)
-    if step(tokens[0]) == 1 and is_enclosed(tokens):
-        return read_bracket(tokens)
-    return read_scalar(tokens)
+    may_be_time = len(parts[-1]) == 1 and re.fullmatch("[0-9]{2}", parts[-1][0])
+    if found and not may_be_time:
+        return Reading(":", members(parts))
+    if depth_change(tokens[0]) == 1 and is_enclosed(tokens):
+        return classify_bracket(tokens)
+    return classify_scalar(tokens)
 
 
-def members(parts: list[list[str]]) -> tuple:
+def members(parts: list[list[str]]) -> tuple[Reading, ...]:
     """The readings of the parts. One that is itself a list came from ± and is merged."""
-    readings = [read(part) for part in parts]
-    return tuple(x for one in readings for x in (one[1] if one[0] == "," else (one,)))
+    readings = []
+    for part in parts:
+        reading = classify(part)
+        readings += reading.parts if reading.kind == "," else [reading]
+    return tuple(readings)
 
 
 def is_name(side: list[str]) -> bool:
@@ -153,29 +200,30 @@ def is_name(side: list[str]) -> bool:
     command = side[0] if side and side[0][:1] == "\\" else None
     if command and command not in LETTERS and not LABEL.fullmatch(text):
         return False
-    if text.strip('"').lower() in ("not", "wrong", "false", "no"):
+    if text.strip('"').lower() in NEGATIONS:
         return False
     return bool(NAME.fullmatch(text) or LABEL.fullmatch(text))
 
 
-def is_constant(reading) -> bool:
-    return reading[0] in ("exact", "float") and len({*reading[1]}) == 1
+def is_constant(reading: Reading) -> bool:
+    return reading.kind in ("exact", "float") and len({*reading.parts}) == 1
 
 
-def read_relation(sides: list[list[str]], signs: list[str]):
-    """An equation that is solved for a name, "x = 5", reads as ("named", "x", 5), and so does an
-    inequality, as an interval. An open finite one has its own kind: (1, 2) may be a point."""
+def classify_relation(sides: list[list[str]], signs: list[str]) -> Reading:
+    """An equation that is solved for a name, x = 5, is named; so is an inequality, read as an
+    interval."""
     names = [join(side) if is_name(side) else None for side in sides]
     if names[0] and len(sides) > 2 and all(sign == "=" for sign in signs):
-        values = [read(side) for side in sides[1:]]  # x = 6/8 = 3/4, worked out
+        values = [classify(side) for side in sides[1:]]  # x = 6/8 = 3/4, worked out
         if all(is_constant(value) and same(values[0], value) for value in values):
-            return "named", names[0], values[-1]
+            return Reading("named", (names[0], values[-1]))
     if len(signs) == 1 and signs[0] in "=∈≠":
-        if signs == ["="] and names[1] and not (names[0] and names[0] <= names[1]):
+        is_solved_backwards = names[1] and not (names[0] and names[0] <= names[1])
+        if signs == ["="] and is_solved_backwards:
             sides, names = sides[::-1], names[::-1]
         if names[0] and signs != ["≠"]:
-            return "named", names[0], read(sides[1])
-        return signs[0], (read(sides[0]), read(sides[1]))
+            return Reading("named", (names[0], classify(sides[1])))
+        return Reading(signs[0], (classify(sides[0]), classify(sides[1])))
     if all(sign in ">≥" for sign in signs):
         sides, names = sides[::-1], names[::-1]
         signs = [{">": "<", "≥": "≤"}[sign] for sign in reversed(signs)]
@@ -183,107 +231,112 @@ def read_relation(sides: list[list[str]], signs: list[str]):
         raise Unreadable
     named = [k for k, name in enumerate(names) if name]
     if (len(sides), *named) not in ((2, 0), (2, 1), (3, 1)):
-        return "".join(signs), tuple(read(side) for side in sides)
-    at = named[0]
-    low, opening = (sides[at - 1], signs[at - 1]) if at else (["-", "∞"], "<")
-    high, closing = (sides[at + 1], signs[at]) if at + 1 < len(sides) else (["∞"], "<")
+        return Reading("".join(signs), tuple(classify(side) for side in sides))
+    return Reading("named", (names[named[0]], interval(sides, signs, named[0])))
+
+
+def interval(sides: list[list[str]], signs: list[str], name: int) -> Reading:
+    """What an inequality, whose signs are < and ≤, says of the side that is a name."""
+    low, opening = ["-", "∞"], "<"
+    if name > 0:
+        low, opening = sides[name - 1], signs[name - 1]
+    high, closing = ["∞"], "<"
+    if name + 1 < len(sides):
+        high, closing = sides[name + 1], signs[name]
     kind = ("[" if opening == "≤" else "(") + ("]" if closing == "≤" else ")")
     if kind == "()" and "∞" not in low + high:
         kind = "open interval"
-    return "named", names[at], (kind, (read(low), read(high)))
+    return Reading(kind, (classify(low), classify(high)))
 
 
-def read_bracket(tokens: list[str]):
+def classify_bracket(tokens: list[str]) -> Reading:
     """(a) is a; otherwise the brackets are the kind: () is a tuple or an interval, (] … One kind of
     matrix is like another, but for a determinant."""
     kind, inside = tokens[0] + tokens[-1], tokens[1:-1]
     if MATRIX.match(kind):
-        rows = split(inside, {r"\cr"})[0]
+        rows = split_at(inside, {r"\cr"})[0]
         rows = rows if rows[-1] else rows[:-1]
-        return "matrix", tuple(("row", members(split(row, {"&"})[0])) for row in rows)
+        entries = [members(split_at(row, {"&"})[0]) for row in rows]
+        return Reading("matrix", tuple(Reading("row", row) for row in entries))
     if kind == r"\{\}" and not inside:
-        return read(["∅"])
-    inner = members(split(inside, {","})[0])
-    if len(inner) == 1 and (kind == "()" or inner[0][0] == "matrix"):
+        return classify(["∅"])
+    inner = members(split_at(inside, {","})[0])
+    if len(inner) == 1 and (kind == "()" or inner[0].kind == "matrix"):
         return inner[0]
-    return kind, inner
+    return Reading(kind, inner)
 
 
-def read_scalar(tokens: list[str]):
+def classify_scalar(tokens: list[str]) -> Reading:
     if "_" in tokens:
         place = tokens.index("_")
         numeral = NUMERAL.fullmatch(join(tokens[:place]))
         if numeral:
-            return "base", (("text", numeral[1]), read_text(trim(tokens[place + 1 :])))
+            digits = Reading("text", numeral[1])
+            return Reading("base", (digits, as_text(trim(tokens[place + 1 :]))))
     word = "".join(tokens)
     is_word = len(word) > 3 or word.lower() in SHORT_WORDS or word != word.lower()
     if len(word) > 1 and word.isalpha() and is_word:
-        return read_text(tokens)
+        return as_text(tokens)
     if not {"∞", "∅"}.isdisjoint(tokens) and len(tokens) > 1 + (tokens[0] in ("+", "-")):
-        return read_text(tokens)
+        return as_text(tokens)
     try:
-        return evaluate(tokens)
+        values = values_at_points(tokens)
     except Unreadable:
-        return read_text(tokens)
+        return as_text(tokens)
+    return Reading("exact" if is_exact(*values) else "float", values)
 
 
-def read_text(tokens: list[str]):
+def as_text(tokens: list[str]) -> Reading:
     """Words regardless of case; one or two letters, or a few capitals, are symbols."""
     text = re.sub(r"\{(\w)\}", r"\1", join(tokens).replace('"', ""))  # \pmod{5} is \pmod 5
     is_symbol = len(text) < 3 or "\\" in text or len(text) == 3 and text.isupper()
-    return "text", text if is_symbol and text.lower() not in SHORT_WORDS else text.casefold()
-
-
-def read_answer(text: str):
-    """What has no reading, is unbalanced or too large is text; None if there is nothing at all."""
-    tokens = tokenize(text)
-    depths = list(itertools.accumulate(map(step, tokens), initial=0))
-    if len(tokens) > MOST_TOKENS or min(depths) < 0 or max(depths) > DEEPEST or depths[-1]:
-        return read_text(tokens)
-    try:
-        return read(tokens) if trim(tokens) else None
-    except Unreadable:
-        return read_text(tokens)
+    keeps_case = is_symbol and text.lower() not in SHORT_WORDS
+    return Reading("text", text if keeps_case else text.casefold())
 
 
 # ---- comparison ----
 
 
-def same(a, b) -> bool:
+def same(a: Reading, b: Reading) -> bool:
     """Two readings of the same answer."""
     if a == b:
         return True
-    if a[0] == b[0] == "named":
-        return a[1] == b[1] and same(a[2], b[2])
-    if a[0] == "named" or b[0] == "named":
-        named, other = (a, b) if a[0] == "named" else (b, a)
-        return is_rearranged(named, other) if other[0] == "=" else same(named[2], other)
-    kinds = {a[0], b[0]}
+    if a.kind == b.kind == "named":
+        (name, value), (other_name, other_value) = a.parts, b.parts
+        return name == other_name and same(value, other_value)
+    if "named" in (a.kind, b.kind):
+        named, other = (a, b) if a.kind == "named" else (b, a)
+        return is_rearranged(named, other) if other.kind == "=" else same(named.parts[1], other)
+    kinds = {a.kind, b.kind}
     if kinds <= {"exact", "float"}:
-        return same_values(a[1], b[1])
-    if len(kinds) > 1 and kinds != {",", r"\{\}"} or a[0] == "text" or len(a[1]) != len(b[1]):
+        return same_values(a.parts, b.parts)
+    comparable = len(kinds) == 1 or kinds == {",", r"\{\}"}
+    if not comparable or a.kind == "text" or len(a.parts) != len(b.parts):
         return False
-    if a[0] in UNORDERED:
-        return same_members(a[1], b[1]) or a[0] == "=" and in_proportion(a, b)
-    return all(map(same, a[1], b[1])) or a[0] == ":" and in_proportion(a, b)
+    if a.kind in UNORDERED:
+        return same_members(a.parts, b.parts) or a.kind == "=" and in_proportion(a, b)
+    return all(map(same, a.parts, b.parts)) or a.kind == ":" and in_proportion(a, b)
 
 
 def same_values(a: tuple, b: tuple) -> bool:
     """Equal wherever both have a value, which is at three points at least."""
     pairs = [(x, y) for x, y in zip(a, b) if x is not None and y is not None]
-    for x, y in pairs:
-        try:
-            if x != y if exact(x, y) else abs(x - y) > TOLERANCE * max(abs(x), abs(y)):
-                return False
-        except OverflowError:  # an exact value beyond all floats
-            return False
-    if len(pairs) < 3:
+    if not all(same_value(x, y) for x, y in pairs) or len(pairs) < 3:
         return False
     # A rational constant this close to an irrational one has many digits, unless it is equal.
-    rational = [Fraction(x) for x in pairs[0] if exact(x)]
+    rational = [Fraction(x) for x in pairs[0] if is_exact(x)]
     if len(rational) == 1 and len({*a}) == len({*b}) == 1:
         return max(abs(rational[0].numerator), rational[0].denominator) < 100_000
     return True
+
+
+def same_value(x, y) -> bool:
+    if is_exact(x, y):
+        return x == y
+    try:
+        return abs(x - y) <= TOLERANCE * max(abs(x), abs(y))
+    except OverflowError:  # an exact value beyond all floats
+        return False
 
 
 def same_members(a: tuple, b: tuple) -> bool:
@@ -300,35 +353,40 @@ def same_members(a: tuple, b: tuple) -> bool:
     return True
 
 
-def is_rearranged(solved, equation) -> bool:
+def is_rearranged(solved: Reading, equation: Reading) -> bool:
     """2x − y + 3 = 0 is y = 2x + 3, all terms on one side; 4x − 2y + 6 = 0 is not quite. One that
     gives a number, x = 5, has to be solved."""
-    _, name, reading = solved
-    if len(name) > 1 or reading[0] != "exact" or len({*reading[1]}) == 1:
+    name, value = solved.parts
+    if len(name) > 1 or value.kind != "exact" or is_constant(value):
         return False
-    return ratios((("exact", tuple(variable(name))), reading), equation[1], "=") <= {1, -1}
+    sides = (Reading("exact", tuple(variable(name))), value)
+    return quotients(Reading("=", sides), equation) <= {1, -1}
 
 
-def in_proportion(a, b) -> bool:
+def in_proportion(a: Reading, b: Reading) -> bool:
     """2:4 is 1:2; 4x + 6y − 10 = 0 is 2x + 3y = 5."""
-    return len(ratios(a[1], b[1], a[0])) == 1
+    return len(quotients(a, b)) == 1
 
 
-def ratios(a: tuple, b: tuple, kind: str) -> set:
-    """The quotients of two ratios' members, or of two equations' sides when moved to the left, at
-    each point. More than one value, and none of them 1, where there are none."""
+def quotients(a: Reading, b: Reading) -> set:
+    """Two ratios' members, or two equations' sides when moved to the left, divided by each other at
+    each point. More than one quotient, and none of them 1, where there are none."""
     nothing = {2, 3}
-    if any(part[0] != "exact" for part in (*a, *b)):
+    if any(part.kind != "exact" for part in (*a.parts, *b.parts)):
         return nothing
-    if kind == ":":
-        first, second = ([x for part in one for x in part[1]] for one in (a, b))
-    else:
-        first, second = ([x - y for x, y in zip(one[0][1], one[1][1])] for one in (a, b))
-        if len({*first}) == 1:  # no variable: 1 = 2
-            return nothing
+    first, second = to_divide(a), to_divide(b)
+    if a.kind == "=" and len({*first}) == 1:  # no variable: 1 = 2
+        return nothing
     if not (all(first) and all(second)):
         return nothing
     return {Fraction(x) / y for x, y in zip(first, second)}
+
+
+def to_divide(reading: Reading) -> list:
+    if reading.kind == ":":
+        return [value for member in reading.parts for value in member.parts]
+    left, right = reading.parts
+    return [x - y for x, y in zip(left.parts, right.parts)]
 
 
 def math_equal(prediction: str, gold: str) -> bool:
@@ -362,8 +420,9 @@ def math_equal(prediction: str, gold: str) -> bool:
 
 # The paper's line is "Final Answer: The final answer is $answer$. I hope it is correct."
 FINAL_ANSWER = "The final answer is"
+# A box's start, an escaped character or a brace.
 BOX_OR_BRACE = re.compile(r"\\(?:boxed|fbox)\s{0,9}\{|\\.|[{}]", re.DOTALL)
-BARE_BOX = re.compile(
+BARE_BOX = re.compile(  # \boxed 5, \boxed\pi, \boxed x, and then the end of a word
     r"\\(?:boxed|fbox)"
     r"(?: {0,9}(-?[0-9][0-9,]{0,30}(?:\.[0-9]{1,30})?|\\[A-Za-z]{1,30})| {1,9}([A-Za-z]))"
     r"(?=[.,]?(?:\s|\$|\\[)\]]|$))"

@@ -21,20 +21,41 @@ POINTS = 8  # values that each variable takes; an expression needs three of them
 # ---- text → tokens ----
 
 PLAIN_FUNCTIONS = "arcsin arccos arctan sin cos tan cot sec csc log ln".split()
-TOKEN_NAMES = {  # a token → its other names
+TOKEN_NAMES = {  # a token → its other names; nothing is left of those of ""
     "": r"\left \right \big \Big \bigg \Bigg \bigl \bigr \Bigl \Bigr \displaystyle \textstyle"
     r" \limits \boxed \fbox \text \mbox \rm \bf \( \) \[ \]",
     r"\frac": r"\dfrac \tfrac \cfrac \nicefrac \sfrac",
-    **{r"\binom": r"\dbinom \tbinom", "*": r"\cdot \times \ast × · ∗", "/": r"\div ÷", "-": "− –"},
-    **{"<": r"\lt", "≤": r"\le \leq \leqslant \leqq <=", "≥": r"\ge \geq \geqslant \geqq >="},
-    **{">": r"\gt", "≠": r"\ne \neq", "∈": r"\in", "∪": r"\cup", "∩": r"\cap", "±": r"\pm"},
-    **{"∓": r"\mp", ":": r"\colon", ",": "; ∧", "°": r"\degree", "|": r"\lvert \rvert \vert \mid"},
-    **{"∞": r"\infty infinity", "∅": r"\emptyset \varnothing", r"\{": r"\lbrace", "[": r"\lbrack"},
-    **{r"\}": r"\rbrace", "]": r"\rbrack", r"\pi": "π pi", r"\theta": "θ", r"\sqrt": "√ sqrt"},
+    r"\binom": r"\dbinom \tbinom",
+    r"\sqrt": "√ sqrt",
+    "*": r"\cdot \times \ast × · ∗",
+    "/": r"\div ÷",
+    "-": "− –",
+    "±": r"\pm",
+    "∓": r"\mp",
+    "<": r"\lt",
+    ">": r"\gt",
+    "≤": r"\le \leq \leqslant \leqq <=",
+    "≥": r"\ge \geq \geqslant \geqq >=",
+    "≠": r"\ne \neq",
+    "∈": r"\in",
+    "∪": r"\cup",
+    "∩": r"\cap",
+    "∅": r"\emptyset \varnothing",
+    "∞": r"\infty infinity",
+    ":": r"\colon",
+    ",": "; ∧",
+    "°": r"\degree",
+    "|": r"\lvert \rvert \vert \mid",
+    "[": r"\lbrack",
+    "]": r"\rbrack",
+    r"\{": r"\lbrace",
+    r"\}": r"\rbrace",
+    r"\pi": "π pi",
+    r"\theta": "θ",
     '"percent"': r"\% %",
-    **{"\\" + name: name for name in PLAIN_FUNCTIONS},
 }
 ALIASES = {name: token for token, names in TOKEN_NAMES.items() for name in names.split()}
+ALIASES |= {name: "\\" + name for name in PLAIN_FUNCTIONS}
 FONTS = "text|textbf|textit|textrm|textnormal|mbox|hbox|mathrm|mathbf|mathit|mathsf|emph"
 UNIT = (
     "(?:inch(?:es)?|(?<= )in|feet|foot|ft|yards?|yd|miles?|[cmk]?meters?|[cmk]m|kg|grams?|pounds?"
@@ -58,21 +79,29 @@ def quote_words(match: re.Match) -> str:
 
 def repeating_decimal(match: re.Match) -> str:
     """0.1\\overline{6} as an exact fraction."""
-    whole, start, cycle = match.groups()
-    top = int(whole + start + cycle) - int(whole + start or "0")
-    return rf"\frac{{{top}}}{{{10 ** len(start) * (10 ** len(cycle) - 1)}}}"
+    whole, prefix, cycle = match.groups()
+    top = int(whole + prefix + cycle) - int(whole + prefix or "0")
+    return rf"\frac{{{top}}}{{{10 ** len(prefix) * (10 ** len(cycle) - 1)}}}"
 
 
 BASES = dict(zip("two three four five six seven eight nine ten".split(), range(2, 11)))
 # Applied in this order. Each pattern is linear in a text whose runs of blanks are single.
 REWRITES = [
+    # \\ → \cr, and so \\[2pt]: the next row of a matrix
     (re.compile(r"\\\\(?: ?\[-?[0-9.]+(?:pt|em|ex|mm|cm)\])?"), r"\\cr "),
+    # $5$ → 5, \$5 → 5; a backslash that nothing follows goes, too
     (re.compile(r"\\?\$|\\$"), " "),
+    # {1 \over 2} → \frac{1}{2}
     (re.compile(r"\{([^{}]*)\\over(?![A-Za-z])([^{}]*)\}"), r"\\frac{\1}{\2}"),
+    # {10 \choose 5} → \binom{10}{5}
     (re.compile(r"\{([^{}]*)\\choose(?![A-Za-z])([^{}]*)\}"), r"\\binom{\1}{\2}"),
+    # 1{,}234 → 1234, and so 1,\!234 and 1\,234
     (re.compile(r"(?<=[0-9])(?:\{,\}|\\!,|,\\!|\\,)(?=[0-9]{3}(?![0-9]))"), ""),
+    # a\,b → a b; \left. → a blank
     (re.compile(r"\\(?:left|right) ?\.|\\[,;:!> ]|\\q?quad(?![A-Za-z])|~"), " "),
+    # 36^\circ → 36°, and so 36^{\circ} C
     (re.compile(r"\^ ?(?:\{ ?\\circ ?\}|\\circ(?![A-Za-z]))(?: ?[CF](?![A-Za-z]))?"), "°"),
+    # 0.1\overline{6} → \frac{15}{90}
     (
         re.compile(
             r"(?<![0-9])([0-9]*)\.([0-9]*)\\(?:overline|bar|dot) ?"
@@ -80,31 +109,46 @@ REWRITES = [
         ),
         repeating_decimal,
     ),
+    # \not= → \ne, and so \not\in
     (re.compile(r"\\not ?=|\\not ?\\in(?![A-Za-z])"), r"\\ne "),
-    (re.compile(r"(?<=[0-9}])–"), r"\\to "),  # a range; elsewhere it is a minus
+    # 1–5 → 1\to 5, a range; elsewhere it is a minus
+    (re.compile(r"(?<=[0-9}])–"), r"\\to "),
+    # x**2 → x^2
     (re.compile(r"\*\*"), "^"),
+    # 6.72e-5 → 6.72\cdot 10^{-5}
     (re.compile(r"(?<=\.)([0-9]+)[eE]([-+]?[0-9]+)(?![0-9A-Za-z.])"), r"\1\\cdot 10^{\2}"),
+    # √65 → \sqrt{65}, and so sqrt 65
     (re.compile(r"(?:√|(?<![\\A-Za-z])sqrt) ?([0-9]+)"), r"\\sqrt{\1}"),
+    # \operatorname{cot} → \cot
     (re.compile(rf"\\(?:operatorname\*?|mathrm) ?\{{({'|'.join(PLAIN_FUNCTIONS)})\}}"), r"\\\1 "),
+    # 1101_{(2)} → 1101_{2}
     (re.compile(r"_ ?\{ ?\(([0-9]+)\) ?\}"), r"_{\1}"),
+    # 1101_{\text{two}} → 1101_{2}
     (
         re.compile(rf"_ ?(?:\{{ ?)?\\text ?\{{({'|'.join(BASES)})\}}(?: ?\}})?"),
         lambda match: f"_{{{BASES[match[1]]}}}",
     ),
+    # \mathbb{R} → (-\infty,\infty)
     (re.compile(r"\\mathbb ?(?:R|\{R\})"), r"(-\\infty,\\infty)"),
+    # \begin{array}{cc} → \begin{array}
     (re.compile(r"(\\begin ?\{array\}) ?\{[^{}]*\}"), r"\1"),
+    # 6:30 p.m. → 6:30 pm
     (re.compile(r"\b([AaPp])\. ?([Mm])\b\.?"), r"\1\2"),
+    # \text{navy blue} → "navy" "blue"
     (re.compile(rf"\\(?:{FONTS}) ?\{{([^{{}}]*)\}}"), quote_words),
+    # 12 miles per hour → 12 "miles" "per" "hour"
     (re.compile(rf"(?<=[0-9}})°]) {{0,3}}({UNIT}(?:[ /.]{UNIT})*)", re.I), quote_words),
-    # Behind a number that is all there is, a noun needs no command: 42 students.
+    # 42 students → 42 "students": behind a number that is all there is, a noun needs no command
     (re.compile(r"^(-?[0-9][0-9.,/]*)( [a-z]{4,}(?: [a-z]{3,}){0,2})$"), quote_words),
+    # 1 4/5 → 1\frac{4}{5}
     (re.compile(r"(?<=[0-9]) ([0-9]+) ?/ ?([0-9]+)"), r"\\frac{\1}{\2}"),
+    # 3, 5, ∧ 7 → 3, 5∧7
     (re.compile(r",? {0,3}([∧∩∪]) {0,3},?"), r"\1"),
 ]
-CONNECTIVE = re.compile(r"(?<![\\A-Za-z])(?:and|or)(?![A-Za-z])")
+CONNECTIVE = re.compile(r"(?<![\\A-Za-z])(?:and|or)(?![A-Za-z])")  # but not in \or or order
 INEQUALITY = re.compile(r"[<>≤≥]|\\[lg](?:eq?(?:slant|q)?|t)(?![A-Za-z])")
 BRACKET = re.compile(r"[(\[]|\\\{")
-THOUSANDS = re.compile(r"(?<![0-9.,])[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9]|,[0-9])")
+THOUSANDS = re.compile(r"(?<![0-9.,])[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9]|,[0-9])")  # 1,234,567
 TOKEN = re.compile(
     r"""\\(?:begin|end)\ *\{[^{}]*\}    # an environment
     | \\[A-Za-z]+ | \\.                 # a command
@@ -118,9 +162,16 @@ TOKEN = re.compile(
 
 
 FRACTIONS = str.maketrans(
-    {"½": r"\frac12", "⅓": r"\frac13", "⅔": r"\frac23", "¼": r"\frac14", "¾": r"\frac34"}
+    {
+        "½": r"\frac12",
+        "⅓": r"\frac13",
+        "⅔": r"\frac23",
+        "¼": r"\frac14",
+        "¾": r"\frac34",
+    }
 )
-RAISED, LOWERED = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹]+"), str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹", "0123456789")
+RAISED = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹]+")
+LOWERED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹", "0123456789")
 
 
 def tokenize(text: str) -> list[str]:
@@ -142,10 +193,17 @@ def tokenize(text: str) -> list[str]:
 # ---- values: int or Fraction where exact, complex elsewhere ----
 
 FUNCTIONS = {
-    **{r"\sin": cmath.sin, r"\cos": cmath.cos, r"\tan": cmath.tan},
-    **{r"\cot": lambda x: 1 / cmath.tan(x), r"\sec": lambda x: 1 / cmath.cos(x)},
-    **{r"\csc": lambda x: 1 / cmath.sin(x), r"\ln": cmath.log, r"\log": cmath.log10},
-    **{r"\arcsin": cmath.asin, r"\arccos": cmath.acos, r"\arctan": cmath.atan},
+    r"\sin": cmath.sin,
+    r"\cos": cmath.cos,
+    r"\tan": cmath.tan,
+    r"\cot": lambda x: 1 / cmath.tan(x),
+    r"\sec": lambda x: 1 / cmath.cos(x),
+    r"\csc": lambda x: 1 / cmath.sin(x),
+    r"\arcsin": cmath.asin,
+    r"\arccos": cmath.acos,
+    r"\arctan": cmath.atan,
+    r"\ln": cmath.log,
+    r"\log": cmath.log10,
 }
 TRIGONOMETRIC = frozenset((r"\sin", r"\cos", r"\tan", r"\cot", r"\sec", r"\csc"))
 INVERSES = {r"\sin": r"\arcsin", r"\cos": r"\arccos", r"\tan": r"\arctan"}
@@ -157,8 +215,7 @@ LETTERS = frozenset(
     r" \Sigma \Phi \Psi \Omega \ell ∞ ∅".split()
 )
 GROUPS = {"(": ")", "[": "]", "{": "}", "|": "|"}
-COMMANDS = (r"\frac", r"\sqrt", r"\binom")
-STARTS_FACTOR = frozenset([*LETTERS, *CONSTANTS, *FUNCTIONS, *GROUPS, *COMMANDS])
+STARTS_FACTOR = LETTERS | {*CONSTANTS, *FUNCTIONS, *GROUPS, r"\frac", r"\sqrt", r"\binom"}
 STARTS_OPERAND = STARTS_FACTOR - {*FUNCTIONS, *GROUPS}
 
 
@@ -176,17 +233,21 @@ def variable(name: str) -> list[Fraction]:
     return [scale * Fraction(top, 256) for scale, top in zip(scales, tops)]
 
 
-def exact(*values) -> bool:
+def is_exact(*values) -> bool:
     return all(isinstance(value, (int, Fraction)) for value in values)
 
 
-def bits(value) -> int:
+def bit_length(value: int | Fraction) -> int:
     return value.numerator.bit_length() + value.denominator.bit_length()
 
 
-def sound(value):
+def checked(value):
     """The value, unless to go on with it would cost too much or mean nothing."""
-    if bits(value) > MOST_BITS if exact(value) else not 1e-200 < abs(value) < 1e200:
+    if is_exact(value):
+        usable = bit_length(value) <= MOST_BITS
+    else:
+        usable = 1e-200 < abs(value) < 1e200
+    if not usable:
         raise ArithmeticError("too many digits, an overflow, an underflow, or not a number")
     return value
 
@@ -196,9 +257,9 @@ def add(terms: list):
     total = terms[0]
     for term in terms[1:]:
         total = total + term
-        if exact(total):
-            sound(total)
-    if len(terms) > 1 and not exact(total):
+        if is_exact(total):
+            checked(total)
+    if len(terms) > 1 and not is_exact(total):
         sizes = [abs(complex(term)) for term in terms if term]
         if min(sizes) < 1e-6 * max(sizes) or abs(total) < 1e-3 * max(sizes):
             raise ArithmeticError("lost to rounding")
@@ -206,7 +267,7 @@ def add(terms: list):
 
 
 def multiply(a, b):
-    return sound(a * b) if a and b else 0
+    return checked(a * b) if a and b else 0
 
 
 def exact_root(base: Fraction, degree: int) -> Fraction | None:
@@ -222,9 +283,9 @@ def exact_root(base: Fraction, degree: int) -> Fraction | None:
 
 def power(base, exponent):
     """base ** exponent; an odd root of a negative number is the real one."""
-    if exact(base, exponent):
+    if is_exact(base, exponent):
         base, exponent = Fraction(base), Fraction(exponent)
-        if bits(base) * abs(exponent) > MOST_BITS:
+        if bit_length(base) * abs(exponent) > MOST_BITS:
             raise OverflowError("too many digits")
         root = base if exponent.denominator == 1 else exact_root(base, exponent.denominator)
         if root is not None:
@@ -232,9 +293,9 @@ def power(base, exponent):
     if not base or abs(exponent) > 1000:
         raise ArithmeticError("undefined, or rounding errors grow with the exponent")
     base = complex(base)
-    if exact(exponent) and exponent.denominator % 2 and not base.imag and base.real < 0:
-        return sound((-1) ** exponent.numerator * (-base) ** complex(exponent))
-    return sound(base ** complex(exponent))
+    if is_exact(exponent) and exponent.denominator % 2 and not base.imag and base.real < 0:
+        return checked((-1) ** exponent.numerator * (-base) ** complex(exponent))
+    return checked(base ** complex(exponent))
 
 
 def divide(a, b):
@@ -248,19 +309,20 @@ def apply(name: str, x):
     value = FUNCTIONS[name](complex(x))
     if abs(value) > 1e12:
         raise ZeroDivisionError("a pole")
-    return 0 if value == 0 or abs(value) < 1e-14 and abs(x) > 1e-3 else sound(value)
+    is_zero = value == 0 or abs(value) < 1e-14 and abs(x) > 1e-3
+    return 0 if is_zero else checked(value)
 
 
 def binomial(n, k):
     """n over k; n! is spelled binomial(n, None). With a variable n it is a polynomial."""
-    if not exact(n, k or 0) or k and (k.denominator != 1 or k < 0):
+    if not is_exact(n, k or 0) or k and (k.denominator != 1 or k < 0):
         raise Unreadable
     if n > 1000 or (k or 0) > 1000:
         raise OverflowError("too many digits")
     if n.denominator != 1 and k is not None and k <= 20:
         value = 1
         for i in range(int(k)):
-            value = sound(value * Fraction(n - i, i + 1))
+            value = checked(value * Fraction(n - i, i + 1))
         return value
     if n.denominator != 1 or n < 0:
         raise Unreadable
@@ -302,10 +364,10 @@ class Evaluator:
     def sum(self):
         terms = []
         while not terms or self.peek() in ("+", "-"):
-            terms.append(self.signed(self.product))
+            terms.append(self.with_signs(self.product))
         return add(terms)
 
-    def signed(self, part):
+    def with_signs(self, part):
         negative = False
         while self.peek() in ("+", "-"):
             negative ^= self.take() == "-"
@@ -316,9 +378,9 @@ class Evaluator:
         value = self.factor()
         while True:
             if self.skip("*"):
-                value = multiply(value, self.signed(self.factor))
+                value = multiply(value, self.with_signs(self.factor))
             elif self.skip("/"):
-                value = divide(value, self.signed(self.factor))
+                value = divide(value, self.with_signs(self.factor))
             elif self.peek() in STARTS_FACTOR and not (self.in_bars and self.peek() == "|"):
                 value = multiply(value, self.factor())
             elif is_number(self.peek()) and self.tokens[self.at - 1] == "!":  # 5!5!
@@ -332,7 +394,7 @@ class Evaluator:
         if self.skip("!"):
             value = binomial(value, None)
         if self.skip("^"):
-            value = power(value, self.signed(self.exponent))
+            value = power(value, self.with_signs(self.exponent))
         self.degrees |= self.skip("°")
         if self.peek() in ("!", "^"):
             raise Unreadable
@@ -380,11 +442,12 @@ class Evaluator:
 
     def number(self, token: str):
         """A number; a whole one right before a fraction of digits makes a mixed number."""
-        value, start = int(token) if token.isdigit() else Fraction(token), self.at
+        value = int(token) if token.isdigit() else Fraction(token)
+        fraction = self.at
         if not self.skip(r"\frac"):
             return value
         part = divide(self.argument(), self.argument())
-        inside = self.tokens[start + 1 : self.at]
+        inside = self.tokens[fraction + 1 : self.at]
         if not all(is_number(symbol) or symbol in ("{", "}", " ") for symbol in inside):
             return multiply(value, part)
         if "." in token or not 0 < part < 1:
@@ -400,8 +463,9 @@ class Evaluator:
         return abs(value) if opening == "|" else value
 
     def function(self, name: str):
-        base = self.argument() if name == r"\log" and self.skip("_") else 10
-        exponent = self.signed(self.exponent) if self.skip("^") else 1
+        has_base = name == r"\log" and self.skip("_")
+        base = self.argument() if has_base else 10
+        exponent = self.with_signs(self.exponent) if self.skip("^") else 1
         if exponent == -1:  # of the others it might be meant either way
             if name not in INVERSES:
                 raise Unreadable
@@ -421,7 +485,8 @@ class Evaluator:
         value = self.atom() if is_group else self.factor()
         while not is_group and self.peek() in STARTS_OPERAND:
             value = multiply(value, self.factor())
-        if self.peek() in (("^", "!") if is_group else ("/",)):
+        ambiguous = ("^", "!") if is_group else ("/",)
+        if self.peek() in ambiguous:
             raise Unreadable
         return value
 
@@ -439,8 +504,8 @@ class Evaluator:
         return variable(re.sub("[{}]", "", token))[self.point]
 
 
-def evaluate(tokens: list[str]) -> tuple:
-    """A scalar's reading: its value at each point, None where it has none."""
+def values_at_points(tokens: list[str]) -> tuple:
+    """A scalar's value at each point, None where it has none; Unreadable if there are too few."""
     values = []
     for point in range(POINTS):
         evaluator = Evaluator(tokens, point)
@@ -456,9 +521,8 @@ def evaluate(tokens: list[str]) -> tuple:
             break
     if values.count(None) > POINTS - 3:
         raise Unreadable
-    if exact(*values):
-        return "exact", tuple(values)
     # Beside something irrational a decimal this long can only be a rounded one: 1.41421356 π.
-    if any(is_number(token) and len(token) > 8 for token in tokens):
+    has_long_number = any(is_number(token) and len(token) > 8 for token in tokens)
+    if has_long_number and not is_exact(*values):
         raise Unreadable
-    return "float", tuple(values)
+    return tuple(values)
