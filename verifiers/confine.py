@@ -27,6 +27,13 @@ from typing import NamedTuple
 SCRATCH = "/scratch"  # inside the private root
 SCRATCH_LIMITS = "size=64m,nr_inodes=4096,mode=1777"
 THREADS, FILES = 64, 64
+LIMITS = {
+    "RLIMIT_AS": 1 << 30,
+    "RLIMIT_FSIZE": 4 << 20,
+    "RLIMIT_NOFILE": FILES,
+    "RLIMIT_CORE": 0,
+    "RLIMIT_STACK": 64 << 20,  # for deep recursion through C
+}
 
 
 class Box(NamedTuple):
@@ -52,7 +59,7 @@ def libc_call(name: str, *args) -> int:
     return result
 
 
-def limit(name: str, value: int) -> None:
+def set_limit(name: str, value: int) -> None:
     """Sets a resource limit for good, at most what the limit was."""
     import resource  # not on Windows, where the trainer imports this file, too
 
@@ -61,10 +68,10 @@ def limit(name: str, value: int) -> None:
     resource.setrlimit(getattr(resource, name), (value, value))
 
 
-def confine(box: Box) -> None:
+def enter_box(box: Box) -> None:
     """All of U's confinement but the filter, which would forbid the rest."""
     os.chdir(box.scratch)
-    limit("RLIMIT_NPROC", box.threads)
+    set_limit("RLIMIT_NPROC", box.threads)
     drop_rights(box.uid, box.capabilities)
     if box.ruleset is not None:
         restrict_files(box.ruleset)
@@ -90,6 +97,8 @@ def drop_rights(uid: int | None, capabilities: int) -> None:
         sets = struct.pack("=6I", capabilities, capabilities, 0, 0, 0, 0)
         libc_call("capset", header, sets)
 
+
+# ---- seccomp ----
 
 # Name, number on x86_64, number on aarch64 (- where it has none).
 CALLS = """
@@ -123,19 +132,19 @@ ftruncate 77 46 fallocate 285 47 chmod 90 - fchmod 91 52 fchmodat 268 53 utimens
 fsync 74 82 fdatasync 75 83 flock 73 32 sendfile 40 71 copy_file_range 326 285 creat 85 -
 """
 # Call: what its arguments must be, each (number, mask, the values allowed under the mask).
-ANY = 0xFFFFFFFF
+WHOLE = 0xFFFFFFFF
 ARGUMENTS = {
     "clone": [(0, 0x7E030000, [0x10000])],  # CLONE_THREAD and no new namespace
-    "prlimit64": [(0, ANY, [0])],  # its own limits, not another process's
+    "prlimit64": [(0, WHOLE, [0])],  # its own limits, not another process's
     # asyncio's loop wakes itself through a pair of AF_UNIX stream sockets. A datagram socket
     # could also send to the sockets of others, by their names.
-    "socketpair": [(0, ANY, [1]), (1, 0xF, [1])],
-    "prctl": [(0, ANY, [15, 16])],  # a thread's name
-    "fcntl": [(1, ANY, [0, 1, 2, 3, 4, 5, 6, 7, 1030])],  # dup, flags and locks; no owner
-    "ioctl": [(1, ANY, [0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451])],  # isatty, cloexec, …
+    "socketpair": [(0, WHOLE, [1]), (1, 0xF, [1])],
+    "prctl": [(0, WHOLE, [15, 16])],  # a thread's name
+    "fcntl": [(1, WHOLE, [0, 1, 2, 3, 4, 5, 6, 7, 1030])],  # dup, flags and locks; no owner
+    "ioctl": [(1, WHOLE, [0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451])],  # isatty, cloexec, …
 }
-READ_ONLY = 0o1103  # the flags of open() that write, create or truncate
-OPENING = {"open": [(1, READ_ONLY, [0])], "openat": [(2, READ_ONLY, [0])]}
+WRITE_FLAGS = 0o1103  # the flags of open() that write, create or truncate
+OPENING = {"open": [(1, WRITE_FLAGS, [0])], "openat": [(2, WRITE_FLAGS, [0])]}
 
 
 def call_filter(may_open: bool, may_write: bool, may_thread: bool) -> bytes | None:
@@ -162,8 +171,8 @@ def call_filter(may_open: bool, may_write: bool, may_thread: bool) -> bytes | No
             continue
         refuse = (end, 0, 0, fail | (errno.EACCES if name in OPENING else errno.ENOSYS))
         body = []
-        for argument, bits, values in rules.get(name, []):
-            body += [(load, 0, 0, 16 + 8 * argument), (mask, 0, 0, bits)]
+        for argument, relevant, values in rules.get(name, []):
+            body += [(load, 0, 0, 16 + 8 * argument), (mask, 0, 0, relevant)]
             body += [(equal, len(values) - i, 0, value) for i, value in enumerate(values)]
             body += [refuse]
         body += [refuse if name in denied else (end, 0, 0, allow)]
@@ -182,7 +191,18 @@ def forbid_calls(code: bytes | None) -> None:
     libc_call("prctl", 22, 2, program, 0, 0)  # PR_SET_SECCOMP, SECCOMP_MODE_FILTER
 
 
-def landlock_rules(paths: "Paths", scratch: str | None) -> int:
+# ---- Landlock ----
+
+
+class Paths(NamedTuple):
+    """What a program may read, beyond its scratch."""
+
+    readable: list[str]  # Python and the shared libraries that its modules load
+    hidden: list[str]  # but no folder of installed packages: some hold a benchmark's answers
+    libraries: list[str]  # except these packages
+
+
+def landlock_rules(paths: Paths, scratch: str | None) -> int:
     """A Landlock ruleset (an open file): read what is readable, change the scratch alone.
 
     Landlock can only add rights below a path, so a folder that holds a hidden one is taken apart.
@@ -223,6 +243,10 @@ def restrict_files(ruleset: int) -> None:
     libc_call("syscall", 446, ruleset, 0)  # landlock_restrict_self
 
 
+# ---- namespaces, private root ----
+
+CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC = 0x20000, 0x4000000, 0x8000000
+CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_BIND = 1, 2, 4, 8, 32, 4096
 MS_REC, MS_PRIVATE = 1 << 14, 1 << 18
 LOCKED = MS_NOSUID | MS_NODEV | MS_NOEXEC  # a mount's flags that a user namespace may not drop
@@ -233,7 +257,7 @@ def mount(source: str | None, target: str, kind: str | None, flags: int, options
     libc_call("mount", *words, ctypes.c_ulong(flags), options.encode())
 
 
-def show(path: str, root: str) -> None:
+def bind_read_only(path: str, root: str) -> None:
     """Puts a file or folder, read-only, in the same place under another root."""
     if os.path.isdir(path):
         os.makedirs(root + path, exist_ok=True)
@@ -249,8 +273,8 @@ def enter_namespaces() -> None:
     """Network, mount, IPC and host name; who is not root needs a user namespace to do this, and
     stays the same user in it."""
     uid, gid = os.getuid(), os.getgid()
-    new_user = 0x10000000 if uid else 0
-    libc_call("unshare", new_user | 0x40000000 | 0x00020000 | 0x08000000 | 0x04000000)
+    new_user = CLONE_NEWUSER if uid else 0
+    libc_call("unshare", new_user | CLONE_NEWNET | CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWUTS)
     if new_user:
         maps = {"setgroups": "deny", "uid_map": f"{uid} {uid} 1", "gid_map": f"{gid} {gid} 1"}
         for name, text in maps.items():
@@ -258,7 +282,7 @@ def enter_namespaces() -> None:
                 file.write(text)
 
 
-def enter_private_root(paths: "Paths") -> None:
+def enter_private_root(paths: Paths) -> None:
     """Namespaces, and in them a root directory with those paths and the scratch alone.
 
     It is built over /proc, which is on every system and holds none of the paths to bind.
@@ -269,11 +293,11 @@ def enter_private_root(paths: "Paths") -> None:
     mount(None, "/", None, MS_REC | MS_PRIVATE)
     mount("tmpfs", root, "tmpfs", plain, "size=1m,mode=755")
     for path in paths.readable:
-        show(path, root)
+        bind_read_only(path, root)
     for path in paths.hidden:
         mount("tmpfs", root + path, "tmpfs", plain, "size=1m,mode=755")
     for path in paths.libraries:
-        show(path, root)
+        bind_read_only(path, root)
     os.mkdir(root + SCRATCH)
     mount("tmpfs", root + SCRATCH, "tmpfs", plain | MS_NOEXEC, SCRATCH_LIMITS)
     os.chdir(root)
@@ -284,33 +308,28 @@ def enter_private_root(paths: "Paths") -> None:
     os.chdir("/")
 
 
-def attempt(step, *args) -> bool:
-    """Whether a step works, tried in a child so that a failure leaves nothing half done."""
+# ---- each tried out ----
+
+
+def works_in_child(protect, *args) -> bool:
+    """Whether a protection works, tried in a child so that a failure leaves nothing half done."""
 
     def child() -> None:
-        step(*args)
+        protect(*args)
         os._exit(0)
 
     return os.waitpid(spawn(child), 0)[1] == 0
 
 
-def spawn(life, *args) -> int:
-    """A fork that does nothing else, however it ends."""
+def spawn(function, *args) -> int:
+    """A fork that does nothing but this, however it ends: its process number."""
     pid = os.fork()
     if pid:
         return pid
     try:
-        life(*args)
+        function(*args)
     finally:
         os._exit(1)
-
-
-class Paths(NamedTuple):
-    """What a program may read, beyond its scratch."""
-
-    readable: list[str]  # Python and the shared libraries that its modules load
-    hidden: list[str]  # but no folder of installed packages: some hold a benchmark's answers
-    libraries: list[str]  # except these packages
 
 
 def python_paths(libraries: list[str]) -> Paths:
@@ -326,7 +345,7 @@ def python_paths(libraries: list[str]) -> Paths:
     return Paths(kept, hidden, libraries)
 
 
-def tasks_of(uid: int) -> int:
+def count_threads(uid: int) -> int:
     """How many threads a user has now: RLIMIT_NPROC counts them all."""
     count = 0
     for folder in filter(str.isdigit, os.listdir("/proc")):
@@ -342,13 +361,15 @@ def build_box(libraries: list[str]) -> tuple[Box, list[str], list[str]]:
     """Tries each protection, enters those that hold for W, too, and names what is on and off."""
     on, off = [], []
 
-    def try_out(name: str, step, *args) -> bool:
-        works = sys.platform == "linux" and attempt(step, *args)
+    def try_out(name: str, protect, *args) -> bool:
+        works = sys.platform == "linux" and works_in_child(protect, *args)
         (on if works else off).append(name)
         return works
 
     paths = python_paths(libraries)
-    threads = THREADS + (tasks_of(os.getuid()) if os.getuid() and os.path.isdir("/proc") else 0)
+    threads = THREADS
+    if os.getuid() and os.path.isdir("/proc"):
+        threads += count_threads(os.getuid())
     rooted = try_out("private root, namespaces (net, mount, ipc, uts)", enter_private_root, paths)
     if rooted:
         enter_private_root(paths)
@@ -357,27 +378,36 @@ def build_box(libraries: list[str]) -> tuple[Box, list[str], list[str]]:
     if try_out("Landlock", lambda: restrict_files(landlock_rules(paths, scratch))):
         ruleset = landlock_rules(paths, scratch)
         on[-1] += f" (ABI {libc_call('syscall', 444, None, 0, 1)})"
+    may_open = rooted or ruleset is not None
     uid, capabilities = None, 0
     if os.getuid() == 0:
-        own = 30000 + os.getpid() % 30000  # nobody else's, and inside a container's 65,536
-        override = 2  # CAP_DAC_OVERRIDE
-        for kept in (0, override) if rooted or ruleset is not None else (0,):
-            if attempt(lambda kept=kept: (drop_rights(own, kept), open(os.__file__).close())):
-                uid, capabilities = own, kept
-                break
-        else:
-            uid = own if attempt(drop_rights, own, 0) else None
+        uid, capabilities = choose_user(may_open)
         (off if uid is None else on).append("user id")
-    may_open = rooted or ruleset is not None
     if sys.platform == "linux":
         libc_call("prctl", 4, 0, 0, 0, 0)  # PR_SET_DUMPABLE: W and T cannot be traced by an equal
     code = call_filter(may_open, rooted, may_thread=os.getuid() != 0 or uid is not None)
-    if not try_out("seccomp", fork_is_denied, code):
+    if not try_out("seccomp", refuse_unless_fork_is_denied, code):
         code = None
     return Box(code, ruleset, uid, capabilities, scratch or "/", threads), on, off
 
 
-def fork_is_denied(code: bytes | None) -> None:
+def choose_user(may_open: bool) -> tuple[int | None, int]:
+    """A user id for U that root may change to, and the capabilities without which that user could
+    not read Python."""
+    own = 30000 + os.getpid() % 30000  # nobody else's, and inside a container's 65,536
+    override = 2  # CAP_DAC_OVERRIDE
+
+    def drop_rights_and_read(capabilities: int) -> None:
+        drop_rights(own, capabilities)
+        open(os.__file__).close()
+
+    for capabilities in (0, override) if may_open else (0,):
+        if works_in_child(drop_rights_and_read, capabilities):
+            return own, capabilities
+    return (own if works_in_child(drop_rights, own, 0) else None), 0
+
+
+def refuse_unless_fork_is_denied(code: bytes | None) -> None:
     """Raises unless the filter works."""
     forbid_calls(code)
     try:

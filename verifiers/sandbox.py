@@ -13,7 +13,7 @@ import sys
 import time
 from typing import NamedTuple
 
-from verifiers.worker import pack
+from verifiers.worker import serialize
 
 TIMEOUT = 3.0  # s of wall-clock time for a program and its tests
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -52,7 +52,7 @@ class Worker:
         os.set_blocking(self.inbox, False)
         os.set_blocking(self.outbox, False)
         self.begin(-1, "", b"", 20.0)
-        while (status := self.step()) is None and time.monotonic() < self.deadline:
+        while (status := self.exchange()) is None and time.monotonic() < self.deadline:
             select.select([self.inbox], [], [], 0.1)
         if status in (None, "died") or status["refused"]:
             self.stop()
@@ -67,7 +67,7 @@ class Worker:
         self.started = time.monotonic()
         self.deadline = self.started + timeout
 
-    def step(self):
+    def exchange(self):
         """Sends and receives what can be without waiting: the answer, "died", or None for yet."""
         try:
             if self.unsent:
@@ -145,7 +145,7 @@ def sandbox_status(unsafe: bool = False) -> str:
     return f"sandbox: {', '.join(worker.status['on'] + ['limits'])}{missing}"
 
 
-def pack_task(
+def serialize_task(
     name: str, program: str, test: str, entry_point: str, timeout: float = TIMEOUT, prompt: str = ""
 ) -> tuple[bytes, float]:
     """The task as T reads it, and its limit; TypeError if a text is something else."""
@@ -154,7 +154,7 @@ def pack_task(
     if not all(isinstance(text, str) for text in (program, test, entry_point, prompt)):
         raise TypeError("not text")
     task = {"program": program, "test": test, "entry_point": entry_point, "prompt": prompt}
-    return pack(task | {"name": name, "timeout": timeout}), timeout
+    return serialize(task | {"name": name, "timeout": timeout}), timeout
 
 
 def run_tests(
@@ -176,24 +176,25 @@ def run_many(items: list[tuple], workers: int | None = None) -> list[Verdict]:
     try:
         while waiting or busy:
             while waiting and len(busy) < workers:
-                start(items, waiting.pop(), busy, verdicts)
+                assign(items, waiting.pop(), busy, verdicts)
             wait_for(busy)
             for worker in list(busy):
-                answer, now = worker.step(), time.monotonic()
+                answer, now = worker.exchange(), time.monotonic()
                 if answer is None and now < worker.deadline:
                     continue
                 busy.remove(worker)
+                died = False
                 if isinstance(answer, list) and answer[0] == worker.name:
                     reason = answer[1]
                     POOL.idle.append(worker)
                 else:
-                    reason = None if answer is None else "died"
+                    died = answer is not None
+                    reason = "error" if died else "timeout"
                     worker.stop()
-                if reason == "died" and worker.index not in retried:
+                if died and worker.index not in retried:
                     retried.add(worker.index)  # by another's hand: once more, on a fresh worker
                     waiting.append(worker.index)
                     continue
-                reason = {None: "timeout", "died": "error"}.get(reason, reason)
                 verdicts[worker.index] = Verdict(reason == "passed", reason, now - worker.started)
     finally:
         for worker in busy:  # interrupted
@@ -201,11 +202,11 @@ def run_many(items: list[tuple], workers: int | None = None) -> list[Verdict]:
     return verdicts
 
 
-def start(items: list[tuple], index: int, busy: list[Worker], verdicts: list) -> None:
+def assign(items: list[tuple], index: int, busy: list[Worker], verdicts: list) -> None:
     """Gives item index to a worker, or a verdict at once if it cannot be run."""
     try:
         name = os.urandom(8).hex()
-        task, timeout = pack_task(name, *items[index])
+        task, timeout = serialize_task(name, *items[index])
         worker = POOL.take()
     except SandboxError:
         verdicts[index] = Verdict(False, "refused", 0.0)

@@ -30,20 +30,19 @@ import types
 
 from verifiers.confine import (
     FILES,
+    LIMITS,
     SCRATCH,
     Box,
     build_box,
-    confine,
     die_with,
+    enter_box,
     forbid_calls,
-    limit,
+    set_limit,
     spawn,
 )
 
 MESSAGE_BYTES = 8 << 20  # what U may send at once
 DEPTH = 200  # of nested containers, in either direction
-LIMITS = {"RLIMIT_AS": 1 << 30, "RLIMIT_FSIZE": 4 << 20, "RLIMIT_NOFILE": FILES, "RLIMIT_CORE": 0}
-LIMITS["RLIMIT_STACK"] = 64 << 20  # for deep recursion through C
 
 # Imported before the fork, so that a program does not pay for them.
 COMMON = """array bisect cmath collections copy dataclasses datetime decimal enum fractions
@@ -55,12 +54,15 @@ difflib encodings.ascii encodings.idna encodings.latin_1 encodings.utf_16 graphl
 numbers pprint secrets traceback uuid warnings weakref zlib""".split()
 
 
-def encode(value, depth: int = 0):
+# ---- messages ----
+
+
+def to_json(value, depth: int = 0):
     """A plain value as JSON with tags: lists as they are, other containers as {type: items}.
 
     A subclass (Counter, namedtuple, IntEnum) becomes its plain base and a NumPy scalar a number,
     for they compare so in a test; anything else (a match, a generator) becomes a bare object().
-    Who converts does not matter: decode() alone is trusted.
+    Who converts does not matter: from_json() alone is trusted.
     """
     if value is None or type(value) in (bool, float, str):
         return value
@@ -69,30 +71,32 @@ def encode(value, depth: int = 0):
     if depth > DEPTH:
         raise ValueError("too deep or cyclic")
     if type(value) is list:
-        return [encode(item, depth + 1) for item in value]
+        return [to_json(item, depth + 1) for item in value]
     if type(value) in (tuple, set, frozenset):
-        return {type(value).__name__: [encode(item, depth + 1) for item in value]}
+        return {type(value).__name__: [to_json(item, depth + 1) for item in value]}
     if type(value) is dict:
-        return {"dict": [[encode(k, depth + 1), encode(v, depth + 1)] for k, v in value.items()]}
+        return {"dict": [[to_json(k, depth + 1), to_json(v, depth + 1)] for k, v in value.items()]}
     if type(value) in (bytes, bytearray):
         return {type(value).__name__: value.hex()}
     if type(value) is complex:
         return {"complex": [value.real, value.imag]}
     if type(value).__module__ == "numpy" and hasattr(value, "dtype") and not value.shape:
-        return encode(value.item(), depth + 1)
+        return to_json(value.item(), depth + 1)
     for base, plain in PLAIN.items():
         if isinstance(value, base):
-            return encode(plain(value), depth + 1)
+            return to_json(plain(value), depth + 1)
     return {"object": None}
 
 
 PLAIN = {int: int.__int__, float: float.__float__, str: str.__str__, bytes: bytes}
 PLAIN |= {kind: kind for kind in (tuple, list, dict, set, frozenset, complex)}
 BUILD = {
-    "tuple": lambda items, depth: tuple(decode(items, depth)),
-    "set": lambda items, depth: set(decode(items, depth)),
-    "frozenset": lambda items, depth: frozenset(decode(items, depth)),
-    "dict": lambda items, depth: {decode(k, depth + 1): decode(v, depth + 1) for k, v in items},
+    "tuple": lambda items, depth: tuple(from_json(items, depth)),
+    "set": lambda items, depth: set(from_json(items, depth)),
+    "frozenset": lambda items, depth: frozenset(from_json(items, depth)),
+    "dict": lambda items, depth: {
+        from_json(key, depth + 1): from_json(item, depth + 1) for key, item in items
+    },
     "bytes": lambda text, depth: bytes.fromhex(text),
     "bytearray": lambda text, depth: bytearray.fromhex(text),
     "complex": lambda parts, depth: complex(*parts),
@@ -101,8 +105,8 @@ BUILD = {
 }
 
 
-def decode(value, depth: int = 0):
-    """encode()'s inverse, into exact builtin types; raises for anything that it cannot have sent.
+def from_json(value, depth: int = 0):
+    """to_json()'s inverse, into exact builtin types; raises for anything that it cannot have sent.
 
     No object of the program's can cross, so none can bring an __eq__ of its own to a test. What
     is not plain arrives as an object that is true, as `assert re.search(…)` expects, and equals
@@ -111,18 +115,18 @@ def decode(value, depth: int = 0):
     if depth > DEPTH:
         raise ValueError("too deep")
     if type(value) is list:
-        return [decode(item, depth + 1) for item in value]
+        return [from_json(item, depth + 1) for item in value]
     if type(value) is dict:
         ((kind, body),) = value.items()
         return BUILD[kind](body, depth)
     return value
 
 
-def pack(message, limit: float = math.inf) -> bytes:
+def serialize(message, longest: float = math.inf) -> bytes:
     """A message as its length and JSON; lone surrogates pass, as they may in a Python string."""
     text = json.dumps(message, ensure_ascii=False, separators=(",", ":"))
     data = text.encode("utf-8", "surrogatepass")
-    if len(data) > limit:
+    if len(data) > longest:
         raise ValueError("message too long")
     return len(data).to_bytes(4, "big") + data
 
@@ -133,10 +137,10 @@ def send(fd: int, data: bytes) -> None:
         rest = rest[os.write(fd, rest) :]
 
 
-def receive(fd: int, limit: float = math.inf):
+def receive(fd: int, longest: float = math.inf):
     """The next message; EOFError if the other side has gone, ValueError if it is too long."""
 
-    def read(count: int) -> bytes:
+    def read_exactly(count: int) -> bytes:
         chunks = []
         while count:
             chunks.append(os.read(fd, min(count, 1 << 20)))
@@ -145,13 +149,13 @@ def receive(fd: int, limit: float = math.inf):
             count -= len(chunks[-1])
         return b"".join(chunks)
 
-    size = int.from_bytes(read(4), "big")
-    if size > limit:
+    size = int.from_bytes(read_exactly(4), "big")
+    if size > longest:
         raise ValueError("message too long")
-    return json.loads(read(size).decode("utf-8", "surrogatepass"))
+    return json.loads(read_exactly(size).decode("utf-8", "surrogatepass"))
 
 
-# The tester T
+# ---- the tester T ----
 
 
 def tester(task_fd: int, inbox: int, outbox: int, verdict_fd: int) -> None:
@@ -172,10 +176,10 @@ def tester(task_fd: int, inbox: int, outbox: int, verdict_fd: int) -> None:
 
     def ask(message: dict):
         try:
-            send(outbox, pack(message))
+            send(outbox, serialize(message))
             reply = receive(inbox, MESSAGE_BYTES)
             error = rebuild(*reply["raised"]) if "raised" in reply else None
-            value = decode(reply["value"]) if error is None else None
+            value = from_json(reply["value"]) if error is None else None
         except Exception:  # a dead or lying U must not look like an exception that a test expects
             conclude("error")
         if error is not None:
@@ -183,7 +187,7 @@ def tester(task_fd: int, inbox: int, outbox: int, verdict_fd: int) -> None:
         return value
 
     def candidate(*args, **kwargs):
-        return ask({"args": encode(args), "kwargs": encode(kwargs)})
+        return ask({"args": to_json(args), "kwargs": to_json(kwargs)})
 
     conclude(judge(task, ask, candidate))
 
@@ -195,8 +199,7 @@ def judge(task: dict, ask, candidate) -> str:
     never sees. The entry point's name is the stand-in there: HumanEval 33 tests by it.
     """
     try:
-        ask({"program": task["program"], "entry_point": task["entry_point"],
-             "timeout": task["timeout"]})  # fmt: skip
+        ask({name: task[name] for name in ("program", "entry_point", "timeout")})
         namespace = {"__name__": "tests"}
         try:
             exec(compile(task["prompt"], "prompt", "exec", dont_inherit=True), namespace)
@@ -229,18 +232,18 @@ def rebuild(name: str, message: str) -> Exception:
             continue
 
 
-# The runner U
+# ---- the runner U ----
 
 
 def runner(inbox: int, outbox: int, box: Box, parent: int) -> None:
     """U's life: confine itself, load the program, answer calls until killed."""
     low, high = sorted((inbox, outbox))
-    confine(box)
+    enter_box(box)
     die_with(parent)
     for first, last in ((3, low), (low + 1, high), (high + 1, FILES)):
         os.closerange(first, last)
     task = receive(inbox)
-    limit("RLIMIT_CPU", math.ceil(task["timeout"]) + 1)
+    set_limit("RLIMIT_CPU", math.ceil(task["timeout"]) + 1)
     forbid_calls(box.filter)
     gc.enable()
     module = types.ModuleType("program")  # not __main__: what a main guard holds is not tested
@@ -252,7 +255,7 @@ def runner(inbox: int, outbox: int, box: Box, parent: int) -> None:
 
     def call():
         message = receive(inbox)
-        args, kwargs = decode(message["args"]), decode(message["kwargs"])
+        args, kwargs = from_json(message["args"]), from_json(message["kwargs"])
         return vars(module)[task["entry_point"]](*args, **kwargs)
 
     reply(outbox, load)
@@ -263,33 +266,31 @@ def runner(inbox: int, outbox: int, box: Box, parent: int) -> None:
 def reply(outbox: int, action) -> None:
     """What action returned, or the builtin type next to what it raised, SystemExit included."""
     try:
-        data = pack({"value": encode(action())}, MESSAGE_BYTES)
+        data = serialize({"value": to_json(action())}, MESSAGE_BYTES)
     except BaseException as error:
         kinds = type(error).__mro__
         name = next(kind.__name__ for kind in kinds if kind.__module__ == "builtins")
-        data = pack({"raised": [name, message_of(error)]})
+        data = serialize({"raised": [name, error_text(error)]})
     send(outbox, data)
 
 
-def message_of(error: BaseException) -> str:
+def error_text(error: BaseException) -> str:
     try:
         return str(error)[:1000]
     except BaseException:  # the program's own __str__
         return ""
 
 
-# The worker W
+# ---- the worker W ----
 
 
-def worker(options: dict) -> None:
+def main(options: dict) -> None:
     """W's life: a clean process that forks a U and a T for each task, and outlives both.
 
     It holds no task itself. Its standard input is the trainer's: T reads the task from there, and
     when the trainer has gone the pipe hangs up and everything ends.
     """
-    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    sys.path[:] = [path for path in sys.path if os.path.abspath(path) != root]
-    os.chdir("/")
+    leave_repository()
     task_fd, verdict_fd = detach()
     sys.path += [os.path.dirname(path) for path in options["libraries"][:1]]
     sys.argv[1:] = []
@@ -297,18 +298,25 @@ def worker(options: dict) -> None:
         importlib.import_module(name)
     box, on, off = build_box(options["libraries"])
     refused = box.filter is None and not options["unsafe"]
-    os.write(verdict_fd, pack({"on": on, "off": off, "refused": refused}))
+    os.write(verdict_fd, serialize({"on": on, "off": off, "refused": refused}))
     if refused:
         return
     for name in RARE if box.ruleset is None and box.scratch == "/" else ():
         importlib.import_module(name)
     for name, value in LIMITS.items():
-        limit(name, value)
+        set_limit(name, value)
     gc.collect()
     gc.freeze()  # children then write to fewer of the pages that they share
     while (verdict := run_one(box, task_fd)) is not None:
-        empty(box.scratch)
-        os.write(verdict_fd, pack(verdict))
+        clear_scratch(box.scratch)
+        os.write(verdict_fd, serialize(verdict))
+
+
+def leave_repository() -> None:
+    """This module was found from the repository's root: a program must find nothing there."""
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    sys.path[:] = [path for path in sys.path if os.path.abspath(path) != root]
+    os.chdir("/")
 
 
 def detach() -> tuple[int, int]:
@@ -332,43 +340,44 @@ def run_one(box: Box, task_fd: int) -> list[str] | None:
     trainer has gone, or T before it said which task it took: that one's bytes are lost."""
     parent = os.getpid()
     (calls, to_runner), (from_runner, results) = os.pipe(), os.pipe()
-    processes = [spawn(runner, calls, results, box, parent)]
+    runner_pid = spawn(runner, calls, results, box, parent)
     verdicts, verdict = os.pipe()
 
-    def life() -> None:
+    def test() -> None:
         die_with(parent)
         for fd in (calls, results, verdicts):
             os.close(fd)
         tester(task_fd, from_runner, to_runner, verdict)
 
-    processes.append(spawn(life))
+    tester_pid = spawn(test)
     for fd in (calls, to_runner, from_runner, results, verdict):
         os.close(fd)
-    said = hear(verdicts, task_fd)
+    report = await_report(verdicts, task_fd)
     os.close(verdicts)
-    for pid in processes:
+    for pid in (runner_pid, tester_pid):
         os.kill(pid, signal.SIGKILL)
-    status = [os.waitpid(pid, 0)[1] for pid in processes][1]
-    name, _, reason = said.partition(" ")
+    os.waitpid(runner_pid, 0)
+    status = os.waitpid(tester_pid, 0)[1]
+    name, _, reason = report.partition(" ")
     alarmed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGALRM
     return [name, reason or ("timeout" if alarmed else "error")] if name else None
 
 
-def hear(verdicts: int, task_fd: int) -> str:
+def await_report(verdicts: int, task_fd: int) -> str:
     """All that T says until it ends; nothing if the trainer goes first."""
     poll = select.poll()
     poll.register(verdicts, select.POLLIN)
     poll.register(task_fd, 0)  # tells of a hang-up only
-    said = b""
+    report = b""
     while task_fd not in dict(poll.poll()):
         data = os.read(verdicts, 64)
         if not data:
-            return said.decode()
-        said += data
+            return report.decode()
+        report += data
     return ""
 
 
-def empty(folder: str) -> None:
+def clear_scratch(folder: str) -> None:
     """Removes what a program left in the scratch, however deep: folders move up, then go."""
     if folder != SCRATCH:
         return
@@ -386,4 +395,4 @@ def empty(folder: str) -> None:
 
 
 if __name__ == "__main__":
-    worker(json.loads(sys.argv[1]))
+    main(json.loads(sys.argv[1]))
