@@ -5,7 +5,7 @@
 2. The sampler: it draws from the distribution that the scorer scores, whatever the batch.
 3. The verifiers and the data.  4. The command line.  5. A tiny run learns.
 6. Open models: checkpoints, tokenizers and layouts are those of the libraries that made them.
-7. MATH, MBPP and HumanEval.  8, 9. The grader and the sandbox, on tables of experiments/.
+7. MATH, MBPP and HumanEval.  8, 9. The grader and the sandbox, on the cases of verifiers/.
 """
 
 import ast
@@ -49,14 +49,12 @@ from data.task import text_hash
 from data.tokenizer import QWEN_PATTERN
 from model import GPT, GPTConfig, generate, row_keys
 from rewards import math_equal, math_reward, number_reward, puzzle_reward
-from verifiers import sandbox
+from verifiers import sandbox, try_grader, try_sandbox
 
 HERE = pathlib.Path(__file__).parent
 sys.path.append(str(HERE / "experiments"))
-import attacks
 import bench_rollout
 import compare
-import grades
 import speed
 
 
@@ -1533,6 +1531,8 @@ def test_run_time_packages_are_the_four_named():
         "verifiers/sandbox.py": {"verifiers.worker"},
         "verifiers/worker.py": {"verifiers.confine"},
         "verifiers/confine.py": set(),
+        "verifiers/try_grader.py": {"verifiers.answers"},
+        "verifiers/try_sandbox.py": {"verifiers.sandbox"},
         "score.py": {"model", "rewards", "data"},
         "train.py": {"score", "model", "rewards", "data"},
         "data/__init__.py": {"data", "rewards"},
@@ -2583,33 +2583,45 @@ def test_bad_open_flag_is_one_line(flags, named, chatty, tmp_path, capsys, monke
 # 8. The grader of MATH answers, on tables written without sight of it
 
 
-@pytest.mark.parametrize("category", grades.EQUAL)
+def test_tables_are_read_whole():
+    """A row that is written wrongly must not go unread."""
+    tables = (try_grader.EQUAL, try_grader.DIFFERENT, try_grader.RESPONSES)
+    sizes = [sum(map(len, table.values())) for table in tables]
+    assert all(size >= least for size, least in zip(sizes, (520, 813, 98)))
+    for name in ("equal.txt", "different.txt", "bait.txt"):
+        rows = [row for rows in try_grader.read_rows(name).values() for row in rows]
+        assert min(map(len, rows)) > 1, name
+    assert len(try_grader.BAIT) >= 140
+    assert len(try_sandbox.CONTROLS) >= 84 and len(try_sandbox.ATTACKS) >= 409 - 16  # x86's
+
+
+@pytest.mark.parametrize("category", try_grader.EQUAL)
 def test_the_same_answer_written_otherwise(category):
-    wrong = [case for case in grades.EQUAL[category] if math_equal(*case) is not True]
+    wrong = [case for case in try_grader.EQUAL[category] if math_equal(*case) is not True]
     assert not wrong
 
 
-@pytest.mark.parametrize("category", grades.DIFFERENT)
+@pytest.mark.parametrize("category", try_grader.DIFFERENT)
 def test_another_answer(category):
-    pairs = [pair for case in grades.DIFFERENT[category] for pair in (case, case[::-1])]
+    pairs = [pair for case in try_grader.DIFFERENT[category] for pair in (case, case[::-1])]
     wrong = [pair for pair in pairs if math_equal(*pair) is not False]
     assert not wrong
 
 
-@pytest.mark.parametrize("category", grades.RESPONSES)
+@pytest.mark.parametrize("category", try_grader.RESPONSES)
 def test_the_answer_in_a_response(category):
-    wrong = [case for case in grades.RESPONSES[category] if math_reward(*case[:2]) != case[2]]
+    wrong = [case for case in try_grader.RESPONSES[category] if math_reward(*case[:2]) != case[2]]
     assert not wrong
 
 
 def test_bait_neither_hangs_nor_crashes_nor_pays():
     """Each in a forked process with an alarm: nesting, towers of powers, 100,000 characters, …"""
-    fates = {name: grades.survive(rewards, bait) for name, bait in grades.BAIT.items()}
+    fates = {name: try_grader.survive(bait) for name, bait in try_grader.BAIT.items()}
     assert not {name: fate for name, fate in fates.items() if fate}
 
 
 def test_every_reference_answer_equals_itself():
-    answers = {gold for cases in grades.EQUAL.values() for pair in cases for gold in pair}
+    answers = {gold for cases in try_grader.EQUAL.values() for pair in cases for gold in pair}
     assert all(math_equal(gold, gold) for gold in answers)
     lines = shared("gsm8k_test.jsonl").read_text(encoding="utf-8").splitlines()
     golds = [json.loads(line)["answer"].rpartition("#### ")[2] for line in lines]
@@ -2635,25 +2647,25 @@ def test_an_answer_is_never_executed():
 @pytest.fixture(scope="module")
 def host():
     """What an attack must leave alone: files, processes, sockets, settings, the next program."""
-    with attacks.Host() as watched:
+    with try_sandbox.Host() as watched:
         yield watched
 
 
 # Those of the kind "time" take their whole limit; the command line runs them all.
-SLOW = [case for case in attacks.ATTACKS if case.kind == "time"]
-QUICK = [case for case in attacks.ATTACKS if case.kind != "time"] + SLOW[::6]
-HONEST = [case for case in attacks.CONTROLS if not case.optional]
+SLOW = [case for case in try_sandbox.ATTACKS if case.kind == "time"]
+QUICK = [case for case in try_sandbox.ATTACKS if case.kind != "time"] + SLOW[::6]
+HONEST = [case for case in try_sandbox.CONTROLS if not case.optional]
 
 
 @pytest.mark.parametrize("case", QUICK, ids=lambda case: case.name)
 def test_attack_fails_and_leaves_the_host_alone(case, host):
-    outcome = attacks.run(case, host)
+    outcome = try_sandbox.run(case, host)
     assert outcome.good, outcome
 
 
 @pytest.mark.parametrize("case", HONEST, ids=lambda case: case.name)
 def test_honest_program_passes(case, host):
-    outcome = attacks.run(case, host)
+    outcome = try_sandbox.run(case, host)
     assert outcome.good, outcome
 
 
