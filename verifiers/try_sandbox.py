@@ -242,6 +242,9 @@ class Host:
         for _ in range(3):  # what the sandbox keeps for good is there before the first count
             grade(HONEST, ADD, 10.0)
         self.settings, self.usual = self.facts(), self.counts()
+        for _ in range(10):  # a worker forks the next program's processes after the verdict
+            time.sleep(0.05)
+            self.usual = {n: max(count, self.usual[n]) for n, count in self.counts().items()}
         return self
 
     def __exit__(self, *_):
