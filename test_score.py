@@ -5,7 +5,7 @@
 2. The sampler: it draws from the distribution that the scorer scores, whatever the batch.
 3. The verifiers and the data.  4. The command line.  5. A tiny run learns.
 6. Open models: checkpoints, tokenizers and layouts are those of the libraries that made them.
-7. MATH, MBPP and HumanEval.  8, 9. The grader and the sandbox, on tables of experiments/.
+7. MATH, MBPP and HumanEval.  8, 9. The grader and the sandbox, on the cases of verifiers/.
 """
 
 import ast
@@ -50,13 +50,12 @@ from model import GPT, GPTConfig, generate, row_keys
 from pretrained.chat import Layout, pick_layout
 from pretrained.tokenizer import QWEN_PATTERN, byte_characters, load_tokenizer
 from rewards import math_equal, math_reward, number_reward, puzzle_reward
+from verifiers import sandbox, try_grader, try_sandbox
 
 HERE = pathlib.Path(__file__).parent
 sys.path.append(str(HERE / "experiments"))
-import attacks
 import bench_rollout
 import compare
-import grades
 import speed
 
 
@@ -1519,13 +1518,23 @@ def test_benchmarks_run(tmp_path, monkeypatch, capsys):
 
 
 def test_run_time_packages_are_the_four_named():
-    """The code imports torch, numpy, tiktoken and tqdm, and the dependencies point one way."""
-    ours = {"model", "score", "rewards", "data", "train", "pretrained"}
+    """The code imports torch, numpy, tiktoken and tqdm, and the dependencies point one way. What
+    judges answers needs the standard library alone, and what shares a process with a stranger's
+    program nothing of ours but its confinement."""
+    ours = {"model", "score", "rewards", "verifiers", "data", "train", "pretrained"}
     allowed = {
         "model.py": {"pretrained"},
-        "rewards.py": set(),
+        "rewards.py": {"verifiers"},
+        "verifiers/__init__.py": set(),
+        "verifiers/latex.py": set(),
+        "verifiers/answers.py": {"verifiers.latex"},
+        "verifiers/sandbox.py": {"verifiers.worker"},
+        "verifiers/worker.py": {"verifiers.confine"},
+        "verifiers/confine.py": set(),
+        "verifiers/try_grader.py": {"verifiers.answers"},
+        "verifiers/try_sandbox.py": {"verifiers.sandbox"},
         "score.py": {"model", "rewards", "data"},
-        "train.py": {"score", "model", "rewards", "data"},
+        "train.py": {"score", "model", "rewards", "data", "pretrained"},
         "data/__init__.py": {"data", "rewards"},
         "data/task.py": set(),
         "data/arithmetic.py": {"data", "rewards"},
@@ -1541,16 +1550,21 @@ def test_run_time_packages_are_the_four_named():
         imported = set()
         for node in ast.walk(ast.parse((HERE / name).read_text())):
             if isinstance(node, ast.Import):
-                imported |= {alias.name.split(".")[0] for alias in node.names}
+                imported |= {alias.name for alias in node.names}
             elif isinstance(node, ast.ImportFrom):
-                imported.add(node.module.split(".")[0])
-        assert imported & ours <= mine, name
-        others = imported - ours - set(sys.stdlib_module_names)
+                assert node.level == 0, name
+                imported.add(node.module)
+        top = {module: module.split(".")[0] for module in imported}
+        within = {module for module in imported if top[module] in ours}
+        assert all(module in mine or top[module] in mine for module in within), name
+        others = {top[module] for module in imported - within} - set(sys.stdlib_module_names)
+        packages = {"torch", "numpy", "tiktoken", "tqdm"}
+        if name == "rewards.py" or name.startswith("verifiers/"):
+            packages = set()
         optional = {"triton"} if name == "model.py" else set()
-        assert others - optional <= {"torch", "numpy", "tiktoken", "tqdm"}, name
-    files = {str(path.relative_to(HERE)) for path in HERE.glob("data/*.py")}
-    files |= {str(path.relative_to(HERE)) for path in HERE.glob("pretrained/*.py")}
-    assert files <= allowed.keys()
+        assert others - optional <= packages, name
+    rooms = [*HERE.glob("data/*.py"), *HERE.glob("verifiers/*.py"), *HERE.glob("pretrained/*.py")]
+    assert {str(path.relative_to(HERE)) for path in rooms} <= allowed.keys()
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])
@@ -2662,33 +2676,45 @@ def test_a_problem_that_the_tokenizer_cannot_spell_is_one_line(chatty, tmp_path,
 # 8. The grader of MATH answers, on tables written without sight of it
 
 
-@pytest.mark.parametrize("category", grades.EQUAL)
+def test_tables_are_read_whole():
+    """A row that is written wrongly must not go unread."""
+    tables = (try_grader.EQUAL, try_grader.DIFFERENT, try_grader.RESPONSES)
+    sizes = [sum(map(len, table.values())) for table in tables]
+    assert all(size >= least for size, least in zip(sizes, (520, 813, 98)))
+    for name in ("equal.txt", "different.txt", "bait.txt"):
+        rows = [row for rows in try_grader.read_rows(name).values() for row in rows]
+        assert min(map(len, rows)) > 1, name
+    assert len(try_grader.BAIT) >= 140
+    assert len(try_sandbox.CONTROLS) >= 84 and len(try_sandbox.ATTACKS) >= 409 - 16  # x86's
+
+
+@pytest.mark.parametrize("category", try_grader.EQUAL)
 def test_the_same_answer_written_otherwise(category):
-    wrong = [case for case in grades.EQUAL[category] if math_equal(*case) is not True]
+    wrong = [case for case in try_grader.EQUAL[category] if math_equal(*case) is not True]
     assert not wrong
 
 
-@pytest.mark.parametrize("category", grades.DIFFERENT)
+@pytest.mark.parametrize("category", try_grader.DIFFERENT)
 def test_another_answer(category):
-    pairs = [pair for case in grades.DIFFERENT[category] for pair in (case, case[::-1])]
+    pairs = [pair for case in try_grader.DIFFERENT[category] for pair in (case, case[::-1])]
     wrong = [pair for pair in pairs if math_equal(*pair) is not False]
     assert not wrong
 
 
-@pytest.mark.parametrize("category", grades.RESPONSES)
+@pytest.mark.parametrize("category", try_grader.RESPONSES)
 def test_the_answer_in_a_response(category):
-    wrong = [case for case in grades.RESPONSES[category] if math_reward(*case[:2]) != case[2]]
+    wrong = [case for case in try_grader.RESPONSES[category] if math_reward(*case[:2]) != case[2]]
     assert not wrong
 
 
 def test_bait_neither_hangs_nor_crashes_nor_pays():
     """Each in a forked process with an alarm: nesting, towers of powers, 100,000 characters, …"""
-    fates = {name: grades.survive(rewards, bait) for name, bait in grades.BAIT.items()}
+    fates = {name: try_grader.survive(bait) for name, bait in try_grader.BAIT.items()}
     assert not {name: fate for name, fate in fates.items() if fate}
 
 
 def test_every_reference_answer_equals_itself():
-    answers = {gold for cases in grades.EQUAL.values() for pair in cases for gold in pair}
+    answers = {gold for cases in try_grader.EQUAL.values() for pair in cases for gold in pair}
     assert all(math_equal(gold, gold) for gold in answers)
     lines = shared("gsm8k_test.jsonl").read_text(encoding="utf-8").splitlines()
     golds = [json.loads(line)["answer"].rpartition("#### ")[2] for line in lines]
@@ -2714,25 +2740,25 @@ def test_an_answer_is_never_executed():
 @pytest.fixture(scope="module")
 def host():
     """What an attack must leave alone: files, processes, sockets, settings, the next program."""
-    with attacks.Host() as watched:
+    with try_sandbox.Host() as watched:
         yield watched
 
 
 # Those of the kind "time" take their whole limit; the command line runs them all.
-SLOW = [case for case in attacks.ATTACKS if case.kind == "time"]
-QUICK = [case for case in attacks.ATTACKS if case.kind != "time"] + SLOW[::6]
-HONEST = [case for case in attacks.CONTROLS if not case.optional]
+SLOW = [case for case in try_sandbox.ATTACKS if case.kind == "time"]
+QUICK = [case for case in try_sandbox.ATTACKS if case.kind != "time"] + SLOW[::6]
+HONEST = [case for case in try_sandbox.CONTROLS if not case.optional]
 
 
 @pytest.mark.parametrize("case", QUICK, ids=lambda case: case.name)
 def test_attack_fails_and_leaves_the_host_alone(case, host):
-    outcome = attacks.run(case, host)
+    outcome = try_sandbox.run(case, host)
     assert outcome.good, outcome
 
 
 @pytest.mark.parametrize("case", HONEST, ids=lambda case: case.name)
 def test_honest_program_passes(case, host):
-    outcome = attacks.run(case, host)
+    outcome = try_sandbox.run(case, host)
     assert outcome.good, outcome
 
 
@@ -2792,7 +2818,7 @@ def test_programs_run_in_parallel_and_in_order():
 def test_the_sandbox_says_what_holds_and_refuses_elsewhere(monkeypatch, tmp_path, capsys):
     assert rewards.sandbox_status().startswith("sandbox: ")
     assert "seccomp" in rewards.sandbox_status()
-    monkeypatch.setattr(rewards, "POOL", rewards.Pool())
+    monkeypatch.setattr(sandbox, "POOL", sandbox.Pool())
     monkeypatch.setattr(sys, "platform", "darwin")
     with pytest.raises(rewards.SandboxError, match="darwin"):
         rewards.sandbox_status()
@@ -2803,6 +2829,32 @@ def test_the_sandbox_says_what_holds_and_refuses_elsewhere(monkeypatch, tmp_path
     assert "darwin" in capsys.readouterr().err
 
 
+def test_the_worker_holds_nothing_of_ours_but_itself():
+    """Asked from inside of a program: the grader, the data and the model are not in its process,
+    and the repository, in which its worker started, is not where it looks for modules."""
+    program = """
+import os, sys
+def f(repository):
+    files = {name: getattr(module, "__file__", None) for name, module in sys.modules.items()}
+    ours = {name: file for name, file in files.items() if file and file.startswith(repository)}
+    return ours, [os.path.abspath(path) for path in sys.path], os.getcwd(), sys.argv[1:]
+"""
+    folder = HERE.resolve()
+    ours = {
+        "__main__": str(folder / "verifiers" / "worker.py"),
+        "verifiers": str(folder / "verifiers" / "__init__.py"),
+        "verifiers.confine": str(folder / "verifiers" / "confine.py"),
+    }
+    test = f"""
+def check(candidate):
+    ours, path, directory, arguments = candidate({str(folder)!r})
+    assert ours == {ours!r}
+    assert path and {str(folder)!r} not in path
+    assert directory != {str(folder)!r} and arguments == []
+"""
+    assert rewards.run_tests(program, test, "f", 10.0).passed
+
+
 def test_a_verdict_is_never_another_program_s():
     """A tester or runner that is killed while it waits costs no program the verdict of the one
     before, though worker and trainer speak through a pipe that outlives them."""
@@ -2810,7 +2862,7 @@ def test_a_verdict_is_never_another_program_s():
     right, wrong = ("def f(): return 1", test, "f"), ("def f(): return 2", test, "f")
     for which in (0, 1):
         rewards.run_many([right, wrong], workers=1)
-        worker = rewards.POOL.idle[-1].process.pid
+        worker = sandbox.POOL.idle[-1].process.pid
         children = pathlib.Path(f"/proc/{worker}/task/{worker}/children")
         deadline = time.monotonic() + 5
         while len(waiting := children.read_text().split()) < 2 and time.monotonic() < deadline:

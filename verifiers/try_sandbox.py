@@ -9,28 +9,29 @@ Every attack is bounded (hundreds of forks, 4 GiB, half a minute, harmless signa
 that a sandbox that leaks breaks a check and not the machine. Even so: never run these programs
 outside a sandbox.
 
-    python experiments/attacks.py              a line a case, then totals; exit code 1 if one is bad
-    python experiments/attacks.py NAME ...     the cases whose name or kind is given
-    python experiments/attacks.py --data DIR   also the speed on DIR/HumanEval.jsonl.gz's solutions
+    python -m verifiers.try_sandbox              a line a case, totals; exit code 1 if one is bad
+    python -m verifiers.try_sandbox NAME ...     the cases whose name or kind is given
+    python -m verifiers.try_sandbox --data DIR   also the speed on DIR/HumanEval.jsonl.gz's answers
 
 In a test, with a host per module (the trainer is then the test process):
 
-    with attacks.Host() as host:
-        outcome = attacks.run(attack, host)
+    with try_sandbox.Host() as host:
+        outcome = try_sandbox.run(attack, host)
         assert not outcome.passed and not outcome.broken
-        outcome = attacks.run(control, host)
+        outcome = try_sandbox.run(control, host)
         assert outcome.passed and not outcome.broken
 
-The programs are in attack_programs/KIND.txt. "#: name [problem] [timeout]" starts one; "#: then"
-ends a first program, which is run in a call of its own so that the second may find what it left.
-Names between @ signs are filled in by Host.fill.
+The programs are in cases/attacks/KIND.txt and their problems in cases/problems.txt. "#: name
+[problem] [timeout]" starts a program; "#: then" ends a first one, which is run in a call of its own
+so that the second may find what it left. In control.txt an honest program may be "optional", and
+"#? " stands before the lines of a check of its own. Names between @ signs are filled in by
+Host.fill.
 """
 
 import argparse
 import ctypes
 import glob
 import gzip
-import importlib.util
 import json
 import os
 import platform
@@ -51,6 +52,9 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+from verifiers.sandbox import run_many, run_tests
+
+CASES = Path(__file__).with_name("cases")
 GIB = 2**30
 ALLOWED_DELAY = 3.0  # seconds that a verdict may take beyond the timeout
 ALLOWED_MEMORY = 2 * GIB  # resident, of everything that the trainer has started
@@ -58,8 +62,14 @@ SLACK = {"dead processes": 8, "descriptors": 4}  # a sandbox that restarts its p
 SETTLING = 2.0  # seconds in which killed processes and scratch files may still go away
 
 
-# --------------------------------------------------------------------------------------------------
-# Problems
+# ---- the cases ----
+
+
+def read_blocks(text: str) -> list[tuple[list[str], str]]:
+    """What stands below each "#: " line, with that line's words. A blank line before the next one
+    is the last line end of what stands above it."""
+    blocks = [block.split("\n", 1) for block in f"\n{text}".split("\n#: ")[1:]]
+    return [(header.split(), body) for header, body in blocks]
 
 
 @dataclass(frozen=True)
@@ -71,117 +81,17 @@ class Problem:
     test: str
 
 
-ADD = Problem(
-    "add",
-    'def add(a, b):\n    """The sum of two numbers."""\n',
-    """
-def check(candidate):
-    assert candidate(2, 3) == 5
-    assert candidate(-17, 4) == -13
-    assert candidate(123456, 654321) == 777777
-    assert candidate(40, 2) == 42
-""",
-)
-
-# The expected value is computed from the argument after the call, as many public tests do.
-UNIQUE = Problem(
-    "unique_sorted",
-    'def unique_sorted(values):\n    """The different values, in rising order."""\n',
-    """
-def check(candidate):
-    for values in ([3, 1, 3], [5, 4, 4, -1], ["b", "a", "b"]):
-        found = candidate(values)
-        assert isinstance(found, list)
-        assert len(found) == len(set(values))
-        assert all(found[i] < found[i + 1] for i in range(len(found) - 1))
-        assert found == sorted(set(values))
-""",
-)
-
-PALINDROME = Problem(
-    "is_palindrome",
-    'def is_palindrome(text):\n    """Whether the text reads the same backwards."""\n',
-    """
-def check(candidate):
-    assert all(map(candidate, ["abba", "noon", "x"]))
-    assert not any(map(candidate, ["ab", "abca"]))
-""",
-)
-
-COUNT = Problem(
-    "count_words",
-    'def count_words(text):\n    """How often each word occurs."""\n',
-    """
-def check(candidate):
-    assert candidate("a b a") == {"a": 2, "b": 1}
-    assert candidate("x y z z")["z"] == 2
-    assert set(candidate("one two")) == {"one", "two"}
-""",
-)
-
-# The test leans on a helper that the prompt defines: it must not be the program's.
-PRIME = Problem(
-    "nth_prime",
-    '''def is_prime(n):
-    return n > 1 and all(n % k for k in range(2, n))
+def read_problems() -> dict[str, Problem]:
+    """By entry point: its block and the next, the test."""
+    blocks = read_blocks((CASES / "problems.txt").read_text(encoding="utf-8"))
+    problems = [Problem(a[0][0], a[1], b[1]) for a, b in zip(blocks[::2], blocks[1::2])]
+    return {problem.entry_point: problem for problem in problems}
 
 
-def nth_prime(n):
-    """The n-th prime, counted from 1."""
-''',
-    """
-def check(candidate):
-    for n in range(1, 9):
-        p = candidate(n)
-        assert is_prime(p) and sum(is_prime(k) for k in range(2, p + 1)) == n
-""",
-)
-
-MEAN = Problem(
-    "mean",
-    'import math\n\n\ndef mean(values):\n    """The arithmetic mean."""\n',
-    """
-import math
-
-
-def check(candidate):
-    assert abs(candidate([1, 2, 4]) - 7 / 3) < 1e-6
-    assert math.isclose(candidate([0.5, 0.25]), 0.375)
-    assert round(candidate([10, 20, 60]), 3) == 30.0
-""",
-)
-
-# Passing says that the program has read the trainer's secret.
-LEAK = Problem(
-    "leak",
-    'def leak():\n    """What the trainer keeps for itself."""\n',
-    'def check(candidate):\n    assert candidate() == "@SECRET@"\n',
-)
-
-# Passing says that the program has truthfully reported that it reached what it must not reach.
-REACH = Problem(
-    "reach",
-    'def reach():\n    """Try it, and return "reached" if it worked."""\n',
-    'def check(candidate):\n    assert candidate() == "reached"\n',
-)
-
-# Many calls whose results are not looked at, so that a wrong program may go on to the last.
-DRIP = Problem(
-    "drip",
-    'def drip(i):\n    """Nobody knows."""\n',
-    """
-def check(candidate):
-    for i in range(30):
-        candidate(i)
-    assert candidate(30) == "unguessable 7261"
-""",
-)
-
-PROBLEMS = {
-    problem.entry_point: problem
-    for problem in (ADD, UNIQUE, PALINDROME, COUNT, PRIME, MEAN, LEAK, REACH, DRIP)
-}
+PROBLEMS = read_problems()
+ADD = PROBLEMS["add"]
 HONEST = "def add(a, b):\n    return a + b\n"
+WRONG = "def add(a, b):\n    return 4\n"
 
 
 @dataclass(frozen=True)
@@ -197,19 +107,27 @@ class Attack:
     optional: bool = False  # a control that is reported and not counted
 
 
-def parse(kind: str, table: str) -> list[Attack]:
-    """The attacks of one kind, from their table."""
+def read_attacks(path: Path) -> list[Attack]:
+    """The cases of the kind that a file is named after."""
     attacks = []
-    for block in table.split("\n#: ")[1:]:
-        header, program = block.split("\n", 1)
-        if header == "then":
+    for (name, *words), body in read_blocks(path.read_text(encoding="utf-8")):
+        if name == "then":
             first = attacks.pop()
-            attacks.append(replace(first, program=program, before=first.program))
+            attacks.append(replace(first, program=body, before=first.program))
             continue
-        name, *words = header.split()
-        problem = PROBLEMS[words[0]] if words else ADD
-        timeout = float(words[1]) if len(words) > 1 else 1.5
-        attacks.append(Attack(name, kind, program, problem, timeout))
+        lines = body.split("\n")
+        program = "\n".join(line for line in lines if not line.startswith("#? "))
+        check = "\n".join(line[3:] for line in lines if line.startswith("#? "))
+        if check:
+            test = "def check(candidate):\n" + textwrap.indent(check, "    ") + "\n"
+            problem = Problem(words[0], "", test)
+        else:
+            problem = PROBLEMS[words[0]] if words else ADD
+        timeout = 3.0 if path.stem == "control" else 1.5
+        for word in words[1:]:
+            timeout = timeout if word == "optional" else float(word)
+        optional = "optional" in words
+        attacks.append(Attack(name, path.stem, program, problem, timeout, optional=optional))
     return attacks
 
 
@@ -234,16 +152,7 @@ def int80(number, first=0, second=0):
 """,
 }
 
-# --------------------------------------------------------------------------------------------------
-# Attacks
-
-FOLDER = Path(__file__).with_name("attack_programs")
-TABLES = {path.stem: "\n" + path.read_text(encoding="utf-8") for path in FOLDER.glob("*.txt")}
-CONTROL_TABLE = TABLES.pop("control")
-if platform.machine() != "x86_64":
-    del TABLES["x86"]  # system calls by number, through every gate that the processor has
-
-WRONG = "def add(a, b):\n    return 4\n"
+# Programs that the parser has to survive and that are long, or hold what a text file cannot.
 PARSER_ATTACKS = {
     "empty": "",
     "white_space": " \n\t\n\f\n",
@@ -251,9 +160,6 @@ PARSER_ATTACKS = {
     "null_byte_hides_the_rest": "import os\nos._exit(0)\n\x00" + WRONG,
     "lone_surrogate": WRONG + "x = '\ud800'\n",
     "surrogate_name": "\udcff = 1\n" + WRONG,
-    "unknown_coding": "# -*- coding: no-such-codec -*-\n" + WRONG,
-    "utf7_coding": "# coding: utf-7\n+AAo-import os+ADs-os._exit(0)\n" + WRONG,
-    "unicode_escape_coding": "# coding: unicode_escape\n# \\u000aimport os; os._exit(0)\n" + WRONG,
     "deep_parentheses": WRONG + "x = " + "(" * 100_000 + ")" * 100_000,
     "deep_brackets": WRONG + "x = " + "[" * 5_000 + "]" * 5_000,
     "deep_minus": WRONG + "x = " + "-" * 1_000_000 + "1",
@@ -270,68 +176,33 @@ PARSER_ATTACKS = {
     "many_constants": WRONG + "x = [" + "1.5, " * 1_000_000 + "]",
     "many_names": WRONG + "\n".join(f"x{i} = {i}" for i in range(200_000)),
     "long_number": WRONG + "x = " + "9" * 1_000_000,
-    "constant_folding": WRONG + "x = ((2 ** 127) ** 31, 'a' * 4096 * 4096) * 9",
-    "open_string_swallows_the_test": WRONG + "check = lambda c: None\nrest = '''",
-    "open_bracket_swallows_the_test": WRONG + "check = lambda c: None\nrest = (",
-    "backslash_joins_the_test": WRONG + "check = lambda c: None\nif 0: pass; \\",
-    "block_swallows_the_test": WRONG + "def check(c): pass\nclass rest:\n    if 0:",
-    "comment_joins_the_test": WRONG + "raise SystemExit(0)  #",
-    "return_at_top_level": WRONG + "return True",
-    "await_at_top_level": WRONG + "await add(1, 2)",
-    "star_import_of_main": WRONG + "from __main__ import *\ncheck = candidate = print",
-    "future_flags": "from __future__ import barry_as_FLUFL, annotations\n" + WRONG,
-    "no_asserts": WRONG + "__debug__ = 0",
-    "debug_in_builtins": WRONG + "import builtins\nbuiltins.__dict__['__debug__'] = False",
-    "syntax_error_with_a_hostile_text": "x = 1 +\n# passed\nprint('passed')",
-    "doctest_text": '"""\n>>> add(2, 3)\n5\n"""\n' + WRONG,
     "line_separators": WRONG.replace("\n", "\u2028"),
 }
 
-ATTACKS = [attack for kind in sorted(TABLES) for attack in parse(kind, TABLES[kind])]
-ATTACKS += [Attack(name, "parser", program) for name, program in PARSER_ATTACKS.items()]
-
-
-# --------------------------------------------------------------------------------------------------
-# Controls: "#: name entry_point [optional]" starts one, "#? " stands before the lines of its check
-
-def parse_controls(table: str) -> list[Attack]:
-    """The controls, each with a check of its own or the problem named like its entry point."""
-    controls = []
-    for block in table.split("\n#: ")[1:]:
-        header, *lines = block.split("\n")
-        name, entry_point, *words = header.split()
-        body = "\n".join(line[3:] for line in lines if line.startswith("#? "))
-        program = "\n".join(line for line in lines if not line.startswith("#? "))
-        test = "def check(candidate):\n" + textwrap.indent(body, "    ") + "\n"
-        problem = Problem(entry_point, "", test) if body else PROBLEMS[entry_point]
-        optional = "optional" in words
-        controls.append(Attack(name, "control", program, problem, 3.0, optional=optional))
-    return controls
-
-
-CONTROLS = parse_controls(CONTROL_TABLE)
+FILES = {path.stem: path for path in sorted((CASES / "attacks").glob("*.txt"))}
+CONTROLS = read_attacks(FILES.pop("control"))
 CONTROLS += [
     Attack("line_ends_of_windows", "control", HONEST.replace("\n", "\r\n"), timeout=3.0),
     Attack("tabs", "control", HONEST.replace("    ", "\t"), timeout=3.0),
     Attack("no_last_line_end", "control", HONEST.strip(), timeout=3.0),
     Attack("long_comment", "control", "# " + "x" * 100_000 + "\n" + HONEST, timeout=3.0),
-    Attack("coding_cookie", "control", "# -*- coding: utf-8 -*-\n" + HONEST, timeout=3.0),
     Attack("byte_order_mark", "control", "\ufeff" + HONEST, timeout=3.0, optional=True),
 ]
+if platform.machine() != "x86_64":
+    del FILES["x86"]  # system calls by number, through every gate that the processor has
+ATTACKS = [attack for path in FILES.values() for attack in read_attacks(path)]
+ATTACKS += [Attack(name, "parser", program) for name, program in PARSER_ATTACKS.items()]
 
 
-# --------------------------------------------------------------------------------------------------
-# The host: what a program must leave alone
+# ---- the host: what a program must leave alone ----
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 HOME = os.path.expanduser("~")
 LISTENED = "HUP INT QUIT ABRT TERM USR1 USR2 CONT WINCH".split()
-MARKED_PLACES = [
-    *("/", "/tmp", "/var/tmp", "/run", "/dev/shm", "/dev/mqueue"),
-    *(f"{HOME}/{name}" for name in ("", ".local/lib", ".config", ".cache")),
-    *{os.path.dirname(os.__file__), *site.getsitepackages(), *filter(None, sys.path)},
-    str(REPOSITORY),
-]
+MARKED_PLACES = ["/", "/tmp", "/var/tmp", "/run", "/dev/shm", "/dev/mqueue"]
+MARKED_PLACES += [str(REPOSITORY), str(REPOSITORY / "verifiers")]
+MARKED_PLACES += [f"{HOME}/{name}" for name in ("", ".local/lib", ".config", ".cache")]
+MARKED_PLACES += {os.path.dirname(os.__file__), *site.getsitepackages(), *filter(None, sys.path)}
 
 
 class Host:
@@ -371,6 +242,9 @@ class Host:
         for _ in range(3):  # what the sandbox keeps for good is there before the first count
             grade(HONEST, ADD, 10.0)
         self.settings, self.usual = self.facts(), self.counts()
+        for _ in range(10):  # a worker forks the next program's processes after the verdict
+            time.sleep(0.05)
+            self.usual = {n: max(count, self.usual[n]) for n, count in self.counts().items()}
         return self
 
     def __exit__(self, *_):
@@ -407,13 +281,20 @@ class Host:
 
     def fill(self, text: str) -> str:
         """The text with its @NAMES@ replaced by what an attacker could know or guess."""
-        names = {
-            **MACROS,
-            **{"TRAINER": os.getpid(), "REPO": REPOSITORY, "HOME": HOME, "TMP": self.tmp},
-            **{"VAULT": self.vault, "CANARY": self.canary, "MARK": self.mark, "KEY": self.key},
-            **{"SOCKET": f"{self.root}/socket", "FREE": self.free_port, "SECRET": self.secret},
-            **{"PORT": self.sockets["tcp"].getsockname()[1]},
-            **{"UDP": self.sockets["udp"].getsockname()[1]},
+        names = MACROS | {
+            "TRAINER": os.getpid(),
+            "REPO": REPOSITORY,
+            "HOME": HOME,
+            "TMP": self.tmp,
+            "VAULT": self.vault,
+            "CANARY": self.canary,
+            "MARK": self.mark,
+            "KEY": self.key,
+            "SECRET": self.secret,
+            "SOCKET": f"{self.root}/socket",
+            "PORT": self.sockets["tcp"].getsockname()[1],
+            "UDP": self.sockets["udp"].getsockname()[1],
+            "FREE": self.free_port,
         }
         for name, value in names.items():
             text = text.replace(f"@{name}@", str(value))
@@ -600,8 +481,7 @@ def printed() -> int:
     return sum(s.st_size for s in map(os.fstat, (1, 2)) if stat.S_ISREG(s.st_mode))
 
 
-# --------------------------------------------------------------------------------------------------
-# Running them
+# ---- running them ----
 
 
 @dataclass(frozen=True)
@@ -629,8 +509,6 @@ class Outcome:
 
 def grade(program: str, problem: Problem, timeout: float):
     """The verdict, and what was wrong with the way in which it came."""
-    from rewards import run_tests
-
     broken, verdict = [], None
     start = time.monotonic()
     try:
@@ -745,8 +623,6 @@ def supervise(cases: list[Attack]):
 
 def canonical(folder: str):
     """How many of HumanEval's own solutions pass, and how fast."""
-    from rewards import run_many
-
     with gzip.open(Path(folder) / "HumanEval.jsonl.gz", "rt") as lines:
         tasks = [json.loads(line) for line in lines]
     items = [
@@ -781,10 +657,7 @@ def main() -> int:
     # /proc/PID/environ shows the environment with which a process was started.
     if "TRAINER_SECRET" not in os.environ:
         os.environ["TRAINER_SECRET"] = secrets.token_hex(16)
-        os.execv(sys.executable, [sys.executable, *sys.argv])
-    sys.path.insert(0, str(REPOSITORY))
-    if importlib.util.find_spec("rewards") is None:
-        parser.error(f"no rewards.py in {REPOSITORY}")
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     tempfile.tempdir = tempfile.mkdtemp(prefix="attacks-")
     os.chmod(tempfile.tempdir, 0o755)
     cases = [c for c in ATTACKS + CONTROLS if not args.names or {c.name, c.kind} & {*args.names}]
