@@ -1116,16 +1116,19 @@ def trained(tmp_path_factory) -> pathlib.Path:
     """Stage 2 from nothing: it runs the base and Stage I first, a few steps each."""
     out = tmp_path_factory.mktemp("trained")
     with pytest.MonkeyPatch.context() as patch:
-        few = tuple(dataclasses.replace(stage, steps=6) for stage in train.STAGES)
-        patch.setattr(train, "STAGES", few)
+        patch.setattr(train, "STAGES", six_steps())
         assert run("--stage", 2, "--out", out) == 0
     return out / "puzzle"
 
 
+def six_steps() -> tuple[train.Stage, ...]:
+    own = [stage.own | {"steps": 6} for stage in train.STAGES]
+    return tuple(dataclasses.replace(stage, own=each) for stage, each in zip(train.STAGES, own))
+
+
 @pytest.fixture
 def few_steps(monkeypatch):
-    few = tuple(dataclasses.replace(stage, steps=6) for stage in train.STAGES)
-    monkeypatch.setattr(train, "STAGES", few)
+    monkeypatch.setattr(train, "STAGES", six_steps())
 
 
 def test_stages_leave_what_the_contract_says(trained):
@@ -1146,6 +1149,7 @@ def test_stages_leave_what_the_contract_says(trained):
                 "kl_2",
                 "changed",
                 "truncated",
+                "entropy",
             }
         assert expected <= rows[0].keys()
         results = json.loads((trained / name / "results.json").read_text())
@@ -1202,7 +1206,7 @@ def test_bfloat16_forwards_follow_the_weights():
 def test_a_half_trained_model_is_not_a_base(tmp_path, few_steps, monkeypatch):
     """Killed between its first two files: the next run trains that stage anew."""
     with monkeypatch.context() as patch:
-        patch.setattr(train, "read_state", lambda folder: None)
+        patch.setattr(train, "read_state", lambda *args, **options: None)
         assert run("--stage", 0, "--out", tmp_path, "--steps", 3) == 0
     (tmp_path / "puzzle" / "base" / "state.pt").unlink()
     assert run("--stage", 1, "--out", tmp_path) == 0
@@ -1232,9 +1236,22 @@ def test_divergence_is_one_line(tmp_path, capsys):
     assert not list(tmp_path.rglob("*.pt"))
 
 
+def test_a_defect_in_a_step_is_no_bad_input(tmp_path, monkeypatch):
+    """A ValueError out of the training loop is not the user's doing, and its traceback is kept."""
+
+    def broken(*args, **options):
+        raise ValueError("a defect")
+
+    monkeypatch.setattr(train, "base_step", broken)
+    with pytest.raises(RuntimeError, match="base failed at step 1") as error:
+        run("--stage", 0, "--steps", 3, "--out", tmp_path)
+    assert str(error.value.__cause__) == "a defect"
+
+
 @pytest.mark.parametrize("task", data.FAMILIES)
 def test_every_family_can_be_evaluated_with_the_defaults(task):
-    train.check_evaluation(train.Run(task=task), data.load(task))
+    run, _ = train.resolve(train.STAGES[0], {"task": task})
+    train.check_evaluation(run, train.load_task(run))
 
 
 def test_what_cannot_be_evaluated_is_refused_before_training(tmp_path, capsys):
@@ -1272,8 +1289,7 @@ def test_bad_log_is_one_line(log, trained, tmp_path, few_steps, capsys):
     shutil.copytree(trained, tmp_path / "puzzle")
     path = tmp_path / "puzzle" / "stage1" / "state.pt"
     state = torch.load(path, weights_only=True)
-    settings = state["settings"] | {"steps": 9}
-    torch.save(state | {"steps": 9, "settings": settings}, path)
+    torch.save(state | {"settings": state["settings"] | {"steps": 9}}, path)
     (path.parent / "metrics.jsonl").write_bytes(log)
     assert run("--stage", 1, "--resume", "--steps", 9, "--out", tmp_path) == 2
     assert "is not the log" in capsys.readouterr().err
@@ -1304,7 +1320,7 @@ def test_killed_and_resumed_equals_uninterrupted(stage, tmp_path, few_steps, mon
     advance = train.Trainer.advance
 
     def killed(trainer):
-        if trainer.step == 6 and trainer.steps == 11:
+        if trainer.step == 6 and trainer.job.run.steps == 11:
             raise MemoryError("as good as a SIGKILL: nothing is saved")
         return advance(trainer)
 
@@ -1450,6 +1466,25 @@ def test_other_settings_do_not_overwrite(trained, few_steps, capsys):
     assert (trained / "stage1" / "model.pt").read_bytes() == before
 
 
+def test_settings_of_a_folder_need_not_be_said_again(tmp_path, few_steps, capsys):
+    """Later stages take the seed and problems of those before; a stage that goes on, all of its
+    own. Another value is refused, and steps are those of the last stage alone."""
+    small = SMALL[2:]  # without the difficulty
+    assert run("--stage", 0, "--seed", 3, "--out", tmp_path) == 0
+    out = ["--out", str(tmp_path)]
+    assert train.main(["--stage", "1", "--beta2", "0.7", "--steps", "4", *out, *small]) == 0
+    results = json.loads((tmp_path / "puzzle" / "stage1" / "results.json").read_text())
+    settings = [results["config"][name] for name in ("seed", "difficulty", "beta2", "steps")]
+    assert settings == [3, 2, 0.7, 4] and results["seed"] == 3
+    assert train.main(["--stage", "1", *out, *small]) == 0
+    assert "is finished" in capsys.readouterr().out
+    assert train.main(["--stage", "1", "--beta2", "0.3", *out, *small]) == 2
+    assert "stage1 was made with beta2 0.7, not 0.3" in capsys.readouterr().err
+    assert train.main(["--stage", "2", "--beta2", "0.3", *out, *small]) == 0
+    assert train.main(["--stage", "2", "--seed", "0", *out, *small]) == 2
+    assert "base was made with seed 3, not 0" in capsys.readouterr().err
+
+
 def test_a_checkpoint_is_evaluated_on_what_it_was_trained_on(trained, tmp_path, capsys):
     """Its state says which task; a folder without one is told by its vocabulary."""
     few = ["--eval-problems", "20"]
@@ -1570,16 +1605,15 @@ def test_run_time_packages_are_the_four_named():
 @pytest.mark.parametrize("number", [0, 1, 2])
 def test_comparison_gathers_what_runs_record(number, tmp_path):
     """A setting that runs do not record once ended the comparison after an hour of training."""
-    stage, gpt = train.STAGES[number], ragged_gpt()
-    cfg, folder = train.stage_config(stage, {}), tmp_path / "seed0" / "puzzle" / stage.folder
-    trainer = train.Trainer(train.Run(), cfg, stage, folder, data.load("puzzle"), gpt, gpt)
+    stage, folder = train.STAGES[number], tmp_path / "seed0" / "puzzle"
+    job = train.Job(stage, *train.resolve(stage, {}), folder / stage.folder, None, 0)
     results = dict.fromkeys(compare.COLUMNS, 0.5) | {"steps": 1, "samples": 2, "seconds": 3.4}
-    results |= {"seed": 0, "n": 5, "config": trainer.settings()}
-    folder.mkdir(parents=True)
-    (folder / "results.json").write_text(json.dumps(results))
+    results |= {"seed": 0, "n": 5, "config": job.settings()}
+    job.folder.mkdir(parents=True)
+    (job.folder / "results.json").write_text(json.dumps(results))
     assert [row["arm"] for row in compare.gather(tmp_path)] == [stage.folder]
     results["config"]["lr"] *= 2
-    (folder / "results.json").write_text(json.dumps(results))
+    (job.folder / "results.json").write_text(json.dumps(results))
     with pytest.raises(SystemExit, match="was made with lr"):
         compare.gather(tmp_path)
 
@@ -2519,15 +2553,14 @@ def test_helpers_of_the_prompt_reach_the_tests(chatty, tmp_path):
 
 
 def test_the_paper_s_settings_are_the_defaults():
-    run = train.Run(data="math", init="model")
-    for number in (1, 2):
-        stage = train.stage_of(run, number)
-        cfg = train.stage_config(stage, {})
-        assert (stage.lr, stage.steps) == (5e-6, 1500)
+    known = {"data": "math", "init": "model"}
+    for stage in train.STAGES[1:]:
+        run, cfg = train.resolve(stage, known)
+        assert (run.lr, run.steps) == (5e-6, 1500)
         assert (cfg.beta1, cfg.beta2, cfg.alpha) == (0.01, 0.1, 10)
-    stage = train.stage_of(dataclasses.replace(run, data="humaneval"), 1)
-    assert (stage.lr, stage.steps, stage.beta1, stage.beta2) == (1e-5, 750, 0.01, 0.25)
-    assert train.stage_of(train.Run(), 2).beta1 == 0.05
+    run, cfg = train.resolve(train.STAGES[1], known | {"data": "humaneval"})
+    assert (run.lr, run.steps, cfg.beta1, cfg.beta2) == (1e-5, 750, 0.01, 0.25)
+    assert train.resolve(train.STAGES[2], {})[1].beta1 == 0.05
 
 
 OPEN_FLAGS = "--steps 2 --problems 2 --samples 2 --revisions 2 --max-new-tokens 8 --device cpu"

@@ -28,12 +28,12 @@ import math
 import re
 import resource
 import shlex
-import shutil
 import signal
 import sys
 import time
 import types
 import typing
+from collections.abc import Set
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 
@@ -45,30 +45,24 @@ import data
 import rewards
 import score
 from model import GPT, GPTConfig
-
-
-class BadInput(Exception):
-    """What the user gave cannot be used: one line on stderr, exit code 2."""
+from pretrained.weights import copy_companions, read_json
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of training: where it is kept, what it maximises, and its schedule."""
+    """One stage of training: where it is kept, what it maximises, and settings of its own."""
 
+    number: int  # enters the seeds, so that stages meet problems of their own
     folder: str
     title: str
     returns: score.Returns | None  # None: the base model, which learns from transcripts
-    steps: int
-    lr: float
-    number: int  # enters the seeds, so that stages meet problems of their own
-    beta1: float | None = None  # in place of Config's default
-    beta2: float | None = None  # in place of Config's default
+    own: dict  # in place of the defaults of Run and score.Config
 
 
 STAGES = (
-    Stage("base", "base", None, steps=1500, lr=2e-3, number=0),
-    Stage("stage1", "Stage I", score.stage1_returns, steps=300, lr=5e-4, number=1),
-    Stage("stage2", "Stage II", score.stage2_returns, steps=400, lr=2e-4, number=2, beta1=0.05),
+    Stage(0, "base", "base", None, {"steps": 1500, "lr": 2e-3}),
+    Stage(1, "stage1", "Stage I", score.stage1_returns, {"steps": 300, "lr": 5e-4}),
+    Stage(2, "stage2", "Stage II", score.stage2_returns, {"steps": 400, "lr": 2e-4, "beta1": 0.05}),
 )
 # The paper's settings for other data; it gives the steps of both stages together, halved here.
 PAPER = {
@@ -130,6 +124,116 @@ class Run:
 
 
 # ---------------------------------------------------------------------------------------------
+# Settings
+
+# They choose an open model's problems.
+SOURCE = ("init", "data_dir", "limit", "levels", "subjects", "layout", "max_new_tokens")
+# They have a use in arithmetic alone.
+ARITHMETIC = ("task", "difficulty", "layers", "heads", "width", "transcripts")
+# They must be the same in all stages.
+SHARED = {"data", "seed", "task", "difficulty", "layers", "heads", "width", *SOURCE}
+# They do not change what a stage learns, so they may change on the way.
+FREE = {"out", "device", "attempts", "split", "eval_problems", "eval_batch"}
+FREE |= {"unsafe_sandbox", "micro"}
+
+
+def resolve(stage: Stage, known: dict) -> tuple[Run, score.Config]:
+    """A stage's settings: defaults ← its own, or the paper's for other data than arithmetic ← those
+    known, from the command line or of a folder. Raises ValueError for an impossible value."""
+    source, task = known.get("data", Run.data), known.get("task", Run.task)
+    own = stage.own | PAPER.get(source, {})
+    if source == "arithmetic" and task in data.FAMILIES:
+        own["difficulty"] = data.FAMILIES[task].default
+    known = own | {name: value for name, value in known.items() if value is not None}
+    try:
+        return tuple(
+            kind(**pick(known, {field.name for field in fields(kind)}))
+            for kind in (Run, score.Config)
+        )
+    except TypeError as error:  # of a damaged folder: argparse gives the right types
+        raise ValueError(first_line(error)) from None
+
+
+def pick(settings: dict, names: Set[str]) -> dict:
+    return {name: value for name, value in settings.items() if name in names}
+
+
+def agree(folder: Path, saved: dict, wanted: dict) -> None:
+    """Raises ValueError where a folder was made with another setting than the one wanted."""
+    for name in saved.keys() & wanted.keys():
+        if saved[name] != wanted[name]:
+            raise ValueError(
+                f"{folder} was made with {name} {saved[name]}, not {wanted[name]}; choose another "
+                "folder"
+            )
+
+
+@dataclass(frozen=True)
+class Job:
+    """One stage of a run: its settings, its folder, and what an earlier run has left there."""
+
+    stage: Stage
+    run: Run
+    cfg: score.Config
+    folder: Path
+    saved: dict | None  # the settings in its state.pt, if there is one
+    step: int  # of that state
+
+    @property
+    def finished(self) -> bool:
+        return self.saved is not None and self.step >= self.saved["steps"]
+
+    @property
+    def is_init(self) -> bool:
+        """The stage is the open model of --init itself: nothing is trained or kept here."""
+        trained = (self.folder / "model.pt").exists()
+        return self.stage.number == 0 and self.run.init is not None and not trained
+
+    def settings(self) -> dict:
+        """What a resumed or reused stage must agree on."""
+        every = asdict(self.run) | asdict(self.cfg) | {"stage": self.stage.number}
+        return {name: value for name, value in every.items() if name not in FREE}
+
+
+def plan(given: dict, last: int) -> list[Job]:
+    """The stages up to the last. What a folder was made with is taken from it, where nothing is
+    given; steps and learning rate are given for the last stage alone."""
+    kind = given.get("data", Run.data)
+    out = Path(given.get("out", Run.out))
+    out /= given.get("task", Run.task) if kind == "arithmetic" else kind
+    folders = [out / stage.folder for stage in STAGES[: last + 1]]
+    found = [read_settings(folder) for folder in folders]
+    shared = pick(given, SHARED)
+    for folder, (saved, _) in zip(folders, found):
+        if saved is not None:
+            agree(folder, saved, shared)
+            shared |= pick(saved, SHARED)
+    jobs = []
+    for stage, folder, (saved, step) in zip(STAGES, folders, found):
+        wanted = given if stage.number == last else pick(given, given.keys() - {"steps", "lr"})
+        run, cfg = resolve(stage, shared | (saved or {}) | wanted)
+        job = Job(stage, run, cfg, folder, saved, step)
+        if not job.finished or stage.number == last:
+            agree(folder, saved or {}, wanted)
+        jobs.append(job)
+    return jobs
+
+
+def job_of(folder: Path, given: dict) -> Job:
+    """The stage that a folder holds, as it was trained. What only chooses the problems that it is
+    evaluated on may be given anew."""
+    saved, step = read_settings(folder)
+    known = saved or {}
+    if saved is None and (folder / "results.json").exists():
+        known = read_json(folder / "results.json").get("config")  # of an open model's evaluation
+        if not isinstance(known, dict):
+            raise ValueError(f"{folder / 'results.json'} is not of this program: no config")
+    agree(folder, known, pick(given, {"data", "task", "difficulty"}))
+    stage = next((each for each in STAGES if each.number == known.get("stage")), STAGES[0])
+    return Job(stage, *resolve(stage, known | given), folder, saved, step)
+
+
+# ---------------------------------------------------------------------------------------------
 # Checkpoints and logs
 
 
@@ -141,7 +245,7 @@ def write_atomically(path: Path, write) -> None:
         os.replace(partial, path)
     except (OSError, RuntimeError) as error:  # torch.save raises the latter where a write fails
         partial.unlink(missing_ok=True)
-        raise BadInput(f"cannot write {path}: {first_line(error)}") from None
+        raise ValueError(f"cannot write {path}: {first_line(error)}") from None
 
 
 def first_line(error: Exception) -> str:
@@ -152,75 +256,94 @@ def write_json(path: Path, content: dict) -> None:
     write_atomically(path, lambda p: p.write_text(json.dumps(content, indent=2) + "\n"))
 
 
-def read_json(path: Path) -> dict:
-    """A JSON object. Raises ValueError or OSError, in one line that names the file."""
-    try:
-        content = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON ({error})") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} does not hold a JSON object")
-    return content
-
-
-def read_pt(path: Path, keys: set[str]) -> dict:
-    """A dictionary that this program saved; BadInput for anything else. Unpickles no code."""
+def read_pt(path: Path, keys: Set[str], mmap: bool = False) -> dict:
+    """A dictionary that this program saved; with mmap its tensors stay on the disk until they are
+    used. Raises ValueError, in one line, for anything else. Unpickles no code."""
     if not path.is_file():
-        raise BadInput(f"no such file: {path}")
+        raise ValueError(f"no such file: {path}")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # torch raises nearly anything for bytes that it did not write
         reason = first_line(error)
-        raise BadInput(f"{path} is truncated or not a checkpoint ({reason})") from None
+        raise ValueError(f"{path} is truncated or not a checkpoint ({reason})") from None
     if not isinstance(content, dict) or not keys <= content.keys():
-        raise BadInput(f"{path} is not a checkpoint of this program: no {', '.join(sorted(keys))}")
+        names = ", ".join(sorted(keys))
+        raise ValueError(f"{path} is not a checkpoint of this program: no {names}")
     return content
+
+
+def read_state(folder: Path, mmap: bool = False) -> dict | None:
+    """A folder's state.pt, or None if it has none."""
+    path = folder / "state.pt"
+    return read_pt(path, {"settings", "step"}, mmap) if path.exists() else None
+
+
+def read_settings(folder: Path) -> tuple[dict | None, int]:
+    """The settings in a folder's state.pt, None if it has none, and the step that it is at."""
+    state = read_state(folder, mmap=True)
+    if state is None:
+        return None, 0
+    saved, step = state["settings"], state["step"]
+    whole = isinstance(saved, dict) and isinstance(saved.get("steps"), int)
+    if not whole or not isinstance(step, int):
+        raise ValueError(f"{folder / 'state.pt'} does not say which of how many steps it holds")
+    return saved, step
 
 
 def load_model(folder: Path, task: data.Task | None, device: torch.device) -> GPT:
-    """The model of a stage's folder; BadInput if missing, broken or for another vocabulary than
-    that of the task, if one is given."""
+    """The model of a stage's folder. Raises ValueError if it is missing, broken or for another
+    vocabulary than that of the task, if one is given."""
     path = folder / "model.pt"
     content = read_pt(path, {"config", "model"})
     try:
         model = GPT(GPTConfig(**content["config"]))
         model.load_state_dict(content["model"])
     except (TypeError, ValueError, RuntimeError, AttributeError) as error:
-        raise BadInput(f"{path} is not a model of this program ({first_line(error)})") from None
+        raise ValueError(f"{path} is not a model of this program ({first_line(error)})") from None
     check_model(path, model, task)
     return model.to(device)
 
 
 def check_model(path: Path, model: GPT, task: data.Task | None) -> None:
-    """BadInput for weights that are not finite, or a vocabulary that is not the task's. Open models
-    may have rows to spare beyond their tokenizer's."""
+    """Raises ValueError for weights that are not finite, or a vocabulary that is not the task's.
+    Open models may have rows to spare beyond their tokenizer's."""
     if not all(weight.isfinite().all() for weight in model.parameters()):
-        raise BadInput(f"{path} has weights that are not finite")
+        raise ValueError(f"{path} has weights that are not finite")
     if task is None:
         return
     has, needs = model.config.vocab_size, task.encoding.n_vocab
     if has < needs or (has > needs and not isinstance(task, data.TextTask)):
-        raise BadInput(
+        raise ValueError(
             f"{path} has a vocabulary of {has}, but {task.name} needs {needs}; was it trained on "
             "another task?"
         )
 
 
-def open_model(run: Run, task: data.Task, device: torch.device) -> GPT:
-    """The model of --init."""
-    try:
-        model = GPT.from_pretrained(run.init, device=device)
-    except (ValueError, OSError) as error:
-        raise BadInput(first_line(error)) from None
-    check_model(Path(run.init), model, task)
-    return model
-
-
-def stage_model(run: Run, number: int, task: data.Task, device: torch.device) -> GPT:
+def stage_model(job: Job, task: data.Task, device: torch.device) -> GPT:
     """What a stage has left: the best model by training reward, or the open model for the base."""
-    if number == 0 and run.init is not None:
-        return open_model(run, task, device)
-    return load_model(stage_folder(run, number), task, device)
+    if job.is_init:
+        model = GPT.from_pretrained(job.run.init, device=device)
+        check_model(Path(job.run.init), model, task)
+        return model
+    return load_model(job.folder, task, device)
+
+
+def new_model(job: Job, task: data.Task, device: torch.device) -> GPT:
+    """What the base model is before its training."""
+    torch.manual_seed(job.run.seed)
+    shape = {name: getattr(job.run, name) for name in ("layers", "heads", "width")}
+    vocabulary, context = task.encoding.n_vocab, context_for(task)
+    return GPT(GPTConfig(vocab_size=vocabulary, context=context, **shape)).to(device)
+
+
+def context_for(task: data.Task) -> int:
+    """The context of a new model: a prompt and two attempts at least."""
+    return max(64, 16 + 2 * (task.max_new_tokens + len(task.revise)))
+
+
+def frozen(model: GPT) -> GPT:
+    """A reference: it is given no gradient and nothing updates it."""
+    return model.requires_grad_(False).eval()
 
 
 def save_model(path: Path, config: GPTConfig, weights: dict) -> None:
@@ -237,30 +360,6 @@ def copy_weights(model: GPT) -> dict:
     return {name: copies[weight.data_ptr()] for name, weight in model.state_dict().items()}
 
 
-STATE = {
-    "settings": dict,
-    "step": int,
-    "steps": int,
-    "samples": int,
-    "seconds": float,
-    "model": dict,
-    "optimizer": dict,
-    "best": dict,
-}
-
-
-def read_state(folder: Path) -> dict | None:
-    """A stage's state.pt, or None if it has none; BadInput if it is not one of this program's."""
-    path = folder / "state.pt"
-    if not path.exists():
-        return None
-    state = read_pt(path, set(STATE))
-    for name, kind in STATE.items():
-        if not isinstance(state[name], kind):
-            raise BadInput(f"{path}: {name} is not of type {kind.__name__}")
-    return state
-
-
 class Log:
     """metrics.jsonl, one object a step. On resuming, lines after the saved step are dropped: those
     steps are run again."""
@@ -272,7 +371,7 @@ class Log:
         except (ValueError, KeyError, TypeError):
             steps = None
         if steps != list(range(1, step + 1)):
-            raise BadInput(f"{path} is not the log of the {step} steps that were saved")
+            raise ValueError(f"{path} is not the log of the {step} steps that were saved")
         write_atomically(path, lambda p: p.write_bytes(b"".join(kept)))
         self.file = path.open("a")
 
@@ -305,7 +404,17 @@ class Best:
 
 
 # What a step of base training has no figures for.
-REWARDED = ("reward", "acc_t1", "acc_t2", "delta", "kl_1", "kl_2", "changed", "truncated")
+REWARDED = (
+    "reward",
+    "acc_t1",
+    "acc_t2",
+    "delta",
+    "entropy",
+    "kl_1",
+    "kl_2",
+    "changed",
+    "truncated",
+)
 
 
 def base_step(
@@ -336,116 +445,78 @@ def learning_rate(step: int, steps: int, warmup: int, peak: float) -> float:
     return peak * min(step / (warmup + 1), (steps - step + 1) / max(1, steps - warmup), 1.0)
 
 
-# Settings that do not change what a stage learns, so that they may change on the way.
-FREE = {"out", "device", "attempts", "split", "eval_problems", "eval_batch"}
-FREE |= {"unsafe_sandbox", "micro"}
-
-
-@dataclass
 class Trainer:
     """One stage in progress: everything that changes from step to step, and how it is kept."""
 
-    run: Run
-    cfg: score.Config
-    stage: Stage
-    folder: Path
-    task: data.Task
-    policy: GPT
-    ref: GPT | None
-    step: int = 0
-    samples: int = 0
-    seconds: float = 0.0
-
-    def __post_init__(self):
-        self.steps = self.run.steps or self.stage.steps
-        self.peak = self.run.lr or self.stage.lr
+    def __init__(self, job: Job, task: data.Task, policy: GPT, ref: GPT | None):
+        self.job, self.task, self.policy, self.ref = job, task, policy, ref
+        self.step, self.samples, self.seconds = 0, 0, 0.0
         self.best = Best()
         self.optimizer = torch.optim.Adam(
-            self.policy.parameters(), lr=self.peak, betas=(0.9, 0.99), fused=True
+            policy.parameters(), lr=job.run.lr, betas=(0.9, 0.99), fused=True
         )
-
-    def settings(self) -> dict:
-        """What a resumed or reused run must agree on."""
-        own = {"stage": self.stage.number, "steps": self.steps, "lr": self.peak}
-        every = asdict(self.run) | asdict(self.cfg) | own
-        return {name: value for name, value in every.items() if name not in FREE}
 
     def save(self) -> None:
         best = self.best.weights or copy_weights(self.policy)
-        save_model(self.folder / "model.pt", self.policy.config, best)
+        save_model(self.job.folder / "model.pt", self.policy.config, best)
         state = {
-            "settings": self.settings(),
+            "settings": self.job.settings(),
             "step": self.step,
-            "steps": self.steps,
             "samples": self.samples,
             "seconds": self.seconds,
             "model": copy_weights(self.policy),
             "optimizer": self.optimizer.state_dict(),
-            "best": {
-                "recent": self.best.recent,
-                "reward": self.best.reward,
-                "weights": self.best.weights,
-            },
+            "best": vars(self.best),
         }
-        write_atomically(self.folder / "state.pt", lambda p: torch.save(state, p))
+        write_atomically(self.job.folder / "state.pt", lambda p: torch.save(state, p))
 
-    def restore(self, state: dict) -> None:
-        for name, value in self.settings().items():
-            if state["settings"].get(name) != value:
-                raise BadInput(
-                    f"{self.folder} was begun with {name} {state['settings'].get(name)}, not "
-                    f"{value}; give the same settings with --stage {self.stage.number}, or "
-                    "another --out"
-                )
+    def restore(self) -> None:
+        """Goes on from what `save` has left in the folder. Raises ValueError if that is not of this
+        stage."""
+        state = read_state(self.job.folder)
         try:
-            moments_of = state["optimizer"]["state"].values()  # none before the first step
-            for weight, moments in zip(self.policy.parameters(), moments_of):
-                if moments["exp_avg"].shape != weight.shape:
-                    raise ValueError("the optimizer's moments have other shapes")
+            agree(self.job.folder, state["settings"], self.job.settings())
+            self.step = state["step"]
+            self.samples, self.seconds = int(state["samples"]), float(state["seconds"])
             self.policy.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
-            self.best.recent, self.best.reward = state["best"]["recent"], state["best"]["reward"]
-            self.best.weights = state["best"]["weights"]
+            best = state["best"]
+            self.best.recent, self.best.reward = best["recent"], best["reward"]
+            self.best.weights = best["weights"]
         except (RuntimeError, ValueError, KeyError, AttributeError, TypeError) as error:
-            what = first_line(error)
-            raise BadInput(f"{self.folder}/state.pt does not fit its stage ({what})") from None
-        self.step, self.samples, self.seconds = state["step"], state["samples"], state["seconds"]
+            path = self.job.folder / "state.pt"
+            raise ValueError(f"{path} does not fit its stage ({first_line(error)})") from None
 
     def advance(self) -> dict:
         """One step. Everything random in it is a function of (seed, stage, step)."""
+        run, cfg, stage = self.job.run, self.job.cfg, self.job.stage
         self.step += 1
         started = time.perf_counter()
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.step, self.steps, self.run.warmup, self.peak)
-        seed = self.run.seed * 1_000_003 + self.stage.number
-        if self.stage.returns is None:
-            rows = self.task.transcripts(
-                seed, self.step, self.run.transcripts, progress=self.step / self.steps
-            )
-            metrics = dict.fromkeys(REWARDED) | base_step(
-                self.policy, self.optimizer, self.task, rows, self.cfg.clip
-            )
+            group["lr"] = learning_rate(self.step, run.steps, run.warmup, run.lr)
+        seed = run.seed * 1_000_003 + stage.number
+        if stage.returns is None:
+            progress = self.step / run.steps
+            rows = self.task.transcripts(seed, self.step, run.transcripts, progress)
+            metrics = dict.fromkeys(REWARDED)
+            metrics |= base_step(self.policy, self.optimizer, self.task, rows, cfg.clip)
         else:
-            problems = self.task.batch(seed, self.step, self.cfg.problems)
             metrics = score.train_step(
                 self.policy,
                 self.ref,
                 self.optimizer,
                 self.task,
-                problems,
-                self.stage.returns,
-                self.cfg,
+                self.task.batch(seed, self.step, cfg.problems),
+                stage.returns,
+                cfg,
                 seed * 1_000_003 + self.step,
             )
-            self.best.add(self.step, self.steps, metrics["reward"], self.policy)
-        if not math.isfinite(metrics["loss"] + metrics["grad_norm"]):
-            raise BadInput(f"{self.stage.title} diverged at step {self.step}; try a lower --lr")
+            self.best.add(self.step, run.steps, metrics["reward"], self.policy)
         self.samples += metrics.get("samples", 0)
         seconds = time.perf_counter() - started
         self.seconds += seconds
         metrics["tokens_per_second"] = metrics.pop("tokens") / seconds
-        head = {"step": self.step, "stage": self.stage.number, "seconds": seconds}
-        return head | metrics
+        return {"step": self.step, "stage": stage.number, "seconds": seconds} | metrics
 
 
 SAVE_EVERY = 50
@@ -461,20 +532,21 @@ def train(trainer: Trainer, precision) -> None:
             raise SystemExit(130)  # asked twice: stop at once, the last save stands
         interrupted.append(signum)
 
-    log = Log(trainer.folder / "metrics.jsonl", trainer.step)
+    steps = trainer.job.run.steps
+    log = Log(trainer.job.folder / "metrics.jsonl", trainer.step)
     old = {which: signal.signal(which, note) for which in (signal.SIGINT, signal.SIGTERM)}
     bar = tqdm(
-        total=trainer.steps,
+        total=steps,
         initial=trainer.step,
-        desc=trainer.stage.title,
+        desc=trainer.job.stage.title,
         unit="step",
         mininterval=1 if sys.stderr.isatty() else 30,
         dynamic_ncols=True,
     )
     try:
         with bar, precision:
-            while trainer.step < trainer.steps and not interrupted:
-                metrics = trainer.advance()
+            while trainer.step < steps and not interrupted:
+                metrics = finite_step(trainer)
                 log.add(metrics)
                 bar.set_postfix_str(progress(metrics), refresh=False)
                 bar.update()
@@ -489,6 +561,19 @@ def train(trainer: Trainer, precision) -> None:
         raise KeyboardInterrupt
 
 
+def finite_step(trainer: Trainer) -> dict:
+    """One step. Raises ValueError where it has diverged, and RuntimeError, so that the traceback is
+    shown, for a ValueError that is not the user's doing."""
+    title = trainer.job.stage.title
+    try:
+        metrics = trainer.advance()
+    except ValueError as error:
+        raise RuntimeError(f"{title} failed at step {trainer.step}") from error
+    if not math.isfinite(metrics["loss"] + metrics["grad_norm"]):
+        raise ValueError(f"{title} diverged at step {trainer.step}; try a lower --lr")
+    return metrics
+
+
 def progress(metrics: dict) -> str:
     if metrics["reward"] is None:
         return f"loss {metrics['loss']:.3f}"
@@ -498,9 +583,10 @@ def progress(metrics: dict) -> str:
     )
 
 
-def cost(folder: Path, trainer: Trainer) -> str:
+def cost(trainer: Trainer) -> str:
     """What the stage's steps cost, from its own log."""
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    log = trainer.job.folder / "metrics.jsonl"
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
 
     def mean(name: str) -> float:
         return sum(row[name] for row in rows) / len(rows)
@@ -514,7 +600,7 @@ def cost(folder: Path, trainer: Trainer) -> str:
         unit = 1 if sys.platform == "darwin" else 2**10  # bytes there, KiB elsewhere
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
     return (
-        f"{trainer.stage.title}: {trainer.seconds:.0f} s for {trainer.step} steps, "
+        f"{trainer.job.stage.title}: {trainer.seconds:.0f} s for {trainer.step} steps, "
         f"{mean('seconds'):.3f} s a step{parts}, {mean('tokens_per_second'):,.0f} tokens/s, "
         f"peak memory {peak:,.0f} MiB"
     )
@@ -525,11 +611,14 @@ def cost(folder: Path, trainer: Trainer) -> str:
 
 
 def evaluate(
-    folder: Path, model: GPT, run: Run, task: data.Task, temperature: float, facts: dict
+    job: Job, task: data.Task, device: torch.device, temperature: float = 0.0
 ) -> score.Evaluation:
-    """Evaluates a model on held-out problems and writes the folder's results.json."""
-    try:
-        problems = task.held_out(run.split, run.eval_problems)
+    """Evaluates what a stage has left on held-out problems, as its run says, and writes the
+    folder's results.json; its state, if there is one, says what training cost."""
+    run, folder, state = job.run, job.folder, read_state(job.folder, mmap=True) or {}
+    problems = task.held_out(run.split, run.eval_problems)
+    model = stage_model(job, task, device)
+    with precision(run, device):
         result = score.evaluate(
             model,
             task,
@@ -539,20 +628,20 @@ def evaluate(
             seed=run.seed,
             batch=run.eval_batch,
         )
-    except ValueError as error:  # more problems than the split has, or attempts than fit
-        raise BadInput(str(error)) from None
     content = {
         "data": run.data,
         "task": task.name,
-        "stage": facts["stage"],
+        "stage": 0 if job.is_init else state.get("settings", {}).get("stage"),
         "split": run.split,
         "n": len(problems),
         "skipped": task.skipped.get(run.split, 0),  # problems that do not fit the context
         "seed": run.seed,
         "temperature": temperature,
         **result.metrics,
-        **{name: facts[name] for name in ("seconds", "steps", "samples")},  # of the training
-        "config": facts["config"],
+        "seconds": state.get("seconds"),  # of the training, as the next two
+        "steps": state.get("step"),
+        "samples": state.get("samples"),
+        "config": state.get("settings", asdict(run)),
         "command": shlex.join(["python"] + sys.argv),
     }
     write_json(folder / "results.json", content)
@@ -584,7 +673,7 @@ def table(folders: list[tuple[str, Path]]) -> str:
     return "\n".join(lines)
 
 
-def transcripts(result: score.Evaluation, task: data.Task) -> str:
+def examples(result: score.Evaluation, task: data.Task) -> str:
     """One problem each that the second attempt fixed, kept right, and broke."""
     first, second = result.rewards[0], result.rewards[1]
     lines = []
@@ -613,11 +702,11 @@ def pick_device(name: str) -> torch.device:
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
-        raise BadInput(f"device must be auto, cpu, mps, cuda or cuda:N: {name}")
+        raise ValueError(f"device must be auto, cpu, mps, cuda or cuda:N: {name}")
     try:
         torch.empty(1, device=name)
     except (RuntimeError, AssertionError) as error:
-        raise BadInput(f"device {name}: {first_line(error)}") from None
+        raise ValueError(f"device {name}: {first_line(error)}") from None
     device = torch.device(name)
     if device.index is not None:
         torch.cuda.set_device(device)  # Triton and graphs run on the current one
@@ -632,118 +721,40 @@ def precision(run: Run, device: torch.device):
     return torch.autocast(device.type, torch.bfloat16, cache_enabled=False)
 
 
-def context_for(task: data.Task) -> int:
-    """The context of a new model: a prompt and two attempts at least."""
-    return max(64, 16 + 2 * (task.max_new_tokens + len(task.revise)))
-
-
-def new_policy(run: Run, number: int, task: data.Task, device: torch.device) -> GPT:
-    """What a stage starts from: fresh weights for the base model, else the stage before."""
-    if number > 0:
-        return stage_model(run, number - 1, task, device)
-    torch.manual_seed(run.seed)
-    try:
-        config = GPTConfig(
-            vocab_size=task.encoding.n_vocab,
-            context=context_for(task),
-            layers=run.layers,
-            heads=run.heads,
-            width=run.width,
+def run_stage(
+    jobs: list[Job], number: int, resume: bool, task: data.Task, device: torch.device
+) -> None:
+    """Trains one of the stages, or goes on with it, or finds that it is there."""
+    job, last = jobs[number], jobs[-1].stage
+    title, folder = job.stage.title, job.folder
+    if job.is_init:
+        return say(f"base: using {job.run.init}")
+    if job.saved is None:
+        if (folder / "model.pt").exists() and not (folder / "metrics.jsonl").exists():
+            return say(f"{title}: using {folder}/model.pt")
+        if number < last.number:
+            say(f"{last.title} needs the {title} model; {folder} has none: training it")
+    elif job.finished and number < last.number:
+        return say(f"{title}: using {folder}, finished after {job.step} steps")
+    elif not job.finished and not resume:
+        raise ValueError(
+            f"{folder} holds an unfinished run (step {job.step} of {job.run.steps}): "
+            "add --resume to go on with it, or choose another --out"
         )
-    except ValueError as error:
-        raise BadInput(str(error)) from None
-    return GPT(config).to(device)
-
-
-def stage_folder(run: Run, number: int) -> Path:
-    name = run.task if run.data == "arithmetic" else run.data
-    return Path(run.out) / name / STAGES[number].folder
-
-
-def stage_of(run: Run, number: int) -> Stage:
-    return replace(STAGES[number], **PAPER.get(run.data, {}))
-
-
-def frozen(model: GPT) -> GPT:
-    """A reference: it is given no gradient and nothing updates it."""
-    return model.requires_grad_(False).eval()
-
-
-def run_stage(run: Run, given: dict, number: int, last: int, resume: bool, task, device) -> None:
-    """Trains one stage of `--stage last`, or goes on with it, or finds it finished."""
-    stage, folder = stage_of(run, number), stage_folder(run, number)
-    if number == 0 and run.init is not None:
-        return say(f"base: using {run.init}")
-    if number < last:
-        run = replace(run, steps=None, lr=None)  # those flags are the last stage's
-    state = read_state(folder)
-    if state is not None:
-        check_same_problems(folder, state["settings"], run)
-        if state["step"] < state["steps"] and not resume:
-            raise BadInput(
-                f"{folder} holds an unfinished run (step {state['step']} of {state['steps']}): "
-                "add --resume to go on with it, or choose another --out"
-            )
-        if state["step"] >= state["steps"] and number < last:
-            return say(f"{stage.title}: using {folder}, finished after {state['steps']} steps")
-    elif (folder / "model.pt").exists() and not (folder / "metrics.jsonl").exists():
-        return say(f"{stage.title}: using {folder}/model.pt")
-    elif number < last:
-        say(f"{STAGES[last].title} needs the {stage.title} model; {folder} has none: training it")
-    cfg = stage_config(stage, given)
-    policy = new_policy(run, number, task, device)
-    ref = frozen(stage_model(run, 0, task, device)) if number else None
-    trainer = Trainer(run, cfg, stage, folder, task, policy, ref)
-    if state is not None:
-        trainer.restore(state)
-        if trainer.step >= trainer.steps:
-            return say(f"{stage.title}: {folder} is finished, nothing to train")
-        say(f"{stage.title}: going on after step {trainer.step} of {trainer.steps}")
-    train(trainer, precision(run, device))
-    say(cost(folder, trainer))
-
-
-def stage_config(stage: Stage, given: dict) -> score.Config:
-    own = {"beta1": stage.beta1, "beta2": stage.beta2}
-    own = {name: value for name, value in own.items() if value is not None}
-    return settings(score.Config, own | given)
-
-
-def check_same_problems(folder: Path, settings: dict, run: Run) -> None:
-    """A stage found on disk is of use only to the same problems and seed."""
-    names = SOURCE if run.init is not None else ("task", "difficulty")
-    for name in (*names, "seed"):
-        if settings.get(name) != getattr(run, name):
-            raise BadInput(
-                f"{folder} was made with {name} {settings.get(name)}, not {getattr(run, name)}; "
-                "choose another --out"
-            )
+    policy = stage_model(jobs[number - 1], task, device) if number else new_model(job, task, device)
+    ref = frozen(stage_model(jobs[0], task, device)) if number else None
+    trainer = Trainer(job, task, policy, ref)
+    if job.saved is not None:
+        trainer.restore()
+        if job.finished:
+            return say(f"{title}: {folder} is finished, nothing to train")
+        say(f"{title}: going on after step {trainer.step} of {job.run.steps}")
+    train(trainer, precision(job.run, device))
+    say(cost(trainer))
 
 
 def say(line: str) -> None:
     print(line, flush=True)
-
-
-def evaluate_folder(
-    folder: Path, run: Run, task: data.Task, device: torch.device, temperature: float = 0.0
-) -> score.Evaluation:
-    """Evaluates a checkpoint folder; its state, if it is there, says what training cost."""
-    facts = {"stage": None, "seconds": None, "steps": None, "samples": None, "config": asdict(run)}
-    if run.init is not None and not (folder / "model.pt").exists():
-        model, facts["stage"] = open_model(run, task, device), 0  # nothing was trained here
-    else:
-        model = load_model(folder, task, device)
-    state = read_state(folder)
-    if state is not None:
-        facts = {
-            "stage": state["settings"].get("stage"),
-            "seconds": state["seconds"],
-            "steps": state["step"],
-            "samples": state["samples"],
-            "config": state["settings"],
-        }
-    with precision(run, device):
-        return evaluate(folder, model, run, task, temperature, facts)
 
 
 def check_writable(folder: Path) -> None:
@@ -753,7 +764,7 @@ def check_writable(folder: Path) -> None:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise BadInput(f"cannot write to {folder}: {error.strerror}") from None
+        raise ValueError(f"cannot write to {folder}: {error.strerror}") from None
 
 
 # ---------------------------------------------------------------------------------------------
@@ -779,11 +790,11 @@ def add_flags(parser: argparse.ArgumentParser, config: type) -> None:
 
 class Parser(argparse.ArgumentParser):
     def error(self, message: str):
-        raise BadInput(message)
+        raise ValueError(message)
 
 
 def parse(argv: list[str]) -> tuple[argparse.Namespace, dict]:
-    """What to do, and the settings that were given; BadInput for a flag that does not exist."""
+    """What to do, and the settings that were given. Raises ValueError for an unknown flag."""
     parser = Parser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -803,38 +814,12 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, dict]:
     return args, given
 
 
-def settings(kind: type, given: dict):
-    """A Run or a Config of what was given and the defaults; BadInput for an impossible value."""
-    try:
-        return kind(**{f.name: given[f.name] for f in fields(kind) if f.name in given})
-    except (ValueError, TypeError) as error:
-        raise BadInput(first_line(error)) from None
-
-
-def adopt(given: dict, folder: Path, names: tuple[str, ...]) -> dict:
-    """The settings that a finished folder determines, unless something else was asked for."""
-    state = read_state(folder)
-    if state is None:
-        return given
-    for name in names:
-        saved = state["settings"].get(name)
-        if given.get(name, saved) != saved:
-            raise BadInput(
-                f"{folder} was made with {name} {saved}, not {given[name]}; choose another folder"
-            )
-        given = given | {name: saved}
-    return given
-
-
 def load_task(run: Run) -> data.Task:
-    try:
-        if run.data == "arithmetic":
-            return data.load(run.task, run.difficulty)
-        if run.data == "humaneval":
-            say(rewards.sandbox_status(run.unsafe_sandbox))
-        task = data.load(run.data, source=source(run))
-    except (ValueError, OSError, rewards.SandboxError) as error:
-        raise BadInput(str(error)) from None
+    if run.data == "arithmetic":
+        return data.load(run.task, run.difficulty)
+    if run.data == "humaneval":
+        say(rewards.sandbox_status(run.unsafe_sandbox))
+    task = data.load(run.data, source=source(run))
     for note in task.notes:
         say(note)
     return task
@@ -843,10 +828,10 @@ def load_task(run: Run) -> data.Task:
 def source(run: Run) -> data.Source:
     """Where the problems and tokens of an open model's task come from."""
     if run.init is None:
-        raise BadInput(f"--data {run.data} needs --init DIR, the folder of an open model")
+        raise ValueError(f"--data {run.data} needs --init DIR, the folder of an open model")
     init = Path(run.init)
     if not init.is_dir():
-        raise BadInput(f"--init {init}: no such folder")
+        raise ValueError(f"--init {init}: no such folder")
     return data.Source(
         folder=Path(run.data_dir or f"data/{run.data}"),
         init=init,
@@ -862,141 +847,91 @@ def source(run: Run) -> data.Source:
 def parse_levels(text: str) -> frozenset[int]:
     """ "1-3" → {1, 2, 3};  "1,5" → {1, 5}."""
     if not re.fullmatch(r"[1-5](-[1-5])?(,[1-5](-[1-5])?)*", text):
-        raise BadInput(f"levels must be like 1-3 or 1,5, between 1 and 5: {text}")
+        raise ValueError(f"levels must be like 1-3 or 1,5, between 1 and 5: {text}")
     ranges = [(int(part[0]), int(part[-1])) for part in text.split(",")]
     for low, high in ranges:
         if low > high:
-            raise BadInput(f"levels {text}: {low} to {high} are none")
+            raise ValueError(f"levels {text}: {low} to {high} are none")
     return frozenset(n for low, high in ranges for n in range(low, high + 1))
-
-
-# Settings that choose an open model's problems, and those that only arithmetic has.
-SOURCE = ("data", "init", "data_dir", "limit", "levels", "subjects", "layout", "max_new_tokens")
-ARITHMETIC = ("task", "difficulty", "layers", "heads", "width", "transcripts")
 
 
 def check_belong(given: dict, kind: str) -> None:
     """A flag that the data has no use for is a misunderstanding, better said than ignored."""
-    foreign = SOURCE[1:] if kind == "arithmetic" else ARITHMETIC
+    foreign = SOURCE if kind == "arithmetic" else ARITHMETIC
     if kind == "humaneval":
         foreign += ("levels", "subjects")
     for name in foreign:
         if name in given:
-            raise BadInput(f"--{name.replace('_', '-')} is not a setting of --data {kind}")
+            raise ValueError(f"--{name.replace('_', '-')} is not a setting of --data {kind}")
 
 
 def check_evaluation(run: Run, task: data.Task) -> None:
     """Better before hours of training than after them."""
-    try:
-        problems = task.held_out(run.split, run.eval_problems)
-    except ValueError as error:
-        raise BadInput(str(error)) from None
+    problems = task.held_out(run.split, run.eval_problems)
     if run.init is not None:
         return  # its task has left out what does not fit
     longest = max(len(task.prompt(problem)) for problem in problems)
     room = longest + run.attempts * (task.max_new_tokens + len(task.revise))
     if room > context_for(task):
-        raise BadInput(
+        raise ValueError(
             f"attempts {run.attempts} take {room} tokens, more than a context of "
             f"{context_for(task)}"
         )
 
 
-def check_batch(cfg: score.Config, task: data.Task) -> None:
-    try:
-        task.batch(0, 1, cfg.problems)
-    except ValueError as error:
-        raise BadInput(f"problems {cfg.problems}: {error}") from None
-
-
-def train_command(args: argparse.Namespace, given: dict) -> None:
-    run = settings(Run, given)
-    check_belong(given, run.data)
-    base = stage_folder(run, 0)
-    if run.data == "arithmetic":
-        run = settings(Run, adopt(given, base, ("difficulty", "layers", "heads", "width")))
-    cfg = settings(score.Config, given)
+def train_command(given: dict, last: int, resume: bool) -> None:
+    check_belong(given, given.get("data", Run.data))
+    jobs = plan(given, last)
+    run = jobs[-1].run
     device, task = pick_device(run.device), load_task(run)
-    run = replace(run, difficulty=task.difficulty)
     check_evaluation(run, task)
-    if args.stage > 0:
-        check_batch(cfg, task)
-    numbers = range(args.stage + 1)
-    for number in numbers:
-        check_writable(stage_folder(run, number))
-    if args.resume and all(read_state(stage_folder(run, number)) is None for number in numbers):
-        raise BadInput(f"nothing to resume: no state.pt in {base.parent}")
-    for number in numbers:
-        run_stage(run, given, number, args.stage, args.resume, task, device)
-    folders = [(STAGES[number].title, stage_folder(run, number)) for number in numbers]
-    for _, folder in folders:
-        result = evaluate_folder(folder, run, task, device)
-    report(folders, result, run, task, 0.0)
+    if last > 0:
+        task.batch(0, 1, jobs[-1].cfg.problems)  # there may be fewer
+    for job in jobs:
+        check_writable(job.folder)
+    if resume and all(job.saved is None for job in jobs):
+        raise ValueError(f"nothing to resume: no state.pt in {jobs[0].folder.parent}")
+    for number in range(len(jobs)):
+        run_stage(jobs, number, resume, task, device)
+    for job in jobs:
+        result = evaluate(replace(job, run=run), task, device)
+    report(jobs, result, task, 0.0)
 
 
-def eval_command(args: argparse.Namespace, given: dict) -> None:
-    folder = Path(args.eval)
+def eval_command(given: dict, folder: Path) -> None:
     # In training --temperature is that of sampling; an evaluation is greedy unless it is given.
-    temperature = given.get("temperature", 0.0)
+    temperature = given.pop("temperature", 0.0)
     if not (temperature == 0 or 1e-3 <= temperature < math.inf):
-        raise BadInput(f"temperature must be 0, or finite and at least 0.001: {temperature}")
-    run = trained_as(given, folder)
-    if run.init is not None:
+        raise ValueError(f"temperature must be 0, or finite and at least 0.001: {temperature}")
+    job = job_of(folder, given)
+    if job.is_init:
         check_writable(folder)  # it may be new: the base of an open model leaves nothing before
-    task = load_task(run)
-    run = replace(run, difficulty=task.difficulty)
-    result = evaluate_folder(folder, run, task, pick_device(run.device), temperature)
-    report([(folder.name, folder)], result, run, task, temperature)
+    task = load_task(job.run)
+    result = evaluate(job, task, pick_device(job.run.device), temperature)
+    report([job], result, task, temperature)
 
 
-def trained_as(given: dict, folder: Path) -> Run:
-    """A stage's settings from its folder. Those that only choose what it is evaluated on may be
-    given anew."""
-    free = [name for name in ("seed", *SOURCE[1:]) if name not in given]
-    names = ("data", "task", "difficulty", *free)
-    given = adopt(given, folder, names)
-    if not (folder / "state.pt").exists() and (folder / "results.json").exists():
-        # The base of an open model has been evaluated, and nothing else is kept of it.
-        try:
-            config = dict(read_json(folder / "results.json")["config"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise BadInput(f"{folder}/results.json is not of this program ({error})") from None
-        given = {name: config[name] for name in names if name in config} | given
-    return settings(Run, given)
-
-
-def export_command(args: argparse.Namespace, given: dict) -> None:
+def export_command(folder: Path) -> None:
     """Writes a trained open model as a folder like the one that it began from, in float32: the
     steps of training are smaller than bfloat16's."""
-    folder = Path(args.export)
-    run = trained_as(given, folder)
-    if run.init is None:
-        raise BadInput(f"{folder} was not trained from an open model (--init)")
+    init, target = job_of(folder, {}).run.init, folder / "pretrained"
+    if init is None:
+        raise ValueError(f"{folder} was not trained from an open model (--init)")
     model = load_model(folder, None, torch.device("cpu"))
-    target, config = folder / "pretrained", Path(run.init) / "config.json"
     try:
         model.save_pretrained(target)
-        ends = {k: v for k, v in read_json(config).items() if k.endswith("_token_id")}
-        write_json(target / "config.json", read_json(target / "config.json") | ends)
-        for pattern in ("*token*", "vocab.json", "merges.txt", "chat_template.*", "generation_*"):
-            for path in Path(run.init).glob(pattern):
-                shutil.copy(path, target)
+        copy_companions(Path(init), target)
     except (OSError, ValueError) as error:
-        raise BadInput(f"cannot export to {target}: {first_line(error)}") from None
+        raise ValueError(f"cannot export to {target}: {first_line(error)}") from None
     say(f"wrote {target}")
 
 
-def report(
-    folders: list[tuple[str, Path]],
-    result: score.Evaluation,
-    run: Run,
-    task: data.Task,
-    temperature: float,
-) -> None:
+def report(jobs: list[Job], result: score.Evaluation, task: data.Task, temperature: float) -> None:
     how = f"temperature {temperature:g}" if temperature else "greedy"
-    say(f"\n{len(result.problems)} {run.split} problems, {how}, in per cent ± one standard error")
-    say(table(folders))
-    say("\n" + transcripts(result, task))
+    split = jobs[-1].run.split
+    say(f"\n{len(result.problems)} {split} problems, {how}, in per cent ± one standard error")
+    say(table([(job.stage.title, job.folder) for job in jobs]))
+    say("\n" + examples(result, task))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -1004,13 +939,13 @@ def main(argv: list[str] | None = None) -> int:
     try:
         args, given = parse(argv)
         if args.eval is not None:
-            eval_command(args, given)
+            eval_command(given, Path(args.eval))
         elif args.export is not None:
-            export_command(args, given)
+            export_command(Path(args.export))
         else:
-            train_command(args, given)
-    except (BadInput, OSError) as error:  # an OSError: a folder that was taken away, say
-        print(f"train.py: {error}", file=sys.stderr)
+            train_command(given, args.stage, args.resume)
+    except (ValueError, OSError, rewards.SandboxError) as error:
+        print(f"train.py: {first_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         flags = [arg for arg in argv if arg != "--resume"]

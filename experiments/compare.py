@@ -23,7 +23,7 @@ import statistics
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -47,9 +47,9 @@ def single_returns(r1, r2, kl1, kl2, cfg: Config):
     return r1 - cfg.beta1 * kl1, torch.zeros_like(r2)
 
 
-STEPS = train.STAGES[1].steps + train.STAGES[2].steps
+STEPS = train.STAGES[1].own["steps"] + train.STAGES[2].own["steps"]
 BASELINES = {
-    name: train.Stage(name, name, returns, steps=STEPS, lr=train.STAGES[1].lr, number=1)
+    name: train.Stage(1, name, name, returns, {"steps": STEPS, "lr": train.STAGES[1].own["lr"]})
     for name, returns in (
         ("naive", naive_returns), ("both", both_returns), ("single", single_returns)
     )
@@ -62,20 +62,21 @@ FIGURES = Path(__file__).with_name("compare.json")
 COLUMNS = ("acc_t1", "acc_t2", "delta", "fixed", "broken", "changed")
 
 
-def train_baseline(name: str, run: train.Run) -> None:
+def train_baseline(name: str, seed: int, out: str) -> None:
     """One baseline from its seed's base model; the same trainer as the stages'."""
-    stage, device = BASELINES[name], torch.device("cpu")
-    task = train.data.load(run.task, run.difficulty)
-    base, folder = train.stage_folder(run, 0), Path(run.out) / run.task / name
+    [base] = train.plan({"out": out, "seed": seed}, 0)
+    stage, folder = BASELINES[name], base.folder.with_name(name)
     folder.mkdir(parents=True, exist_ok=True)
-    policy = train.load_model(base, task, device)
-    ref = train.frozen(train.load_model(base, task, device))
-    trainer = train.Trainer(run, train.stage_config(stage, {}), stage, folder, task, policy, ref)
-    state = train.read_state(folder)
-    if state is not None:
-        trainer.restore(state)
-    train.train(trainer, train.precision(run, device))
-    train.evaluate_folder(folder, run, task, device)
+    shared = train.pick(base.settings(), train.SHARED)
+    saved = train.read_settings(folder)
+    job = train.Job(stage, *train.resolve(stage, shared), folder, *saved)
+    task, device = train.load_task(job.run), torch.device("cpu")
+    policy, ref = (train.stage_model(base, task, device) for _ in range(2))
+    trainer = train.Trainer(job, task, policy, train.frozen(ref))
+    if job.saved is not None:
+        trainer.restore()
+    train.train(trainer, train.precision(job.run, device))
+    train.evaluate(job, task, device)
 
 
 def launch(arm: str, seed: int, out: Path) -> None:
@@ -116,12 +117,11 @@ def gather(out: Path) -> list[dict]:
     for stage in (*train.STAGES, *BASELINES.values()):
         for file in sorted(out.glob(f"seed*/puzzle/{stage.folder}/results.json")):
             results = json.loads(file.read_text())
+            run, cfg = train.resolve(stage, {})
             # A base model knows nothing of the algorithm's settings.
-            expected = asdict(train.stage_config(stage, {})) if stage.returns else {}
-            for name, value in (expected | {"steps": stage.steps, "lr": stage.lr}).items():
-                if name in train.FREE:
-                    continue
-                if results["config"][name] != value:
+            expected = (asdict(cfg) if stage.returns else {}) | {"steps": run.steps, "lr": run.lr}
+            for name, value in expected.items():
+                if name not in train.FREE and results["config"][name] != value:
                     sys.exit(f"{file} was made with {name} {results['config'][name]}, not {value}")
             row = {"arm": stage.folder, "seed": results["seed"], "n": results["n"]}
             row |= {column: round(100 * results[column], 2) for column in COLUMNS}
@@ -176,7 +176,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.baseline:
-        return train_baseline(args.baseline, replace(train.Run(), out=args.out, seed=args.seed))
+        return train_baseline(args.baseline, args.seed, args.out)
     out = Path(args.out).resolve()
     args.baseline_seeds = args.seeds if args.baseline_seeds is None else args.baseline_seeds
     if not set(args.baseline_seeds) <= set(args.seeds):

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -407,3 +408,14 @@ def write_safetensors(path: Path, tensors: dict[str, Tensor]) -> None:
         for tensor in tensors.values():
             file.write(tensor.cpu().contiguous().view(torch.uint8).numpy().data)
     os.replace(partial, path)
+
+
+def copy_companions(source: Path, target: Path) -> None:
+    """Copies what a model's folder holds beside its shape and weights: the files of its tokenizer
+    and chat template, and the ids in config.json of the tokens that begin and end a text."""
+    ids = {k: v for k, v in read_json(source / "config.json").items() if k.endswith("_token_id")}
+    content = read_json(target / "config.json") | ids
+    (target / "config.json").write_text(json.dumps(content, indent=2) + "\n")
+    for pattern in ("*token*", "vocab.json", "merges.txt", "chat_template.*", "generation_*"):
+        for path in source.glob(pattern):
+            shutil.copy(path, target)
