@@ -95,6 +95,52 @@ class Config:
 # 1, 2. Rollouts and rewards
 
 
+@dataclass(frozen=True)
+class Rollout:
+    """Two attempts at P problems."""
+
+    first: Generation  # (N, T1)
+    second: Generation  # (N·M, T2)
+    r1: Tensor  # (N,)
+    r2: Tensor  # (N·M,)
+    changed: Tensor  # (N·M,): y2 says something else than y1
+    on_policy: bool  # the policy itself wrote y1, so y1 may be trained
+    packed: "Packed"  # both attempts, laid out for scoring
+
+
+def rollout(
+    policy: GPT,
+    task: Task,
+    problems: list[Problem],
+    cfg: Config,
+    seed: int,
+    first_by: GPT | None = None,
+) -> Rollout:
+    """K first attempts a problem and M second attempts to each, sampled from the policy; first
+    attempts by another model where `first_by` is given (offline ones: the base model)."""
+    K, M, author = cfg.samples, cfg.revisions, policy
+    if first_by is not None:
+        # ~seed is no step's: a base that is still like the policy must not draw what it draws.
+        author, seed = first_by, ~seed
+    prompts, keys = [task.prompt(x) for x in problems], [x.key for x in problems]
+    first = respond(author, task, problems, prompts, keys, K, cfg.temperature, seed)
+
+    problems, keys = repeat(problems, K), row_keys(keys, K, seed)  # one for each first attempt
+    again = try_again(task, prompts, first)
+    second = respond(policy, task, problems, again, keys, M, cfg.temperature, seed)
+
+    y1, y2 = repeat(texts(task, first), M), texts(task, second)
+    return Rollout(
+        first,
+        second,
+        r1=grade(task, problems, first),
+        r2=grade(task, repeat(problems, M), second),
+        changed=torch.tensor([a != b for a, b in zip(y1, y2)]),
+        on_policy=first_by is None,
+        packed=pack(prompts, first, again, second),
+    )
+
+
 def respond(
     model: GPT,
     task: Task,
@@ -126,6 +172,12 @@ def try_again(task: Task, prompts: list[list[int]], attempt: Generation) -> list
     prompts = repeat(prompts, len(attempt.mask) // len(prompts))
     ends = [[] if ended else task.close for ended in attempt.ended.tolist()]
     return [x + y + end + task.revise for x, y, end in zip(prompts, answers(attempt), ends)]
+
+
+def grade(task: Task, problems: list[Problem], attempt: Generation) -> Tensor:
+    """r(y, y*), float32 (rows,). An answer cut by the length limit is wrong, whatever it says."""
+    rewards = task.rewards(problems, texts(task, attempt))
+    return torch.tensor(rewards, device=attempt.mask.device) * attempt.ended
 
 
 def repeat(items: list, times: int) -> list:
@@ -167,10 +219,8 @@ def over_after(task: Task, problem: Problem, tokens: list[int]) -> int | None:
     return bisect_left(range(1, len(tokens)), True, key=over) + 1
 
 
-def grade(task: Task, problems: list[Problem], attempt: Generation) -> Tensor:
-    """r(y, y*), float32 (rows,). An answer cut by the length limit is wrong, whatever it says."""
-    rewards = task.rewards(problems, texts(task, attempt))
-    return torch.tensor(rewards, device=attempt.mask.device) * attempt.ended
+# ---------------------------------------------------------------------------------------------
+# 3. Log-probabilities
 
 
 @dataclass(frozen=True)
@@ -183,50 +233,6 @@ class Packed:
     branch: Tensor  # (S,) int64: 0 for the trunk, m for the m-th second attempt
     before1: Tensor  # (N, T1) int64: the slot before each of y1's
     before2: Tensor  # (M, T2) int64: the slot before each of y2's
-
-
-@dataclass(frozen=True)
-class Rollout:
-    """Two attempts at P problems."""
-
-    first: Generation  # (N, T1)
-    second: Generation  # (N·M, T2)
-    r1: Tensor  # (N,)
-    r2: Tensor  # (N·M,)
-    changed: Tensor  # (N·M,): y2 says something else than y1
-    on_policy: bool  # the policy itself wrote y1, so y1 may be trained
-    packed: Packed
-
-
-def rollout(
-    policy: GPT,
-    task: Task,
-    problems: list[Problem],
-    cfg: Config,
-    seed: int,
-    first_by: GPT | None = None,
-) -> Rollout:
-    """K first attempts a problem and M second attempts to each, sampled from the policy; first
-    attempts by another model where `first_by` is given (offline ones: the base model)."""
-    K, M = cfg.samples, cfg.revisions
-    if first_by is not None:
-        seed = ~seed  # no step's: a base still like the policy must not write what the policy does
-    prompts, keys = [task.prompt(x) for x in problems], [x.key for x in problems]
-    draw = {"temperature": cfg.temperature, "seed": seed}
-    first = respond(first_by or policy, task, problems, prompts, keys, K, **draw)
-    problems, keys = repeat(problems, K), row_keys(keys, K, seed)
-    again = try_again(task, prompts, first)
-    second = respond(policy, task, problems, again, keys, M, **draw)
-    y1, y2 = repeat(texts(task, first), M), texts(task, second)
-    return Rollout(
-        first,
-        second,
-        r1=grade(task, problems, first),
-        r2=grade(task, repeat(problems, M), second),
-        changed=torch.tensor([a != b for a, b in zip(y1, y2)]),
-        on_policy=first_by is None,
-        packed=pack(prompts, first, again, second),
-    )
 
 
 def pack(
@@ -254,18 +260,6 @@ def pack(
     )
 
 
-# ---------------------------------------------------------------------------------------------
-# 3. Log-probabilities
-
-
-def token_logprobs(model: GPT, hidden: Tensor, attempt: Generation, temperature: float) -> Tensor:
-    """log π(token | what precedes it), hidden (rows, T, C) → (rows, T); 0 outside the mask."""
-    mask = attempt.mask
-    # The head, the costliest product where the vocabulary is large, sees the attempt's tokens only.
-    logprobs = model.logprobs(hidden[mask], attempt.tokens[mask], temperature)  # (n,)
-    return logprobs.new_zeros(mask.shape).masked_scatter(mask, logprobs)
-
-
 def attempt_logprobs(model: GPT, rolled: Rollout, temperature: float) -> tuple[Tensor, Tensor]:
     """Scores both attempts in one forward of the packed rollout → (N, T1), (N·M, T2)."""
     packed = rolled.packed
@@ -277,6 +271,14 @@ def attempt_logprobs(model: GPT, rolled: Rollout, temperature: float) -> tuple[T
         token_logprobs(model, hidden1, rolled.first, temperature),
         token_logprobs(model, hidden2, rolled.second, temperature),
     )
+
+
+def token_logprobs(model: GPT, hidden: Tensor, attempt: Generation, temperature: float) -> Tensor:
+    """log π(token | what precedes it), hidden (rows, T, C) → (rows, T); 0 outside the mask."""
+    mask = attempt.mask
+    # The head, the costliest product where the vocabulary is large, sees the attempt's tokens only.
+    logprobs = model.logprobs(hidden[mask], attempt.tokens[mask], temperature)  # (n,)
+    return logprobs.new_zeros(mask.shape).masked_scatter(mask, logprobs)
 
 
 # ---------------------------------------------------------------------------------------------
