@@ -640,7 +640,7 @@ def draw(model: GPT, hidden: Tensor, temperature: float, key: Tensor) -> tuple[T
     """One token a row after hidden (N, C), and its log-probability; as `sample`."""
     if temperature == 0 or not can_fuse(hidden):
         return sample(model.logits(hidden), temperature, key)
-    return fused_sample(hidden, model.head.weight, temperature, key)[:2]
+    return fused_sample(hidden, model.head.weight, temperature, key)
 
 
 if triton is not None:
@@ -672,9 +672,9 @@ if triton is not None:
     ):  # fmt: skip
         """BLOCK_N rows against BLOCK_V tokens: what `fused_sample` needs to know of those logits.
 
-        hidden (N, C), weight (V, C), row (N,) → partial (N, blocks, 5): the largest perturbed
-        logit, that token's plain logit, the largest logit m, Σ exp(z − m), Σ (z − m) exp(z − m);
-        index (N, blocks): the token perturbed to the top.
+        hidden (N, C), weight (V, C), row (N,) → partial (N, blocks, 4): the largest perturbed
+        logit, that token's plain logit, the largest logit m, Σ exp(z − m); index (N, blocks): the
+        token perturbed to the top.
         """
         n = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)  # int64: V·C may
         v = tl.program_id(1).to(tl.int64) * BLOCK_V + tl.arange(0, BLOCK_V)  # exceed 2³¹
@@ -696,25 +696,22 @@ if triton is not None:
         token = tl.program_id(1) * BLOCK_V + at
         chosen = tl.sum(tl.where(v[None, :] == token[:, None], z, 0.0), 1)
         peak = tl.max(z, 1)  # finite: every block holds a token
-        gap = tl.maximum(z - peak[:, None], -200.0)  # its exp is 0 already, and −∞ · 0 is NaN
-        e = tl.exp(gap)
+        mass = tl.sum(tl.exp(z - peak[:, None]), 1)
 
         cell = n * tl.num_programs(1) + tl.program_id(1)
         tl.store(index + cell, token, n < N)
-        tl.store(partial + 5 * cell, best, n < N)
-        tl.store(partial + 5 * cell + 1, chosen, n < N)
-        tl.store(partial + 5 * cell + 2, peak, n < N)
-        tl.store(partial + 5 * cell + 3, tl.sum(e, 1), n < N)
-        tl.store(partial + 5 * cell + 4, tl.sum(gap * e, 1), n < N)
+        tl.store(partial + 4 * cell, best, n < N)
+        tl.store(partial + 4 * cell + 1, chosen, n < N)
+        tl.store(partial + 4 * cell + 2, peak, n < N)
+        tl.store(partial + 4 * cell + 3, mass, n < N)
 
     def fused_sample(
         hidden: Tensor, weight: Tensor, temperature: float, key: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor]:
         """Head and sampler in one pass, without (N, V) logits in memory and without a host sync.
 
         hidden (N, C), weight (V, C) float32 or bfloat16, key (N,) int64, of the row and its
-        position → token (N,) int64, logprob (N,) and entropy (N,) float32, of the softmax of
-        logits / temperature.
+        position → token (N,) int64, logprob (N,) float32, of the softmax of logits / temperature.
         The arg-max of logits / temperature + Gumbel noise is a draw from that softmax. The noise
         depends on (key, token) only: not on the batch, the rows' order or the blocks. Temperature
         0 is left to `sample`.
@@ -725,7 +722,7 @@ if triton is not None:
         (N, C), V = hidden.shape, len(weight)
         line = 128 // weight.element_size()  # channels in a cache line
         grid = (triton.cdiv(N, 64), triton.cdiv(V, 128))
-        partial = hidden.new_empty(N, grid[1], 5, dtype=torch.float32)
+        partial = hidden.new_empty(N, grid[1], 4, dtype=torch.float32)
         index = hidden.new_empty(N, grid[1], dtype=torch.int64)
         # Triton's interpreter multiplies bfloat16 as if its bits were integers.
         widen = not isinstance(head_and_noise, triton.JITFunction)
@@ -733,14 +730,12 @@ if triton is not None:
             hidden, weight, key, partial, index, float(temperature), N, V, C,
             GOLDEN, widen, BLOCK_N=64, BLOCK_V=128, BLOCK_C=line, num_warps=8,
         )  # fmt: skip
-        noisy, chosen, peak, total, moment = partial.unbind(-1)  # (N, blocks) each
+        noisy, chosen, peak, mass = partial.unbind(-1)  # (N, blocks) each
         top = peak.amax(1, keepdim=True)  # (N, 1)
-        gap = peak - top
-        mass = (total * gap.exp()).sum(1)  # (N,) Σ exp(z − top)
-        moment = ((moment + gap * total) * gap.exp()).sum(1)  # (N,) Σ (z − top) exp(z − top)
+        total = (mass * (peak - top).exp()).sum(1)  # (N,) Σ exp(z − top)
         best = noisy.argmax(1, keepdim=True)  # (N, 1)
-        logprob = (chosen.gather(1, best) - top)[:, 0] - mass.log()
-        return index.gather(1, best)[:, 0], logprob, mass.log() - moment / mass
+        logprob = (chosen.gather(1, best) - top)[:, 0] - total.log()
+        return index.gather(1, best)[:, 0], logprob
 
 
 # ---------------------------------------------------------------------------------------------

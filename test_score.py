@@ -623,9 +623,9 @@ def fused_case(N: int, V: int, C: int, dtype: torch.dtype = torch.float32) -> li
 
 def check_fused(hidden, weight, keys, temperature):
     """fused_sample against float64: the same tokens, but for rows whose two best perturbed logits
-    are closer than float32 can tell; log-probabilities and entropies to 1e-5."""
+    are closer than float32 can tell; log-probabilities to 1e-5."""
     made = model_module.fused_sample(hidden, weight, temperature, keys)
-    token, logprob, entropy = (each.cpu() for each in made)
+    token, logprob = (each.cpu() for each in made)
     z = hidden.cpu().double() @ weight.cpu().double().T / temperature
     logprobs = z.log_softmax(-1)
     v = torch.arange(len(weight))
@@ -637,8 +637,6 @@ def check_fused(hidden, weight, keys, temperature):
     assert torch.equal(token[sure], top.indices[sure, 0])
     expected = logprobs.gather(1, top.indices[:, :1])[:, 0]
     assert ((logprob - expected)[sure].abs() <= 1e-5 * expected[sure].abs().clamp(min=1)).all()
-    expected = -(logprobs.exp() * logprobs).sum(-1)
-    assert ((entropy - expected).abs() <= 1e-5 * expected.clamp(min=1)).all()
 
 
 @needs_triton
@@ -652,12 +650,11 @@ def test_fused_sampler_against_float64(shape, temperature, dtype):
 
 @needs_triton
 def test_fused_sampler_survives_extreme_logits():
-    """Logits of ±10⁴ give neither NaN nor infinity, and a certain token has entropy 0."""
+    """Logits of ±10⁴ give neither NaN nor infinity."""
     hidden, weight, keys = fused_case(70, 300, 100)
-    token, logprob, entropy = model_module.fused_sample(hidden * 5000, weight, 1.0, keys)
+    token, logprob = model_module.fused_sample(hidden * 5000, weight, 1.0, keys)
     assert torch.equal(token, (hidden.double() @ weight.double().T).argmax(-1))
-    assert logprob.isfinite().all() and entropy.isfinite().all()
-    assert (logprob <= 0).all() and (entropy >= 0).all() and (entropy < 0.7).all()
+    assert logprob.isfinite().all() and (logprob <= 0).all()
 
 
 @needs_triton
@@ -687,10 +684,10 @@ def test_fused_sampler_draws_from_the_softmax():
     hidden, weight, _ = fused_case(1, V, 16)
     keys = model_module.fold(torch.tensor(7), torch.arange(N)).to(DEVICE)
     hidden = hidden.expand(N, -1)
-    token, _, _ = model_module.fused_sample(hidden, weight, temperature, keys)
+    token, _ = model_module.fused_sample(hidden, weight, temperature, keys)
     expected = N * ((hidden[0] @ weight.T) / temperature).double().softmax(-1)
     assert ((token.bincount(minlength=V) - expected) ** 2 / expected).sum() < 29.6
-    later, _, _ = model_module.fused_sample(hidden, weight, temperature, model_module.fold(keys, 1))
+    later, _ = model_module.fused_sample(hidden, weight, temperature, model_module.fold(keys, 1))
     assert not torch.equal(token, later)
 
 
@@ -754,6 +751,25 @@ def test_scores_of_a_bfloat16_cache_are_not_rounded():
     y = model_module.attend_one(q, k, v, torch.zeros(24, 1, 20), 1.0)
     exact = (q.double() @ k.double().mT).softmax(-1) @ v.double()  # (6, 4, 1, 16)
     assert (y.double() - exact.view(6, 1, 64)).abs().max() < 0.02
+
+
+def test_entropy_of_a_step_is_that_of_the_policy():
+    """What the tokens drawn estimate, against the exact entropy of the softmax that each was drawn
+    from: the mean of 5,000 differences is 0 but for four of its standard errors."""
+    gpt, cfg = ragged_gpt(), score.Config(samples=64, revisions=2)
+    rolled = score.rollout(gpt, Toy(), toy_problems(RAGGED), cfg, seed=0)
+    packed, rows = rolled.packed, torch.arange(320)[:, None]
+    with torch.no_grad():
+        hidden = gpt.hidden(packed.tokens, packed.ok, packed.branch)
+        first, second = hidden[rows, packed.before1], hidden[:, packed.before2].flatten(0, 1)
+        states = torch.cat([first[rolled.first.mask], second[rolled.second.mask]])
+        logprobs = gpt.logits(states).log_softmax(-1)
+    exact = -(logprobs.exp() * logprobs).sum(-1)
+    drawn = [attempt.logprobs[attempt.mask] for attempt in (rolled.first, rolled.second)]
+    error = -torch.cat(drawn) - exact
+    assert len(error) > 5000 and error.mean().abs() < 4 * error.std() / len(error) ** 0.5
+    estimate = score.rollout_metrics(rolled, score.stage1_returns, cfg)["entropy"]
+    assert estimate == pytest.approx((exact + error).mean().item(), abs=1e-5)
 
 
 def test_a_cut_attempt_earns_nothing():
