@@ -374,7 +374,7 @@ class GPT(nn.Module):
     def __init__(self, config: GPTConfig):
         super().__init__()
         self.config = config
-        self.low_layers: dict[str, nn.Linear] = {}  # of decoding on CUDA: see `low_layers`
+        self.low_copies: dict[str, nn.Linear] = {}  # of decoding on CUDA: see `low_layers`
         self.tokens = nn.Embedding(config.vocab_size, config.width)
         if config.rope is None:
             self.positions = nn.Embedding(config.context, config.width)
@@ -562,26 +562,26 @@ class HeadLogprobs(torch.autograd.Function):
 # Sampling
 
 
-def _signed(constant: int) -> int:
+def as_int64(constant: int) -> int:
     """The int64 with the lowest 64 bits of an integer."""
     return (constant + (1 << 63)) % (1 << 64) - (1 << 63)
 
 
-GOLDEN = _signed(0x9E3779B97F4A7C15)  # 2⁶⁴ / φ, odd: splitmix64's increment
+GOLDEN = as_int64(0x9E3779B97F4A7C15)  # 2⁶⁴ / φ, odd: splitmix64's increment
 
 
 def mix(x: Tensor) -> Tensor:
     """splitmix64's finaliser (Steele et al. 2014) on int64, whose products wrap as in C. Shifting
     right is arithmetic on a signed type, so the copies of the sign bit are masked off."""
-    x = (x ^ ((x >> 30) & ((1 << 34) - 1))) * _signed(0xBF58476D1CE4E5B9)
-    x = (x ^ ((x >> 27) & ((1 << 37) - 1))) * _signed(0x94D049BB133111EB)
+    x = (x ^ ((x >> 30) & ((1 << 34) - 1))) * as_int64(0xBF58476D1CE4E5B9)
+    x = (x ^ ((x >> 27) & ((1 << 37) - 1))) * as_int64(0x94D049BB133111EB)
     return x ^ ((x >> 31) & ((1 << 33) - 1))
 
 
 def fold(key: Tensor, value: Tensor | int) -> Tensor:
     """A key for (key, value), both int64; the order of successive folds matters."""
     step = (value + 1) * GOLDEN  # wraps by itself on a tensor
-    return mix(key + (_signed(step) if isinstance(step, int) else step))
+    return mix(key + (as_int64(step) if isinstance(step, int) else step))
 
 
 def uniform(key: Tensor) -> Tensor:
@@ -598,7 +598,7 @@ def row_keys(keys: Sequence[int] | Tensor, samples: int, seed: int) -> Tensor:
     """The key of every (prompt, sample), samples of a prompt adjacent: (B,) → (B·samples,).
     Nothing else enters, so a row's tokens do not depend on the batch around it."""
     keys = torch.as_tensor(keys, dtype=torch.int64)
-    keys = fold(fold(torch.tensor(_signed(seed)), 0), keys)
+    keys = fold(fold(torch.tensor(as_int64(seed)), 0), keys)
     return fold(keys[:, None], torch.arange(samples)).flatten()
 
 
@@ -739,104 +739,6 @@ if triton is not None:
 
 
 # ---------------------------------------------------------------------------------------------
-# Linear layers while a model decodes
-
-
-@functools.lru_cache
-def has_onednn(dtype: torch.dtype) -> bool:
-    """Whether this build of torch has oneDNN's product with weights laid out in advance, a private
-    operator, and this processor multiplies the dtype by it."""
-    try:
-        one = torch.ones(1, 1, dtype=dtype)
-        packed = torch.ops.mkldnn._reorder_linear_weight(one, 1)
-        return torch.ops.mkldnn._linear_pointwise(one, packed, None, "none", [], "").item() == 1
-    except (AttributeError, RuntimeError):
-        return False
-
-
-class PackedLinear(nn.Module):
-    """A linear layer on a CPU, by oneDNN, its weights in the layout and dtype that are multiplied
-    fastest, and an elementwise function after it. The result has the input's dtype."""
-
-    FUSED = {"gelu": ("gelu", "none"), "gelu_tanh": ("gelu", "tanh"), "silu": ("swish", "")}
-
-    def __init__(self, layer: nn.Linear, dtype: torch.dtype):
-        super().__init__()
-        self.dtype, self.after = dtype, ("none", "")
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach().to(dtype), 64)
-        self.bias = None if layer.bias is None else layer.bias.detach().to(dtype)
-
-    def forward(self, x: Tensor) -> Tensor:
-        function, variant = self.after
-        given = x.to(self.dtype), self.weight, self.bias, function, [], variant
-        return torch.ops.mkldnn._linear_pointwise.default(*given).to(x.dtype)
-
-
-class LowLinear(nn.Linear):
-    """A linear layer on CUDA, its weights in fewer bits. The result has the input's dtype."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x.to(self.weight.dtype), self.weight, self.bias).to(x.dtype)
-
-
-def packed_layers(model: GPT, low: torch.dtype) -> dict[str, nn.Module]:
-    """By name, what stands in for a model's linear layers on a CPU: in `low`, but for the head."""
-    found: dict[str, nn.Module] = {}
-    for name, layer in model.named_modules():
-        if isinstance(layer, nn.Linear):
-            dtype = torch.float32 if layer is model.head else low
-            # For a small product in float32 the call of oneDNN's costs more than it saves.
-            small = dtype == torch.float32 and layer.weight.numel() < 1 << 16
-            if has_onednn(dtype) and not small:
-                found[name] = PackedLinear(layer, dtype)
-    for name in [name for name in found if name.endswith("mlp.up") and not model.config.gated]:
-        found[name].after = PackedLinear.FUSED[model.config.activation]
-        found[name.replace("mlp.up", "mlp.activation")] = nn.Identity()
-    return found
-
-
-def low_layers(model: GPT, low: torch.dtype) -> dict[str, nn.Module]:
-    """By name, what stands in for a model's linear layers on CUDA. These copies are kept from call
-    to call, since a graph finds them by their addresses."""
-    layers = {name: x for name, x in model.named_modules() if isinstance(x, nn.Linear)}
-    for name, layer in layers.items():
-        if name not in model.low_layers or model.low_layers[name].weight.dtype != low:
-            kind, bias = Head if layer is model.head else LowLinear, layer.bias is not None
-            shape, device = (layer.in_features, layer.out_features, bias), layer.weight.device
-            copy = nn.utils.skip_init(kind, *shape, device=device, dtype=low)
-            model.low_layers[name] = copy.requires_grad_(False)
-        model.low_layers[name].load_state_dict(layer.state_dict())
-    return model.low_layers
-
-
-@contextlib.contextmanager
-def decoding(model: GPT) -> Iterator[torch.dtype]:
-    """Exchanges a float32 model's linear layers for what multiplies by their weights fastest, while
-    the context is open, in which they must not change. Yields the dtype of keys and values.
-
-    Under autocast that is in its dtype, the weights copied once and not at every step. All else
-    stays in float32: norms, residual stream, softmax, logits, and on a CPU the head and the cache,
-    which would be read no faster.
-    """
-    device, own = model.device.type, model.tokens.weight.dtype
-    low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else own
-    layers: dict[str, nn.Module] = {}
-    if own == torch.float32 and device == "cpu":
-        layers = packed_layers(model, low)
-    elif own == torch.float32 and low != own:
-        layers = low_layers(model, low)
-    originals = {name: model.get_submodule(name) for name in layers}
-    try:
-        for name, layer in layers.items():
-            model.set_submodule(name, layer)
-        with torch.autocast(device, enabled=False):
-            yield low if device == "cuda" else own
-    finally:
-        for name, layer in originals.items():
-            model.set_submodule(name, layer)
-
-
-# ---------------------------------------------------------------------------------------------
 # Generation
 
 
@@ -849,8 +751,8 @@ class Generation:
     logprobs: Tensor  # (N, T) float32, at the temperature sampled; 0 where the mask is false
     ended: Tensor  # (N,) bool: the row drew eos; false is an answer cut by the length limit
 
-    def rows(self, which: slice) -> "Generation":
-        return Generation(*(getattr(self, each.name)[which] for each in fields(self)))
+    def take(self, rows: slice) -> "Generation":
+        return Generation(*(getattr(self, field.name)[rows] for field in fields(self)))
 
 
 def read_prompts(
@@ -975,7 +877,105 @@ def generate(
 
 
 # ---------------------------------------------------------------------------------------------
-# CUDA graphs (may be skipped: this changes nothing but the time that a decoding step takes)
+# Linear layers while a model decodes (from here on all may be skipped: it only saves time)
+
+
+@functools.lru_cache
+def has_onednn(dtype: torch.dtype) -> bool:
+    """Whether this build of torch has oneDNN's product with weights laid out in advance, a private
+    operator, and this processor multiplies the dtype by it."""
+    try:
+        one = torch.ones(1, 1, dtype=dtype)
+        packed = torch.ops.mkldnn._reorder_linear_weight(one, 1)
+        return torch.ops.mkldnn._linear_pointwise(one, packed, None, "none", [], "").item() == 1
+    except (AttributeError, RuntimeError):
+        return False
+
+
+class PackedLinear(nn.Module):
+    """A linear layer on a CPU, by oneDNN, its weights in the layout and dtype that are multiplied
+    fastest, and an elementwise function after it. The result has the input's dtype."""
+
+    FUSED = {"gelu": ("gelu", "none"), "gelu_tanh": ("gelu", "tanh"), "silu": ("swish", "")}
+
+    def __init__(self, layer: nn.Linear, dtype: torch.dtype):
+        super().__init__()
+        self.dtype, self.after = dtype, ("none", "")
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach().to(dtype), 64)
+        self.bias = None if layer.bias is None else layer.bias.detach().to(dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        function, variant = self.after
+        given = x.to(self.dtype), self.weight, self.bias, function, [], variant
+        return torch.ops.mkldnn._linear_pointwise.default(*given).to(x.dtype)
+
+
+class LowLinear(nn.Linear):
+    """A linear layer on CUDA, its weights in fewer bits. The result has the input's dtype."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x.to(self.weight.dtype), self.weight, self.bias).to(x.dtype)
+
+
+def packed_layers(model: GPT, low: torch.dtype) -> dict[str, nn.Module]:
+    """By name, what stands in for a model's linear layers on a CPU: in `low`, but for the head."""
+    found: dict[str, nn.Module] = {}
+    for name, layer in model.named_modules():
+        if isinstance(layer, nn.Linear):
+            dtype = torch.float32 if layer is model.head else low
+            # For a small product in float32 the call of oneDNN's costs more than it saves.
+            small = dtype == torch.float32 and layer.weight.numel() < 1 << 16
+            if has_onednn(dtype) and not small:
+                found[name] = PackedLinear(layer, dtype)
+    for name in [name for name in found if name.endswith("mlp.up") and not model.config.gated]:
+        found[name].after = PackedLinear.FUSED[model.config.activation]
+        found[name.replace("mlp.up", "mlp.activation")] = nn.Identity()
+    return found
+
+
+def low_layers(model: GPT, low: torch.dtype) -> dict[str, nn.Module]:
+    """By name, what stands in for a model's linear layers on CUDA. These copies are kept from call
+    to call, since a graph finds them by their addresses."""
+    layers = {name: x for name, x in model.named_modules() if isinstance(x, nn.Linear)}
+    for name, layer in layers.items():
+        if name not in model.low_copies or model.low_copies[name].weight.dtype != low:
+            kind, bias = Head if layer is model.head else LowLinear, layer.bias is not None
+            shape, device = (layer.in_features, layer.out_features, bias), layer.weight.device
+            copy = nn.utils.skip_init(kind, *shape, device=device, dtype=low)
+            model.low_copies[name] = copy.requires_grad_(False)
+        model.low_copies[name].load_state_dict(layer.state_dict())
+    return model.low_copies
+
+
+@contextlib.contextmanager
+def decoding(model: GPT) -> Iterator[torch.dtype]:
+    """While it is open, copies stand in for a float32 model's linear layers, which are multiplied
+    faster; the weights must not change meanwhile. Yields the dtype to keep keys and values in.
+
+    Under autocast the copies are of its dtype, made once and not at every step. All else stays in
+    float32: norms, residual stream, softmax, logits, and on a CPU the head and the cache, which
+    would be read no faster.
+    """
+    device, own = model.device.type, model.tokens.weight.dtype
+    low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else own
+    layers: dict[str, nn.Module] = {}
+    if own == torch.float32 and device == "cpu":
+        layers = packed_layers(model, low)
+    elif own == torch.float32 and low != own:
+        layers = low_layers(model, low)
+    originals = {name: model.get_submodule(name) for name in layers}
+    try:
+        for name, layer in layers.items():
+            model.set_submodule(name, layer)
+        with torch.autocast(device, enabled=False):
+            yield low if device == "cuda" else own
+    finally:
+        for name, layer in originals.items():
+            model.set_submodule(name, layer)
+
+
+# ---------------------------------------------------------------------------------------------
+# CUDA graphs, for the same
 
 
 def uses_graphs(device: torch.device) -> bool:

@@ -453,8 +453,8 @@ def micro_batches(rolled: Rollout, cfg: Config) -> Iterator[Rollout]:
         packed = rolled.packed
         yield replace(
             rolled,
-            first=rolled.first.rows(first),
-            second=rolled.second.rows(second),
+            first=rolled.first.take(first),
+            second=rolled.second.take(second),
             r1=rolled.r1[first],
             r2=rolled.r2[second],
             changed=rolled.changed[second],

@@ -950,6 +950,33 @@ def test_packed_weights_sample_the_same_tokens(monkeypatch):
     assert (scored - low.logprobs).abs().mean() < 3e-3
 
 
+def test_low_copies_sample_what_is_scored_and_follow_the_weights(monkeypatch):
+    """What stands in for linear layers on CUDA, tried on a CPU: copies in bfloat16 that stay where
+    they are from call to call and are filled anew, with logits that are not rounded."""
+    monkeypatch.setattr(model_module, "packed_layers", model_module.low_layers)
+    gpt, places = ragged_gpt(qkv_bias=False), []
+    for _ in range(2):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            made = generate(gpt, RAGGED, 12, samples=4, eos=0)
+            greedy = generate(gpt, RAGGED, 4, temperature=0.0)
+        places.append([copy.weight.data_ptr() for copy in gpt.low_copies.values()])
+        scores, best = [], []
+        for n, y in enumerate(answers(made)):
+            x = RAGGED[n // 4]
+            with torch.no_grad():
+                logits = gpt(torch.tensor([x + y]))[0, len(x) - 1 : -1]
+            scores.append(logits.log_softmax(-1).gather(1, torch.tensor([y]).T)[:, 0])
+            best.append(logits[0].argmax().item())
+        error = (made.logprobs[made.mask] - torch.cat(scores)).abs()
+        assert 0 < error.mean() < 0.01 and error.max() < 0.1
+        assert greedy.tokens[:, 0].tolist() == best[::4]
+        with torch.no_grad():
+            for weight in gpt.parameters():
+                weight.mul_(1.1)
+    assert places[0] == places[1] and len(places[0]) == 4 * 2 + 1
+    assert {copy.weight.dtype for copy in gpt.low_copies.values()} == {torch.bfloat16}
+
+
 # ---------------------------------------------------------------------------------------------
 # 3. Verifiers and data
 
