@@ -756,18 +756,27 @@ class Generation:
 
 
 def read_prompts(
-    model: GPT, prompts: list[list[int]], room: int, dtype: torch.dtype
-) -> tuple["Cache", Tensor]:
-    """Reads ragged prompts, padded on the left, into a cache → (cache, last hidden state (B, C)).
-    Raises ValueError where a prompt leaves less than `room` tokens of the context."""
-    longest = max(map(len, prompts))
-    if longest + room > model.config.context:
-        raise ValueError(
-            f"a prompt of {longest} tokens and {room} to come exceed the model's context "
-            f"of {model.config.context}"
-        )
-    cache = Cache.empty(model.config, len(prompts), model.device, dtype)
+    model: GPT, prompts: list[list[int]], shared: int, dtype: torch.dtype
+) -> tuple[Cache, Tensor]:
+    """Reads ragged prompts → a cache of this dtype, and the last token's state (B, C). The tokens
+    with which groups of `shared` adjacent prompts begin alike are read once a group."""
+    cache = Cache.empty(model.config, len(prompts) // shared, model.device, dtype)
+    if shared > 1:
+        groups = [prompts[start : start + shared] for start in range(0, len(prompts), shared)]
+        starts = [common_start(group) for group in groups]
+        if any(starts):
+            model.extend(cache, *pad_left(starts, model.device))
+        rows = torch.arange(len(groups), device=model.device).repeat_interleave(shared)
+        cache = cache.take(rows)
+        prompts = [row[len(start) :] for start, group in zip(starts, groups) for row in group]
     return cache, model.extend(cache, *pad_left(prompts, model.device))
+
+
+def common_start(rows: list[list[int]]) -> list[int]:
+    """The tokens that all rows begin with, but for the last of the shortest, to leave each one."""
+    length = min(map(len, rows)) - 1
+    differ = (n for n in range(length) if len({row[n] for row in rows}) > 1)
+    return rows[0][: next(differ, length)]
 
 
 class Steps:
@@ -843,16 +852,26 @@ def generate(
     eos: int | None = None,
     seed: int = 0,
     keys: Sequence[int] | Tensor | None = None,
+    shared: int = 1,
 ) -> Generation:
     """Samples answers to ragged prompts; row b·samples + s is sample s of prompt b.
 
-    A prompt is read once for all its samples, whose first tokens are drawn independently.
-    Randomness is keyed by (seed, the prompt's key, sample, position); without `keys` a prompt's
-    key is a hash of its tokens. Raises ValueError for an empty prompt, a bad number, or a prompt
-    that leaves less than max_new_tokens of the context.
+    A prompt is read once for all its samples, whose first tokens are drawn independently; where
+    every `shared` adjacent prompts begin alike, that is read once for them. Randomness is keyed by
+    (seed, the prompt's key, sample, position); without `keys` a prompt's key is a hash of its
+    tokens. Raises ValueError for an empty prompt, a bad number, or a prompt that leaves less than
+    max_new_tokens of the context.
     """
     if not prompts or not all(prompts):
         raise ValueError("generation needs at least one prompt, and no empty one")
+    longest = max(map(len, prompts))
+    if longest + max_new_tokens > model.config.context:
+        raise ValueError(
+            f"a prompt of {longest} tokens and {max_new_tokens} to come exceed the model's context "
+            f"of {model.config.context}"
+        )
+    if shared < 1 or len(prompts) % shared:
+        raise ValueError(f"{len(prompts)} prompts are no groups of {shared}")
     if max_new_tokens < 1 or samples < 1:
         raise ValueError(
             f"max_new_tokens and samples must be at least 1: {max_new_tokens}, {samples}"
@@ -863,7 +882,7 @@ def generate(
     if len(keys) != len(prompts):
         raise ValueError(f"{len(keys)} keys for {len(prompts)} prompts")
     with decoding(model) as cache_dtype:
-        cache, hidden = read_prompts(model, prompts, max_new_tokens, cache_dtype)
+        cache, hidden = read_prompts(model, prompts, shared, cache_dtype)
         rows = torch.arange(len(prompts), device=model.device).repeat_interleave(samples)
         return draw_answers(
             model,

@@ -127,7 +127,7 @@ def rollout(
 
     problems, keys = repeat(problems, K), row_keys(keys, K, seed)  # one for each first attempt
     again = try_again(task, prompts, first)
-    second = respond(policy, task, problems, again, keys, M, cfg.temperature, seed)
+    second = respond(policy, task, problems, again, keys, M, cfg.temperature, seed, shared=K)
 
     y1, y2 = repeat(texts(task, first), M), texts(task, second)
     return Rollout(
@@ -150,9 +150,11 @@ def respond(
     samples: int,
     temperature: float,
     seed: int,
+    shared: int = 1,
 ) -> Generation:
     """Attempts at problems: `samples` after each prompt, which is [x] or [x, y1, p], drawn by its
-    key → len(prompts) · samples rows, those of a prompt adjacent."""
+    key → len(prompts) · samples rows, those of a prompt adjacent. What every `shared` prompts begin
+    with is read once."""
     attempt = generate(
         model,
         prompts,
@@ -162,6 +164,7 @@ def respond(
         eos=task.eos,
         seed=seed,
         keys=keys,
+        shared=shared,
     )
     return cut(task, repeat(problems, samples), attempt) if task.runs_on else attempt
 

@@ -828,6 +828,27 @@ def test_tokens_do_not_depend_on_the_batch():
     assert keyed[0] != keyed[1]
 
 
+def test_a_shared_start_is_read_once_and_changes_nothing(monkeypatch):
+    """Whether groups of prompts have much in common, nothing, or everything."""
+    gpt, read, extend = ragged_gpt(), [], GPT.extend
+
+    def counted(gpt: GPT, cache, tokens: torch.Tensor, ok: torch.Tensor) -> torch.Tensor:
+        read.append(int(ok.sum()))
+        return extend(gpt, cache, tokens, ok)
+
+    monkeypatch.setattr(GPT, "extend", counted)
+    prompts = [[1, 2, 3, 4], [1, 2, 3, 5, 6], [7, 8], [9], [3, 3, 3], [3, 3, 3]]
+    alone = generate(gpt, prompts, 12, samples=3, eos=0)
+    assert read[0] == sum(map(len, prompts))
+    read.clear()
+    together = generate(gpt, prompts, 12, samples=3, eos=0, shared=2)
+    assert read[:2] == [3 + 0 + 2, 1 + 2 + 2 + 1 + 1 + 1]
+    assert answers(together) == answers(alone)
+    assert torch.allclose(together.logprobs, alone.logprobs, atol=1e-5)
+    keyed = generate(gpt, [[4], [4]], 12, samples=3, keys=[1, 2], shared=2)
+    assert answers(keyed) == answers(generate(gpt, [[4], [4]], 12, samples=3, keys=[1, 2]))
+
+
 def test_rollout_does_not_depend_on_the_batch():
     gpt, cfg, problems = ragged_gpt(), score.Config(samples=2, revisions=2), toy_problems(RAGGED)
     together = score.rollout(gpt, Toy(), problems, cfg, seed=9)
@@ -892,7 +913,7 @@ def test_greedy_is_argmax_without_randomness():
 @pytest.mark.parametrize(
     "prompts, options",
     [([], {}), ([[1], []], {}), ([[1] * 60], {}), ([[1]], {"temperature": -1.0}),
-     ([[1]], {"samples": 0}), ([[1]], {"keys": [1, 2]})],
+     ([[1]], {"samples": 0}), ([[1]], {"keys": [1, 2]}), ([[1]] * 3, {"shared": 2})],
 )  # fmt: skip
 def test_generate_refuses_what_it_cannot_do(prompts, options):
     with pytest.raises(ValueError):
