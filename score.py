@@ -355,7 +355,7 @@ def policy_loss(
     gradient.
     """
     # k1 of each token and those after it
-    kl1, kl2 = (to_go(logp - ref).detach() for logp, ref in zip(logprobs, ref_logprobs))
+    kl1, kl2 = (to_go(logp - ref_logp).detach() for logp, ref_logp in zip(logprobs, ref_logprobs))
     first, second = advantages(rolled.r1, rolled.r2, kl1, kl2, returns, cfg)
     if not rolled.on_policy:
         first = torch.zeros_like(first)  # another model's words are a prompt, not an action
@@ -368,8 +368,8 @@ def policy_loss(
 
 def rollout_metrics(rolled: Rollout, returns: Returns, cfg: Config) -> dict:
     """What a step reports of its rollout. `reward` is what the stage maximises, without KL and
-    bonus; `entropy` is −log π of a sampled token on the mean, which estimates that of the policy,
-    in nats a token at the temperature of sampling, without bias."""
+    bonus; `entropy` is the mean of −log π over the tokens drawn, which estimates the policy's own,
+    in nats a token at the temperature of sampling."""
     r1, r2 = rolled.r1.repeat_interleave(cfg.revisions), rolled.r2
     zero = torch.zeros_like(r2)
     plain = replace(cfg, alpha=0.0, beta1=0.0, beta2=0.0)
@@ -409,7 +409,7 @@ def update(
         loss.backward()  # gradients add up over the parts
         metrics["loss"] += loss.item()
         if part.on_policy:
-            kl1, kl2 = (logp.detach() - ref for logp, ref in zip(logprobs, ref_logprobs))
+            kl1, kl2 = (a.detach() - b for a, b in zip(logprobs, ref_logprobs))
             metrics["kl_1"] += kl1.sum().item() / firsts
             metrics["kl_2"] += kl2.sum().item() / len(rollouts[0].r2)
     norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), cfg.clip)
