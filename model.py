@@ -755,6 +755,20 @@ class Generation:
         return Generation(*(getattr(self, field.name)[rows] for field in fields(self)))
 
 
+def check_prompts(model: GPT, prompts: list[list[int]], shared: int, room: int) -> None:
+    """Raises ValueError for prompts that `generate` cannot answer in `room` tokens."""
+    if not prompts or not all(prompts):
+        raise ValueError("generation needs at least one prompt, and no empty one")
+    longest = max(map(len, prompts))
+    if longest + room > model.config.context:
+        raise ValueError(
+            f"a prompt of {longest} tokens and {room} to come exceed the model's context "
+            f"of {model.config.context}"
+        )
+    if shared < 1 or len(prompts) % shared:
+        raise ValueError(f"{len(prompts)} prompts are no groups of {shared}")
+
+
 def read_prompts(
     model: GPT, prompts: list[list[int]], shared: int, dtype: torch.dtype
 ) -> tuple[Cache, Tensor]:
@@ -862,16 +876,7 @@ def generate(
     tokens. Raises ValueError for an empty prompt, a bad number, or a prompt that leaves less than
     max_new_tokens of the context.
     """
-    if not prompts or not all(prompts):
-        raise ValueError("generation needs at least one prompt, and no empty one")
-    longest = max(map(len, prompts))
-    if longest + max_new_tokens > model.config.context:
-        raise ValueError(
-            f"a prompt of {longest} tokens and {max_new_tokens} to come exceed the model's context "
-            f"of {model.config.context}"
-        )
-    if shared < 1 or len(prompts) % shared:
-        raise ValueError(f"{len(prompts)} prompts are no groups of {shared}")
+    check_prompts(model, prompts, shared, max_new_tokens)
     if max_new_tokens < 1 or samples < 1:
         raise ValueError(
             f"max_new_tokens and samples must be at least 1: {max_new_tokens}, {samples}"
