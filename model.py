@@ -10,15 +10,16 @@ through the same blocks:
 Three rules make ragged rows right by construction.
 
 1. *Validity is a mask, never a token id.* All rows write the same slots; `ok` says which of them
-   hold a token. A prompt is padded on the left, a finished attempt leaves holes on its right, and
-   both stay unattended for good.
+   hold a token. A prompt is padded on the left, a finished attempt leaves empty slots on its
+   right, and both stay unattended for good.
 2. *What a token sees decides where it stands.* Its position is the number of tokens it attends to
-   besides itself, so padding, holes and branches need no bookkeeping of their own.
+   besides itself, so padding, empty slots and branches need no bookkeeping of their own.
 3. *The sampler is the scorer.* `generate` draws from softmax(logits / temperature), with no top-k
    or top-p, and returns the log-probabilities of that very distribution.
 
 Dimensions: B rows, T tokens of a call, S slots of a cache, L layers, C width, H query heads,
-G key/value heads, D width of a head, I width inside the MLP, V vocabulary.
+G key/value heads, D width of a head, I width inside the MLP, V vocabulary; N answers, of which R
+are still being decoded.
 """
 
 import contextlib
@@ -106,7 +107,7 @@ class GPTConfig:
 
 
 def pad_left(rows: list[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Ragged rows as one table → tokens (B, T) int64 and where they stand, ok (B, T) bool."""
+    """Ragged rows as one table → tokens (B, T) int64 and which slots hold one, ok (B, T) bool."""
     T = max(map(len, rows))
     tokens = torch.tensor([[0] * (T - len(row)) + row for row in rows], device=device)
     lengths = torch.tensor([len(row) for row in rows], device=device)
@@ -133,7 +134,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> Tenso
     """softmax(scale · q kᵀ) v.  q (B, H, T, D), k and v (B, G, S, D), mask (B, T, S) bool →
     (B, T, H·D)."""
     gqa = k.shape[1] < q.shape[1]
-    if gqa and q.is_cuda:  # whose kernels for a mask know no shared heads
+    if gqa and q.is_cuda:  # where the kernels that take a mask cannot share key heads
         k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
         gqa = False
     y = F.scaled_dot_product_attention(q, k, v, mask[:, None], scale=scale, enable_gqa=gqa)
@@ -159,10 +160,10 @@ def attend_one(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> T
 def as_bias(mask: Tensor, cache: "Cache") -> Tensor:
     """What the mask of one query a row, (B, 1, S), adds to its scores: 0 or −∞, (B·G, 1, S), in
     float32 at least."""
-    keys = cache.layers[0][0]
-    mask = mask.expand(-1, keys.shape[1], -1)  # (B, G, S)
+    k = cache.layers[0][0]
+    mask = mask.expand(-1, k.shape[1], -1)  # (B, G, S)
     bias = torch.where(mask, 0.0, -math.inf)
-    return bias.to(torch.promote_types(keys.dtype, torch.float32)).view(-1, 1, mask.shape[2])
+    return bias.to(torch.promote_types(k.dtype, torch.float32)).view(-1, 1, mask.shape[2])
 
 
 def exact_product(x: Tensor, y: Tensor) -> Tensor:
@@ -252,6 +253,12 @@ class Cache:
             whole.narrow(2, self.used - T, T).copy_(new)
         return self.layers[layer]
 
+    def keep(self, rows: Tensor) -> None:
+        """Goes on with these rows alone, (n,) int64, layer by layer as in `_resize`."""
+        for layer, pair in enumerate(self.layers):
+            self.layers[layer] = tuple(part.index_select(0, rows) for part in pair)
+        self.ok = self.ok[rows]
+
     def take(self, rows: Tensor) -> "Cache":
         """A cache of its own with the given rows, (N,) int64, in that order; rows may repeat."""
         layers = [tuple(part.index_select(0, rows) for part in pair) for pair in self.layers]
@@ -303,6 +310,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, seen: Seen, layer: int, last_only: bool) -> Tensor:
         """x (B, T, C) → (B, T, C), or with last_only (B, 1, C), of the last token."""
         B, T, _ = x.shape
+        # Under autocast, too, queries and keys are normed and rotated in x's dtype.
         qkv = self.qkv(x).to(x.dtype).view(B, T, self.H + 2 * self.G, self.D).transpose(1, 2)
         q, k, v = qkv.split([self.H, self.G, self.G], dim=1)  # (B, H or G, T, D)
         if self.q_norm is not None:
@@ -457,9 +465,9 @@ class GPT(nn.Module):
         return self._blocks(tokens, visible(ok, branch), None)
 
     def extend(self, cache: Cache, tokens: Tensor, ok: Tensor) -> Tensor:
-        """Reads tokens (B, T), valid where ok (B, T), after what `cache` holds, and adds them to
-        it. One step for prefill, decoding and feedback on a warm cache → the state of the last of
-        the tokens, (B, C)."""
+        """Reads tokens (B, T), valid where ok (B, T), after what `cache` holds, and adds them to it
+        → the state of the last of them, (B, C). Prompts, what follows a start that they share, and
+        single tokens are all read here."""
         return self._blocks(tokens, cache.append(ok), cache)[:, -1]
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -496,9 +504,9 @@ class GPT(nn.Module):
 
 
 class HeadLogprobs(torch.autograd.Function):
-    """log softmax(hidden · weightᵀ / temperature) at one token a row, and its gradient for any
-    weights on the rows, without the (n, V) logits: both ways go through slices of the vocabulary,
-    and the backward pass computes a slice's logits again instead of keeping them.
+    """log softmax(hidden · weightᵀ / temperature) at one token a row, and its gradient, without the
+    (n, V) logits: both passes go through slices of the vocabulary, and the backward one computes a
+    slice's logits again instead of keeping them.
 
     hidden (n, C), weight (V, C), tokens (n,) int64 → (n,) float32, float64 for float64 input. Under
     autocast on CUDA the products take its dtype, but logits and what is summed over rows and
@@ -530,8 +538,8 @@ class HeadLogprobs(torch.autograd.Function):
         chosen = torch.zeros(len(tokens), 1, dtype=kind, device=hidden.device)
         logsumexp = torch.full_like(chosen, -math.inf)
         with torch.autocast(hidden.device.type, enabled=False):
-            given = hidden.to(low), weight.to(low), tokens, temperature
-            for _, logits, at, inside in HeadLogprobs.slices(*given):
+            operands = hidden.to(low), weight.to(low), tokens, temperature
+            for _, logits, at, inside in HeadLogprobs.slices(*operands):
                 chosen = torch.where(inside, logits.gather(1, at), chosen)
                 peak = logits.amax(1, keepdim=True)
                 mass = logits.sub_(peak).exp_().sum(1, keepdim=True)
@@ -542,19 +550,19 @@ class HeadLogprobs(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, weights):
+    def backward(ctx, d_logprob):
         hidden, weight, tokens, logsumexp = ctx.saved_tensors
-        weights = weights[:, None] / ctx.temperature
-        d_hidden, d_weight = torch.zeros_like(hidden, dtype=weights.dtype), torch.empty_like(weight)
+        d_logit = d_logprob[:, None] / ctx.temperature  # (n, 1), of the token's logit
+        d_hidden, d_weight = torch.zeros_like(hidden, dtype=d_logit.dtype), torch.empty_like(weight)
         with torch.autocast(hidden.device.type, enabled=False):
-            used, table = hidden.to(ctx.low), weight.to(ctx.low)
-            given = used, table, tokens, ctx.temperature
-            for part, logits, at, inside in HeadLogprobs.slices(*given):
-                grad = logits.sub_(logsumexp).exp_().mul_(-weights)  # −softmax, weighted (n, width)
-                grad.scatter_add_(1, at, torch.where(inside, weights, 0))
+            x, table = hidden.to(ctx.low), weight.to(ctx.low)
+            operands = x, table, tokens, ctx.temperature
+            for part, logits, at, inside in HeadLogprobs.slices(*operands):
+                grad = logits.sub_(logsumexp).exp_().mul_(-d_logit)  # −softmax · d_logit
+                grad.scatter_add_(1, at, torch.where(inside, d_logit, 0))  # (n, width)
                 grad = grad.to(ctx.low)
                 d_hidden += exact_product(grad, table[part].T)
-                d_weight[part] = exact_product(grad.T, used.T)
+                d_weight[part] = exact_product(grad.T, x.T)
         return d_hidden.to(hidden.dtype), d_weight, None, None
 
 
@@ -580,8 +588,8 @@ def mix(x: Tensor) -> Tensor:
 
 def fold(key: Tensor, value: Tensor | int) -> Tensor:
     """A key for (key, value), both int64; the order of successive folds matters."""
-    step = (value + 1) * GOLDEN  # wraps by itself on a tensor
-    return mix(key + (as_int64(step) if isinstance(step, int) else step))
+    increment = (value + 1) * GOLDEN  # wraps by itself on a tensor
+    return mix(key + (as_int64(increment) if isinstance(increment, int) else increment))
 
 
 def uniform(key: Tensor) -> Tensor:
@@ -676,8 +684,9 @@ if triton is not None:
         logit, that token's plain logit, the largest logit m, Σ exp(z − m); index (N, blocks): the
         token perturbed to the top.
         """
-        n = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)  # int64: V·C may
-        v = tl.program_id(1).to(tl.int64) * BLOCK_V + tl.arange(0, BLOCK_V)  # exceed 2³¹
+        # int64, since V·C may exceed 2³¹
+        n = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+        v = tl.program_id(1).to(tl.int64) * BLOCK_V + tl.arange(0, BLOCK_V)
         z = tl.zeros((BLOCK_N, BLOCK_V), tl.float32)
         for start in range(0, C, BLOCK_C):
             c = start + tl.arange(0, BLOCK_C)
@@ -749,7 +758,7 @@ class Generation:
     tokens: Tensor  # (N, T) int64; 0 where the mask is false
     mask: Tensor  # (N, T) bool: true up to and including eos
     logprobs: Tensor  # (N, T) float32, at the temperature sampled; 0 where the mask is false
-    ended: Tensor  # (N,) bool: the row drew eos; false is an answer cut by the length limit
+    ended: Tensor  # (N,) bool: the answer is whole; false where the length limit cut it
 
     def take(self, rows: slice) -> "Generation":
         return Generation(*(getattr(self, field.name)[rows] for field in fields(self)))
@@ -787,14 +796,16 @@ def read_prompts(
 
 
 def common_start(rows: list[list[int]]) -> list[int]:
-    """The tokens that all rows begin with, but for the last of the shortest, to leave each one."""
+    """The tokens that all rows begin with. At least one of each row is left over: the first draw
+    needs the state after it."""
     length = min(map(len, rows)) - 1
     differ = (n for n in range(length) if len({row[n] for row in rows}) > 1)
     return rows[0][: next(differ, length)]
 
 
 class Steps:
-    """One token a row at a time, on a cache that grows. On CUDA `GraphSteps` does the same."""
+    """Decoding, a token a row at a time, on a cache that grows. On CUDA `GraphSteps` does the same
+    on storage that stays where it is."""
 
     def __init__(self, model: GPT, cache: Cache, temperature: float):
         self.model, self.cache, self.temperature = model, cache, temperature
@@ -805,9 +816,8 @@ class Steps:
         hidden = self.model.extend(self.cache, token[:, None], alive[:, None])
         return draw(self.model, hidden, self.temperature, key)
 
-    def take(self, rows: Tensor) -> None:
-        """Goes on with these of its rows alone, (n,) int64."""
-        self.cache = self.cache.take(rows)
+    def keep(self, rows: Tensor) -> None:
+        self.cache.keep(rows)
 
 
 def draw_answers(
@@ -825,9 +835,9 @@ def draw_answers(
     tokens = torch.zeros(N, T, dtype=torch.int64, device=device)
     logprobs, mask = torch.zeros(N, T, device=device), torch.zeros(N, T, device=device).bool()
     keys = fold(keys[:, None], torch.arange(T, device=device))  # (N, T), one a draw
-    live = torch.arange(N, device=device)  # the rows that are still decoded, (R,)
-    alive = torch.ones_like(live, dtype=torch.bool)  # and of these the ones that have not ended
-    # Looking at which rows are alive makes the host wait for a device, though not for a CPU.
+    live = torch.arange(N, device=device)  # (R,): which answer each row of the cache is
+    alive = torch.ones_like(live, dtype=torch.bool)  # (R,): it has not ended
+    # Asking how many are alive makes the host wait for a GPU, so there it asks at every 8th step.
     look_every = 1 if device.type == "cpu" else 8
 
     token, logprob = draw(model, hidden, temperature, keys[:, 0])
@@ -836,7 +846,7 @@ def draw_answers(
     else:
         steps = Steps(model, cache, temperature)
     for t in range(T):
-        tokens[live, t], logprobs[live, t], mask[live, t] = token, logprob, alive
+        tokens[live, t], logprobs[live, t], mask[live, t] = token, logprob.float(), alive
         if eos is not None:
             alive = alive & (token != eos)
         if t + 1 == T:
@@ -847,7 +857,7 @@ def draw_answers(
                 break
             if len(kept) <= 0.75 * len(live):  # else copying costs more than it saves
                 live, token, alive = live[kept], token[kept], alive[kept]
-                steps.take(kept)
+                steps.keep(kept)
         token, logprob = steps.step(token, alive, keys[live, t + 1])
     tokens, logprobs, mask = tokens[:, : t + 1], logprobs[:, : t + 1], mask[:, : t + 1]
     ended = torch.ones_like(mask[:, 0])
@@ -889,9 +899,10 @@ def generate(
     with decoding(model) as cache_dtype:
         cache, hidden = read_prompts(model, prompts, shared, cache_dtype)
         rows = torch.arange(len(prompts), device=model.device).repeat_interleave(samples)
+        cache = cache.take(rows) if samples > 1 else cache
         return draw_answers(
             model,
-            cache.take(rows) if samples > 1 else cache,
+            cache,
             hidden[rows],
             row_keys(keys, samples, seed).to(model.device),
             max_new_tokens,
@@ -916,7 +927,7 @@ def has_onednn(dtype: torch.dtype) -> bool:
         return False
 
 
-class PackedLinear(nn.Module):
+class OneDNNLinear(nn.Module):
     """A linear layer on a CPU, by oneDNN, its weights in the layout and dtype that are multiplied
     fastest, and an elementwise function after it. The result has the input's dtype."""
 
@@ -941,18 +952,25 @@ class LowLinear(nn.Linear):
         return F.linear(x.to(self.weight.dtype), self.weight, self.bias).to(x.dtype)
 
 
-def packed_layers(model: GPT, low: torch.dtype) -> dict[str, nn.Module]:
+def linear_layers(model: GPT) -> dict[str, nn.Linear]:
+    """By name; not those of another class, which may do more than multiply by their weights."""
+    named = model.named_modules()
+    return {name: layer for name, layer in named if type(layer) in (nn.Linear, Head)}
+
+
+def onednn_layers(model: GPT, low: torch.dtype) -> dict[str, nn.Module]:
     """By name, what stands in for a model's linear layers on a CPU: in `low`, but for the head."""
     found: dict[str, nn.Module] = {}
-    for name, layer in model.named_modules():
-        if isinstance(layer, nn.Linear):
-            dtype = torch.float32 if layer is model.head else low
-            # For a small product in float32 the call of oneDNN's costs more than it saves.
-            small = dtype == torch.float32 and layer.weight.numel() < 1 << 16
-            if has_onednn(dtype) and not small:
-                found[name] = PackedLinear(layer, dtype)
+    for name, layer in linear_layers(model).items():
+        dtype = torch.float32 if layer is model.head else low
+        # For a small product in float32 the call of oneDNN's costs more than it saves.
+        small = dtype == torch.float32 and layer.weight.numel() < 1 << 16
+        if has_onednn(dtype) and not small:
+            found[name] = OneDNNLinear(layer, dtype)
+    # A plain MLP applies its activation to all that `up` gives, so the product does that, too; a
+    # gated one applies it to half.
     for name in [name for name in found if name.endswith("mlp.up") and not model.config.gated]:
-        found[name].after = PackedLinear.FUSED[model.config.activation]
+        found[name].after = OneDNNLinear.FUSED[model.config.activation]
         found[name.replace("mlp.up", "mlp.activation")] = nn.Identity()
     return found
 
@@ -960,15 +978,17 @@ def packed_layers(model: GPT, low: torch.dtype) -> dict[str, nn.Module]:
 def low_layers(model: GPT, low: torch.dtype) -> dict[str, nn.Module]:
     """By name, what stands in for a model's linear layers on CUDA. These copies are kept from call
     to call, since a graph finds them by their addresses."""
-    layers = {name: x for name, x in model.named_modules() if isinstance(x, nn.Linear)}
-    for name, layer in layers.items():
-        if name not in model.low_copies or model.low_copies[name].weight.dtype != low:
+    copies = model.low_copies
+    for name, layer in linear_layers(model).items():
+        place = layer.weight.device
+        kept = copies[name].weight if name in copies else None
+        if kept is None or (kept.dtype, kept.device) != (low, place):
             kind, bias = Head if layer is model.head else LowLinear, layer.bias is not None
-            shape, device = (layer.in_features, layer.out_features, bias), layer.weight.device
-            copy = nn.utils.skip_init(kind, *shape, device=device, dtype=low)
-            model.low_copies[name] = copy.requires_grad_(False)
-        model.low_copies[name].load_state_dict(layer.state_dict())
-    return model.low_copies
+            shape = layer.in_features, layer.out_features, bias
+            copy = nn.utils.skip_init(kind, *shape, device=place, dtype=low)
+            copies[name] = copy.requires_grad_(False)
+        copies[name].load_state_dict(layer.state_dict())
+    return copies
 
 
 @contextlib.contextmanager
@@ -981,11 +1001,12 @@ def decoding(model: GPT) -> Iterator[torch.dtype]:
     would be read no faster.
     """
     device, own = model.device.type, model.tokens.weight.dtype
-    low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else own
+    auto = own == torch.float32 and torch.is_autocast_enabled(device)
+    low = torch.get_autocast_dtype(device) if auto else own
     layers: dict[str, nn.Module] = {}
     if own == torch.float32 and device == "cpu":
-        layers = packed_layers(model, low)
-    elif own == torch.float32 and low != own:
+        layers = onednn_layers(model, low)
+    elif low != own:
         layers = low_layers(model, low)
     originals = {name: model.get_submodule(name) for name in layers}
     try:
@@ -1030,7 +1051,8 @@ class GraphSteps:
 
     A graph launches all of them at once, on the addresses of its capture. So the cache and what
     goes into a step have a fixed place, with room for some rows and slots, which the model keeps
-    from one call to the next; a step is captured once for each pair of powers of two of either.
+    from one call to the next. Rows and slots are rounded up to powers of two, and a step is
+    captured once for each pair of them and temperature.
     """
 
     def __init__(self, model: GPT, rows: int, slots: int, dtype: torch.dtype):
@@ -1050,17 +1072,18 @@ class GraphSteps:
         self.slot = torch.zeros(1, dtype=torch.int64, device=device)
 
     def load(self, cache: Cache, temperature: float) -> None:
-        """Takes over what a cache holds."""
+        """Takes over what a cache holds, which is empty then."""
         self.temperature = temperature
         self.n, self.used = len(cache.ok), cache.used
-        for pair, given in zip(self.layers, cache.layers):
-            for whole, part in zip(pair, given):
+        for pair in self.layers:
+            for whole, part in zip(pair, cache.layers.pop(0)):
+                whole.zero_()  # of what an earlier call left: 0 · NaN would be NaN
                 whole[: self.n, :, : self.used] = part[:, :, : self.used]
         self.ok.zero_()
         self.ok[: self.n, : self.used] = cache.ok[:, : self.used]
         self.alive.zero_()
 
-    def take(self, rows: Tensor) -> None:
+    def keep(self, rows: Tensor) -> None:
         """Moves these rows, (n,) int64, to the front and goes on with them alone."""
         self.n = len(rows)
         for whole in (part for pair in self.layers for part in pair):

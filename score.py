@@ -14,7 +14,7 @@ both, and b pays for progress between the attempts.
 
 One step, for P problems:
     1. roll out K first attempts a problem, and M second attempts to each first      `rollout`
-    2. reward every attempt                                                           `Rollout`
+    2. reward every attempt                                                             `grade`
     3. score all attempts' tokens under π_θ and π_ref, one forward each      `attempt_logprobs`
     4. returns: what each attempt's tokens are credited with   `stage1_returns`, `stage2_returns`
     5. advantages: return − leave-one-out baseline                                `leave_one_out`
@@ -29,12 +29,13 @@ else it adds is variance, α² times that of r1. Comparing y2 only with other se
 same y1* removes that variance exactly; hence M. With M = 1 the baseline runs over the whole
 rollouts of a problem, as is usual for RLOO, and the variance stays. Both are tested.
 
-**The KL** is estimated by k1 = log π − log π_ref, summed over an attempt's tokens, inside the
-return and therefore detached: ∇E[k1] = E[k1·∇log π] is the gradient of the reverse KL, through the
-attempt's own tokens. Differentiating k1 itself would give zero in expectation. A token cannot
-change the k1 of those before it, so it is credited with the k1 from itself on: the same
-expectation, less variance. [reading: the paper names no estimator; a sum, since a mean would
-weaken β2 by the length of the answer.]
+**The KL** of attempt i, KLi, is estimated by Schulman's k1 = log π − log π_ref (the 1 is the
+estimator's, not the attempt's), summed over its tokens, inside the return and therefore detached:
+∇E[k1] = E[k1·∇log π] is the gradient of the reverse KL, through the attempt's own tokens.
+Differentiating k1 itself would give zero in expectation. A token cannot change the k1 of those
+before it, so it is credited with the k1 from itself on: the same expectation, less variance.
+[reading: the paper names no estimator; a sum, since a mean would weaken β2 by the length of the
+answer.]
 
 Left out on purpose: clipping and importance ratios (one update a rollout, so the data is
 on-policy), entropy bonuses, advantage normalisation, training on more than two attempts (ICLR A.1;
@@ -68,7 +69,7 @@ class Config:
     samples: int = 4  # K, first attempts a problem (paper: not given)
     revisions: int = 4  # M, second attempts to each first (paper: not given; 1 is plain RLOO)
     offline: float = 0.0  # extra problems whose y1 the base model wrote, as a share of P
-    temperature: float = 1.0  # of sampling and scoring (paper: 1); of an evaluation, if given
+    temperature: float = 1.0  # of sampling and scoring (paper: 1); an evaluation is greedy
     clip: float = 1.0  # largest gradient norm (paper: not given)
     micro: int | None = None  # problems a backward pass, to save memory; all if not given
 
@@ -118,14 +119,17 @@ def rollout(
 ) -> Rollout:
     """K first attempts a problem and M second attempts to each, sampled from the policy; first
     attempts by another model where `first_by` is given (offline ones: the base model)."""
-    K, M, author = cfg.samples, cfg.revisions, policy
+    K, M = cfg.samples, cfg.revisions
+    author = policy if first_by is None else first_by
     if first_by is not None:
-        # ~seed is no step's: a base that is still like the policy must not draw what it draws.
-        author, seed = first_by, ~seed
+        # Another stream of random numbers: a base model that is still like the policy would write
+        # the policy's very answers. Steps' seeds are not negative, this one is.
+        seed = ~seed
     prompts, keys = [task.prompt(x) for x in problems], [x.key for x in problems]
     first = respond(author, task, problems, prompts, keys, K, cfg.temperature, seed)
 
-    problems, keys = repeat(problems, K), row_keys(keys, K, seed)  # one for each first attempt
+    # A second attempt is drawn by the key of the first one's row.
+    problems, keys = repeat(problems, K), row_keys(keys, K, seed)
     again = try_again(task, prompts, first)
     second = respond(policy, task, problems, again, keys, M, cfg.temperature, seed, shared=K)
 
@@ -152,9 +156,9 @@ def respond(
     seed: int,
     shared: int = 1,
 ) -> Generation:
-    """Attempts at problems: `samples` after each prompt, which is [x] or [x, y1, p], drawn by its
-    key → len(prompts) · samples rows, those of a prompt adjacent. What every `shared` prompts begin
-    with is read once."""
+    """`samples` attempts after each prompt, [x] or [x, y1, p] → len(prompts) · samples rows, those
+    of a prompt adjacent. There is a problem and a key for each prompt; groups of `shared` adjacent
+    prompts begin alike, which is read once."""
     attempt = generate(
         model,
         prompts,
@@ -166,12 +170,12 @@ def respond(
         keys=keys,
         shared=shared,
     )
-    return cut(task, repeat(problems, samples), attempt) if task.runs_on else attempt
+    return end_when_over(task, repeat(problems, samples), attempt) if task.runs_on else attempt
 
 
 def try_again(task: Task, prompts: list[list[int]], attempt: Generation) -> list[list[int]]:
-    """[x, y, p] of every row: what is read before the next attempt. One that the length limit has
-    cut is given the end that it never wrote."""
+    """[x, y, p] of every row, what is read before the next attempt; after y the end that it never
+    wrote, where the length limit has cut it."""
     prompts = repeat(prompts, len(attempt.mask) // len(prompts))
     ends = [[] if ended else task.close for ended in attempt.ended.tolist()]
     return [x + y + end + task.revise for x, y, end in zip(prompts, answers(attempt), ends)]
@@ -199,9 +203,9 @@ def texts(task: Task, attempt: Generation) -> list[str]:
     return [task.decode(y[:-1] if y[-1] == task.eos else y) for y in answers(attempt)]
 
 
-def cut(task: Task, problems: list[Problem], attempt: Generation) -> Generation:
-    """Ends attempts where the task says that they are over (`Task.over`), though the model went on.
-    What it wrote after that is not trained on, and the next attempt does not see it."""
+def end_when_over(task: Task, problems: list[Problem], attempt: Generation) -> Generation:
+    """Ends attempts where their answer is complete (`Task.over`), though the model wrote on. The
+    rest is not trained on, and the next attempt does not see it."""
     lengths = [over_after(task, *pair) for pair in zip(problems, answers(attempt))]
     over = torch.tensor([length is not None for length in lengths], device=attempt.mask.device)
     T = attempt.mask.shape[1]
@@ -211,14 +215,14 @@ def cut(task: Task, problems: list[Problem], attempt: Generation) -> Generation:
 
 
 def over_after(task: Task, problem: Problem, tokens: list[int]) -> int | None:
-    """With how many of its tokens an answer is over, at least one; None if it is not."""
+    """The fewest tokens with which an answer is over, at least one; None if it is not."""
 
     def over(length: int) -> bool:
         return task.over(problem, task.decode(tokens[:length]))
 
     if not over(len(tokens)):
         return None
-    # An answer that is over stays over, whatever follows, so the place is found by halving.
+    # Over stays over, whatever follows, so halving finds the place.
     return bisect_left(range(1, len(tokens)), True, key=over) + 1
 
 
@@ -247,8 +251,9 @@ def pack(
     M = len(second.tokens) // N
     trunk, trunk_ok = pad_left(again, device)  # (N, S1)
     S1 = trunk.shape[1]
-    lengths = [len(x) - len(row) for x, row in zip(repeat(prompts, N // len(prompts)), again)]
-    start = S1 + torch.tensor(lengths, device=device)  # (N,) where y1 begins
+    # All trunks end at S1, so in a row [x, y1, p] y1 begins this far before it.
+    back = [len(row) - len(x) for x, row in zip(repeat(prompts, N // len(prompts)), again)]
+    start = S1 - torch.tensor(back, device=device)  # (N,)
     slots = S1 + torch.arange(M * T2, device=device).view(M, T2)  # of the second attempts
     # Rows are padded on their left and attempts have no gaps, so the slot before a token always
     # holds the token that it is drawn after.
@@ -329,15 +334,16 @@ def to_go(values: Tensor) -> Tensor:
 def advantages(
     r1: Tensor, r2: Tensor, kl1: Tensor, kl2: Tensor, returns: Returns, cfg: Config
 ) -> tuple[Tensor, Tensor]:
-    """Rewards r1 (N,), r2 (N·M,) and KL kl1 (N, T1), kl2 (N·M, T2) → what each token of the firsts
-    (N, T1) and of the seconds (N·M, T2) is worth above its baseline."""
+    """Rewards r1 (N,), r2 (N·M,) and for each token the KL from itself on, kl1 (N, T1), kl2 (N·M,
+    T2) → what each token of the firsts (N, T1) and seconds (N·M, T2) is worth above its baseline.
+    """
     K, M = cfg.samples, cfg.revisions
     r1, r2 = r1[:, None, None], r2.view(-1, M, 1)  # (N, 1, 1), (N, M, 1)
     kl1, kl2 = kl1[:, None], kl2.unflatten(0, (-1, M))  # (N, 1, T1), (N, M, T2)
     return1, return2 = returns(r1, r2, kl1, kl2, cfg)
-    # A first attempt is one sample, however many seconds it has.
-    first = leave_one_out(return1[:, 0], K)
-    second = leave_one_out(return2.flatten(0, 1), M if M > 1 else K)
+    first = leave_one_out(return1.mean(1), K)  # (N, T1): one sample, however many seconds it has
+    # Seconds are compared with those of the same first; a single one with its problem's others.
+    second = leave_one_out(return2.flatten(0, 1), M if M > 1 else K)  # (N·M, T2)
     return first, second
 
 
@@ -396,7 +402,7 @@ def update(
     cfg: Config,
 ) -> dict:
     """Scores rollouts, the first of them on-policy, and takes one step on their loss. kl_1 and kl_2
-    are of the on-policy one, of whole attempts."""
+    are the on-policy one's, summed over an attempt and averaged over attempts."""
     firsts, seconds = len(rollouts[0].r1), sum(len(rolled.r2) for rolled in rollouts)
     metrics = {"loss": 0.0, "kl_1": 0.0, "kl_2": 0.0}
     optimizer.zero_grad()
@@ -409,9 +415,9 @@ def update(
         loss.backward()  # gradients add up over the parts
         metrics["loss"] += loss.item()
         if part.on_policy:
-            kl1, kl2 = (a.detach() - b for a, b in zip(logprobs, ref_logprobs))
-            metrics["kl_1"] += kl1.sum().item() / firsts
-            metrics["kl_2"] += kl2.sum().item() / len(rollouts[0].r2)
+            totals = [(a.detach() - b).sum().item() for a, b in zip(logprobs, ref_logprobs)]
+            metrics["kl_1"] += totals[0] / firsts
+            metrics["kl_2"] += totals[1] / len(rollouts[0].r2)
     norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), cfg.clip)
     optimizer.step()
     return metrics | {"grad_norm": norm.item()}

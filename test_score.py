@@ -365,7 +365,7 @@ RAGGED = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 1, 2], [3, 3], [2, 9, 9, 9]]
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 def test_cached_equals_uncached(kv_heads):
-    """Prefill, single steps and feedback on a warm cache give the logits of one full forward."""
+    """Prompts, single tokens and more after them give the logits of one full forward."""
     gpt = ragged_gpt(kv_heads=kv_heads)
     tokens = torch.randint(12, (3, 50))
     cache = model_module.Cache.empty(gpt.config, 3, gpt.device, torch.float32)
@@ -423,10 +423,11 @@ def answers(generation: model_module.Generation) -> list[list[int]]:
     return [row[mask].tolist() for row, mask in zip(generation.tokens, generation.mask)]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
-def test_sampler_is_scorer(temperature):
+def test_sampler_is_scorer(temperature, dtype):
     """Log-probabilities that the sampler used = teacher-forced scores of prompt + answer."""
-    gpt = ragged_gpt()
+    gpt = ragged_gpt().to(dtype)
     made = generate(gpt, RAGGED, 20, samples=3, temperature=temperature, eos=0, seed=5)
     lengths = {len(answer) for answer in answers(made)}
     assert len(lengths) > 3 and max(lengths) == 20  # ragged, and some are cut
@@ -498,8 +499,8 @@ class Chatty(Toy):
 
 
 def test_cut_and_closed_attempts_are_scored_as_sampled():
-    """What a model writes after its answer is gone for good: from the masks, from the cache that
-    attempt 2 goes on with, from the packed rows. A cut attempt is closed, in all three too."""
+    """What a model writes after its answer is gone for good: from the masks, from what attempt 2
+    reads, from the packed rows. A cut attempt is closed, in all three too."""
     gpt, cfg, task = ragged_gpt(), score.Config(samples=6, revisions=2), Chatty()
     rolled = score.rollout(gpt, task, toy_problems(RAGGED), cfg, seed=4)
     firsts, seconds = answers(rolled.first), answers(rolled.second)
@@ -529,11 +530,11 @@ def test_graph_steps_draw_the_same_tokens(shape, graph_steps, monkeypatch):
     gpt = ragged_gpt(context=128, **shape)
     task, cfg = Toy(), score.Config(samples=8, revisions=2)
     task.max_new_tokens = 48
-    take, taken = model_module.GraphSteps.take, []
-    spy = lambda steps, rows: (taken.append(len(rows)), take(steps, rows))  # noqa: E731
-    monkeypatch.setattr(model_module.GraphSteps, "take", spy)
+    keep, kept = model_module.GraphSteps.keep, []
+    spy = lambda steps, rows: (kept.append(len(rows)), keep(steps, rows))  # noqa: E731
+    monkeypatch.setattr(model_module.GraphSteps, "keep", spy)
     rolls = [score.rollout(gpt, task, toy_problems(RAGGED), cfg, seed=s) for s in (4, 5)]
-    assert taken and {R for R, _, _ in gpt.steps.graphs} >= {64, 128}
+    assert kept and {R for R, _, _ in gpt.steps.graphs} >= {64, 128}
     assert {S for _, S, _ in gpt.steps.graphs} == {64, 128}
     assert (gpt.steps.rows, gpt.steps.slots) == (128, 256)
     monkeypatch.undo()
@@ -557,6 +558,58 @@ def test_graph_steps_grow_and_follow_the_weights(graph_steps):
     gpt.to(torch.float64).to(torch.float32)
     again = generate(gpt, RAGGED, 10, eos=None, seed=1)
     assert gpt.steps is not steps and torch.equal(made.tokens, again.tokens)
+
+
+def test_what_stood_in_a_slot_before_does_not_matter(graph_steps):
+    """Storage that once held NaN, from weights that have been mended since, in place."""
+    gpt = ragged_gpt(context=128)
+    whole = generate(gpt, RAGGED, 12, samples=2, eos=0)
+    weights = [weight.clone() for weight in gpt.parameters()]
+    with torch.no_grad():
+        gpt.blocks[0].attention.qkv.weight.fill_(math.nan)
+    with pytest.raises((IndexError, RuntimeError)):
+        generate(gpt, RAGGED, 12, samples=4, eos=0)
+    with torch.no_grad():
+        for weight, old in zip(gpt.parameters(), weights):
+            weight.copy_(old)
+    assert torch.equal(generate(gpt, RAGGED, 12, samples=2, eos=0).tokens, whole.tokens)
+
+
+def test_dropped_rows_are_freed(monkeypatch):
+    """The cache that is decoded on is the only one: rows that have ended leave it for good."""
+    gpt, caches = ragged_gpt(), weakref.WeakSet()
+    made = model_module.Cache.__init__
+
+    def counted(cache, *args) -> None:
+        made(cache, *args)
+        caches.add(cache)
+
+    alive, keep = [], model_module.Cache.keep
+
+    def kept(cache, rows: torch.Tensor) -> None:
+        keep(cache, rows)
+        alive.append((len(rows), {len(each.ok) for each in caches}))
+
+    monkeypatch.setattr(model_module.Cache, "__init__", counted)
+    monkeypatch.setattr(model_module.Cache, "keep", kept)
+    generate(gpt, RAGGED, 20, samples=8, eos=0)
+    assert len(alive) > 1 and all(sizes == {rows} for rows, sizes in alive)
+
+
+def test_other_linear_layers_are_left_alone():
+    """One that does more than multiply by its weights, as adapters do, samples what it scores."""
+
+    class Adapted(torch.nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) + x.sum(-1, keepdim=True) / 100
+
+    torch.manual_seed(0)
+    gpt = GPT(GPTConfig(vocab_size=300, context=40, layers=1, heads=4, width=256))
+    gpt.blocks[0].attention.qkv.__class__ = Adapted
+    made = generate(gpt, [[1, 2, 3]], 20, samples=4)
+    rows = torch.cat([torch.tensor([[1, 2, 3]]).expand(4, -1), made.tokens], 1)
+    scored = gpt(rows)[:, 2:-1].log_softmax(-1).gather(2, made.tokens[:, :, None])[:, :, 0]
+    assert (scored - made.logprobs).abs().max() < 1e-5
 
 
 def test_a_model_that_has_decoded_is_freed_without_the_garbage_collector(graph_steps):
@@ -974,7 +1027,7 @@ def test_packed_weights_sample_the_same_tokens(monkeypatch):
 def test_low_copies_sample_what_is_scored_and_follow_the_weights(monkeypatch):
     """What stands in for linear layers on CUDA, tried on a CPU: copies in bfloat16 that stay where
     they are from call to call and are filled anew, with logits that are not rounded."""
-    monkeypatch.setattr(model_module, "packed_layers", model_module.low_layers)
+    monkeypatch.setattr(model_module, "onednn_layers", model_module.low_layers)
     gpt, places = ragged_gpt(qkv_bias=False), []
     for _ in range(2):
         with torch.autocast("cpu", dtype=torch.bfloat16):
