@@ -1669,6 +1669,34 @@ def test_benchmarks_run(tmp_path, monkeypatch, capsys):
     assert json.loads(path.read_text())["results"].keys() == {"slices", "naive"}
 
 
+@pytest.mark.parametrize("way", ["ours", "eager", "nocache", "concat"])
+@pytest.mark.parametrize("lengths", ["equal", "ragged"])
+def test_what_the_benchmark_compares_samples_what_it_scores(way, lengths, tmp_path):
+    """Log-probabilities are a teacher-forced forward's; `compiled` shares the code of `eager`."""
+    if way == "eager":
+        pytest.importorskip("transformers", reason="the peer is transformers")
+    model, library = bench_rollout.build(bench_rollout.named("tiny", 24), "cpu"), None
+    eos = bench_rollout.add_eos(model) if lengths == "ragged" else None
+    if way == "eager":
+        model.save_pretrained(tmp_path)
+        library = bench_rollout.load_library(tmp_path, "float32", "cpu")
+    prompts = bench_rollout.draw_prompts(model, 8, 8)
+    ways = bench_rollout.make_ways(model, library, "float32", bench_rollout.PEERS, prompts)
+    answers = ways[way](16, eos, 0)
+    assert answers[0].shape == answers[1].shape == (8, 16)
+    assert bench_rollout.logprob_error(model, prompts, answers, eos)["max"] < 1e-4
+
+
+def test_the_benchmark_s_peers_draw_from_the_softmax():
+    logits, N = torch.tensor([[2.0, -math.inf, 0.0, 1.0, -3.0]]), 100_000
+    torch.manual_seed(0)
+    token, logprob = bench_rollout.plain_draw(logits.expand(N, -1))
+    p = logits[0].softmax(-1)
+    assert torch.allclose(logprob, p.log()[token], atol=1e-6)
+    counts = torch.bincount(token[:, 0], minlength=5)
+    assert (counts - N * p).abs().le(4 * (N * p * (1 - p)).sqrt()).all()
+
+
 def test_run_time_packages_are_the_four_named():
     """The code imports torch, numpy, tiktoken and tqdm, and the dependencies point one way. What
     judges answers needs the standard library alone, and what shares a process with a stranger's
@@ -1735,10 +1763,10 @@ def test_comparison_gathers_what_runs_record(number, tmp_path):
         compare.gather(tmp_path)
 
 
-def test_readme_tables_are_what_the_comparison_and_the_benchmarks_printed():
+def test_tables_are_what_the_comparison_and_the_benchmarks_printed():
     readme, rows = (HERE / "README.md").read_text(), json.loads(compare.FIGURES.read_text())
     assert compare.marked("compare", compare.table(rows)) in readme
-    assert compare.marked("speed", speed.section()) in readme
+    assert speed.FILE.read_text() == speed.page()
 
 
 # ---------------------------------------------------------------------------------------------

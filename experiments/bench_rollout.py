@@ -7,10 +7,14 @@ Every way has the same random weights, prompts and lengths, and returns the log-
 what it draws. The ways take turns in one process, after two calls each that do not count.
 
     ours      model.generate
-    eager     transformers: generate, then compute_transition_scores
+    eager     transformers' generate; a logits processor draws and scores
     compiled  the same with a static cache and a compiled step
     nocache   every step runs the model over all tokens so far
     concat    keys and values are concatenated at every step; F.scaled_dot_product_attention
+
+All peers draw and score alike, by `plain_draw`: the softmax, torch.multinomial with replacement,
+the logarithm of the drawn token's probability. On a CPU this is the cheapest of the ways tried for
+any of them; experiments/NOTES.md has the figures of the others.
 
 Ragged answers end by an eos of probability 1/20 a step, and only tokens up to it count: batches
 that run until their last row has ended gain nothing from those behind it.
@@ -18,14 +22,16 @@ that run until their last row has ended gain nothing from those behind it.
 The limit is the time of the matrix products at the fastest rate seen here, or of reading the
 weights where that takes longer, plus that of reading the keys and values of all rows that are
 still alive. Attention's own products are left out, and what fits a processor's cache is read as if
-from memory. For our modules bfloat16 means autocast, as in train.py, where on a CPU the head and
-the keys and values stay in float32; for transformers it means bfloat16 weights.
+from memory. For ours bfloat16 means autocast, as in train.py, where on a CPU the head and the keys
+and values stay in float32; for transformers it means bfloat16 weights; nocache and concat multiply
+by weights that were converted once.
 
 One thread is measured by process CPU time, several threads and CUDA by the wall clock.
 """
 
 import argparse
 import contextlib
+import copy
 import functools
 import itertools
 import json
@@ -45,6 +51,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import torch
+import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -119,16 +126,26 @@ def ours(model: GPT, prompts: list[list[int]], new: int, eos: int | None, seed: 
     return answers.tokens, answers.logprobs
 
 
+def plain_draw(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """The peers' sampler: logits (B, V) → token and log-probability, (B, 1) each.
+
+    For a single draw torch.multinomial makes V exponentials a row; for two with replacement it
+    makes two uniform numbers, and the second token is dropped.
+    """
+    each = logits.softmax(-1)  # (B, V)
+    token = torch.multinomial(each, 2, replacement=True)[:, :1]  # (B, 1)
+    return token, each.gather(1, token).log()
+
+
 def loop(step: Callable[[Tensor], Tensor], prompts: Tensor, new: int, eos: int | None, seed: int):
     """Draws until every row has ended. step(new tokens (B, T)) → logits (B, V)."""
     torch.manual_seed(seed)
     read, tokens, logprobs = prompts, [], []
     ended = torch.zeros(len(prompts), dtype=torch.bool, device=prompts.device)
     for _ in range(new):
-        each = step(read).log_softmax(-1)  # (B, V)
-        read = torch.multinomial(each.exp(), 1)  # (B, 1)
+        read, logprob = plain_draw(step(read))  # (B, 1) each
         tokens.append(read)
-        logprobs.append(each.gather(1, read))
+        logprobs.append(logprob)
         if eos is not None:
             ended |= read[:, 0] == eos
             if ended.all():
@@ -188,30 +205,35 @@ def load_library(folder: str, dtype: str, device: str):
 
 
 def from_library(compiled: bool, library, prompts: Tensor, new: int, eos: int | None, seed: int):
+    """What is drawn in the processor becomes the arg-max, which generate then takes."""
+    from transformers import LogitsProcessorList
+
     torch.manual_seed(seed)
-    options = {}
+    options, logprobs = {}, []
+
+    def choose(read: Tensor, logits: Tensor) -> Tensor:
+        token, logprob = plain_draw(logits)
+        logprobs.append(logprob)
+        return logits.scatter_(1, token, math.inf)
+
     if compiled:
         from transformers import CompileConfig
 
         config = CompileConfig()
         config._compile_all_devices = True  # on a CPU, too
         options = {"cache_implementation": "static", "compile_config": config}
-    out = library.generate(
+    read = library.generate(
         prompts,
         attention_mask=torch.ones_like(prompts),
-        do_sample=True,
-        temperature=1.0,
-        top_k=0,
-        top_p=1.0,
+        logits_processor=LogitsProcessorList([choose]),
         max_new_tokens=new,
         eos_token_id=eos,
         pad_token_id=eos,
-        return_dict_in_generate=True,
-        output_scores=True,
         **options,
     )
-    logprobs = library.compute_transition_scores(out.sequences, out.scores, normalize_logits=True)
-    return out.sequences[:, prompts.shape[1] :], logprobs
+    tokens = read[:, prompts.shape[1] :]
+    # On CUDA generate may look for the end late, and then drops the steps behind it.
+    return tokens, torch.cat(logprobs, 1)[:, : tokens.shape[1]]
 
 
 def answered(tokens: Tensor, eos: int | None) -> Tensor:
@@ -339,18 +361,32 @@ class Setting:
     lengths: str
 
 
+def converted(model: GPT, dtype: torch.dtype) -> GPT:
+    """A copy with the linear layers' weights in that dtype: autocast would convert them at every
+    step."""
+    model = copy.deepcopy(model)
+    for layer in [module for module in model.modules() if isinstance(module, nn.Linear)]:
+        for name, part in list(layer.named_parameters()):
+            # A parameter of its own, since the head's is the embedding's, too.
+            setattr(layer, name, nn.Parameter(part.to(dtype), requires_grad=False))
+    return model
+
+
 def make_ways(model: GPT, library, dtype: str, peers: list[str], prompts: Tensor) -> dict[str, Way]:
-    def lowered(way: Callable, prompts: Tensor | list[list[int]], *call):
+    def lowered(way: Callable, model: GPT, prompts: Tensor | list[list[int]], *call):
         with precision(model.device.type, dtype):
             return way(model, prompts, *call)
 
+    other = model
+    if dtype == "bfloat16" and {"nocache", "concat"} & set(peers):
+        other = converted(model, torch.bfloat16)
     calls = {
         "eager": functools.partial(from_library, False, library, prompts),
         "compiled": functools.partial(from_library, True, library, prompts),
-        "nocache": functools.partial(lowered, nocache, prompts),
-        "concat": functools.partial(lowered, concat, prompts),
+        "nocache": functools.partial(lowered, nocache, other, prompts),
+        "concat": functools.partial(lowered, concat, other, prompts),
     }
-    mine = functools.partial(lowered, ours, prompts.tolist())
+    mine = functools.partial(lowered, ours, model, prompts.tolist())
     return {"ours": mine} | {peer: calls[peer] for peer in peers}
 
 

@@ -1,12 +1,11 @@
-"""The README's speed section, from what the benchmarks left beside this file.
+"""Writes SPEED.md beside this file from what the benchmarks left there.
 
-    python experiments/speed.py --write
+    python experiments/speed.py
 
 Each table names the commands that measured it, their machine and their date. A ratio is to another
 way in the same run: × eager says how many times as many tokens a second ours draws.
 """
 
-import argparse
 import json
 import sys
 from pathlib import Path
@@ -16,8 +15,8 @@ sys.path.insert(0, str(HERE))
 
 from bench_rollout import PEERS, slope
 from bench_update import heads_table, whole_table
-from compare import put
 
+FILE = HERE / "SPEED.md"
 ROLLOUTS = ("bench_rollout_tiny.json", "bench_rollout_gpt2.json", "bench_rollout_gpt2_ragged.json")
 SIZES = {"tiny": "4 × 192, V 128", "gpt2": "GPT-2 124M"}
 
@@ -32,8 +31,11 @@ def source(*runs: dict) -> str:
     where = f"{runs[0]['machine']}, {runs[0]['cores']} cores, torch {runs[0]['torch']}"
     where += "".join(f", transformers {version}" for version in sorted(libraries))
     dates = sorted({run["date"] for run in runs})
-    commands = "\n".join(f"    {run['command']}" for run in runs)
-    return f"{where}, {' and '.join(dates)}:\n\n{commands}\n"
+    return f"{where}, {' and '.join(dates)}:\n\n{shell(*(run['command'] for run in runs))}\n"
+
+
+def shell(*commands: str) -> str:
+    return "\n".join(["```sh", *commands, "```"])
 
 
 def rows(header: list[str], lines: list[list[str]]) -> str:
@@ -125,25 +127,58 @@ def updates() -> str:
     return "\n".join([source(heads, whole), *tables])
 
 
-def section() -> str:
-    """The part of the README that this program writes."""
+HEAD = """# Speed
+
+What sampling answers and updating a policy cost, in tokens a second and in memory. Written by
+`python experiments/speed.py` from what the benchmarks left in the JSON files beside it.
+
+**Who is compared.** *Ours* is `model.generate`. *eager* is transformers' `generate`, *compiled* the
+same with a static cache and a compiled step, *nocache* a loop that runs the model over all tokens
+so far, *concat* one that concatenates its keys and values at every step. All have the same weights,
+prompts and lengths, return the log-probabilities of what they draw, and take turns in one process.
+The peers draw and score in the cheapest way found for them, in place of what transformers would do
+by itself; NOTES.md has the figures of both.
+
+**The limit** is the time of the matrix products, or of reading the weights where that takes longer,
+and of reading the cache, at the best rates that the same run measures. `bench_rollout.py` says what
+is counted.
+
+**What is done about it.** Rollouts: a prompt is read once for all its samples. The cache grows in
+blocks of 32 slots, and attention to it is two products over all of them. A draw takes one uniform
+number a row. When a quarter of the rows have ended, the others go on in a smaller cache. Linear
+layers go through oneDNN where this build of torch has it, but for those in float32 with less than
+65,536 weights. Updates: the head sees the attempts' tokens only, in slices of the vocabulary, and
+its gradient is built slice by slice, so that there are at most 8 million logits in memory at a time
+(or 256 a token). CUDA: a decoding step is a CUDA graph for each pair of powers of two of rows and
+slots, and where Triton is at hand one kernel does the head's product, temperature, Gumbel noise,
+arg-max, log-sum-exp and entropy without logits in memory.
+
+**Nothing of this has run on a GPU yet.** The kernel is tested in Triton's interpreter and compiles
+for compute capability 9.0. This checks and measures all of it there:
+
+"""
+CUDA = (
+    'pytest test_score.py -k "cuda or fused" && '
+    "python experiments/bench_rollout.py --device cuda --sizes gpt2 qwen --dtypes bfloat16 "
+    "--rows 64 256 1024 --peers eager compiled --write cuda_rollout.json && "
+    "python experiments/bench_update.py --device cuda --dtype bfloat16 --rows 8192 "
+    "--write cuda_update.json && "
+    "python experiments/bench_update.py --device cuda --dtype bfloat16 --whole gpt2 qwen "
+    "--problems 4 --write cuda_whole.json"
+)
+
+
+def page() -> str:
+    """All of SPEED.md."""
     parts = {
         "Rollouts of 64 rows, one thread": rollouts(),
         "Two threads": threads(),
         "How a decoding step grows": growth(),
         "Updates, one thread": updates(),
     }
-    return "\n".join(f"**{title}.** {part}" for title, part in parts.items()).rstrip()
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--write", action="store_true", help="put it into the README")
-    args = parser.parse_args()
-    print(section())
-    if args.write:
-        put("speed", section())
+    tables = "\n".join(f"## {title}\n\n{part}" for title, part in parts.items())
+    return f"{HEAD}{shell(CUDA)}\n\n{tables.rstrip()}\n"
 
 
 if __name__ == "__main__":
-    main()
+    FILE.write_text(page())
