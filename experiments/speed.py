@@ -143,15 +143,16 @@ by itself; NOTES.md has the figures of both.
 and of reading the cache, at the best rates that the same run measures. `bench_rollout.py` says what
 is counted.
 
-**What is done about it.** Rollouts: a prompt is read once for all its samples. The cache grows in
-blocks of 32 slots, and attention to it is two products over all of them. A draw takes one uniform
-number a row. When a quarter of the rows have ended, the others go on in a smaller cache. Linear
-layers go through oneDNN where this build of torch has it, but for those in float32 with less than
-65,536 weights. Updates: the head sees the attempts' tokens only, in slices of the vocabulary, and
-its gradient is built slice by slice, so that there are at most 8 million logits in memory at a time
-(or 256 a token). CUDA: a decoding step is a CUDA graph for each pair of powers of two of rows and
-slots, and where Triton is at hand one kernel does the head's product, temperature, Gumbel noise,
-arg-max, log-sum-exp and entropy without logits in memory.
+**What is done about it.** Rollouts: a prompt is read once for all its samples, and what the second
+attempts to one problem have in common once for all of them. The cache grows in blocks of 32 slots,
+and attention to it is two products over all of them. A draw takes one uniform number a row. When a
+quarter of the rows have ended, the others go on in a smaller cache. Linear layers go through oneDNN
+where this build of torch has it, but for those in float32 with less than 65,536 weights. Updates:
+the head sees the attempts' tokens only, in slices of the vocabulary, and its gradient is built
+slice by slice, so that there are at most 8 million logits in memory at a time (or 256 a token).
+CUDA: a decoding step is a CUDA graph for each pair of powers of two of rows and slots, and where
+Triton is at hand one kernel does the head's product, temperature, Gumbel noise, arg-max and
+log-sum-exp without logits in memory.
 
 **Nothing of this has run on a GPU yet.** The kernel is tested in Triton's interpreter and compiles
 for compute capability 9.0. This checks and measures all of it there:
