@@ -999,7 +999,7 @@ def learnable_returns(r1, r2, kl1, kl2, cfg):
 
 def test_packed_weights_sample_the_same_tokens(monkeypatch):
     """oneDNN's product against F.linear, whose log-probabilities differ by rounding only; under
-    bfloat16 by what the README says; and no packed weight outlives the call."""
+    bfloat16 by what SPEED.md says; and no packed weight outlives the call."""
     if not model_module.has_onednn(torch.float32):
         pytest.skip("this torch has no oneDNN product")
     torch.manual_seed(0)
@@ -1767,6 +1767,13 @@ def test_tables_are_what_the_comparison_and_the_benchmarks_printed():
     readme, rows = (HERE / "README.md").read_text(), json.loads(compare.FIGURES.read_text())
     assert compare.marked("compare", compare.table(rows)) in readme
     assert speed.FILE.read_text() == speed.page()
+
+
+def test_the_readme_begins_with_its_two_commands():
+    """CI takes the second from there."""
+    first, second = (HERE / "README.md").read_text().split("```sh\n")[1:3]
+    assert first.split("\n```")[0].endswith("&& python train.py --stage 1")
+    assert second.split("\n```")[0].endswith("&& pytest test_score.py")
 
 
 # ---------------------------------------------------------------------------------------------
