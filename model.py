@@ -636,6 +636,7 @@ def sample(logits: Tensor, temperature: float, key: Tensor) -> tuple[Tensor, Ten
         below = total * (1 - 2.0**-23)  # less by one or two units in the last place
         target = torch.minimum(uniform(key)[:, None] * total, below)
         token = torch.searchsorted(cdf, target, right=True)  # (N, 1)
+        token = token.clamp_(max=z.shape[1] - 1)  # of logits that are not finite
     logprob = z.gather(1, token) - peak - total.log()
     return token[:, 0], logprob[:, 0]
 

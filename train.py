@@ -112,6 +112,7 @@ class Run:
                 raise ValueError(f"{name} must be finite and positive: {value}")
         for name, known in (
             ("data", ["arithmetic", *data.OPEN]),
+            ("task", list(data.FAMILIES)),
             ("dtype", ["float32", "bfloat16"]),
             ("split", ["val", "test"]),
         ):
@@ -126,13 +127,13 @@ class Run:
 # ---------------------------------------------------------------------------------------------
 # Settings
 
-# They choose an open model's problems.
-SOURCE = ("init", "data_dir", "limit", "levels", "subjects", "layout", "max_new_tokens")
-# They have a use in arithmetic alone.
-ARITHMETIC = ("task", "difficulty", "layers", "heads", "width", "transcripts")
-# They must be the same in all stages.
-SHARED = {"data", "seed", "task", "difficulty", "layers", "heads", "width", *SOURCE}
-# They do not change what a stage learns, so they may change on the way.
+# Flags of an open model's problems; --data arithmetic refuses them.
+OPEN_FLAGS = ("init", "data_dir", "limit", "levels", "subjects", "layout", "max_new_tokens")
+# Flags of arithmetic; --data math and humaneval refuse them.
+ARITHMETIC_FLAGS = ("task", "difficulty", "layers", "heads", "width", "transcripts")
+# What the stages of a run have in common: a later one takes it from an earlier one's folder.
+SHARED = {"data", "seed", "task", "difficulty", "layers", "heads", "width", *OPEN_FLAGS}
+# What may differ where a stage goes on or is evaluated: nothing that it learns depends on it.
 FREE = {"out", "device", "attempts", "split", "eval_problems", "eval_batch"}
 FREE |= {"unsafe_sandbox", "micro"}
 
@@ -140,18 +141,19 @@ FREE |= {"unsafe_sandbox", "micro"}
 def resolve(stage: Stage, known: dict) -> tuple[Run, score.Config]:
     """A stage's settings: defaults ← its own, or the paper's for other data than arithmetic ← those
     known, from the command line or of a folder. Raises ValueError for an impossible value."""
-    source, task = known.get("data", Run.data), known.get("task", Run.task)
-    own = stage.own | PAPER.get(source, {})
-    if source == "arithmetic" and task in data.FAMILIES:
-        own["difficulty"] = data.FAMILIES[task].default
-    known = own | {name: value for name, value in known.items() if value is not None}
+    known = {name: value for name, value in known.items() if value is not None}
     try:
-        return tuple(
-            kind(**pick(known, {field.name for field in fields(kind)}))
-            for kind in (Run, score.Config)
-        )
+        own = stage.own | PAPER.get(known.get("data"), {})
+        run = Run(**pick(own | known, names(Run)))
+        if run.data == "arithmetic" and run.difficulty is None:
+            run = replace(run, difficulty=data.FAMILIES[run.task].default)
+        return run, score.Config(**pick(own | known, names(score.Config)))
     except TypeError as error:  # of a damaged folder: argparse gives the right types
-        raise ValueError(first_line(error)) from None
+        raise ValueError(one_line(error)) from None
+
+
+def names(kind: type) -> set[str]:
+    return {field.name for field in fields(kind)}
 
 
 def pick(settings: dict, names: Set[str]) -> dict:
@@ -196,11 +198,13 @@ class Job:
 
 
 def plan(given: dict, last: int) -> list[Job]:
-    """The stages up to the last. What a folder was made with is taken from it, where nothing is
-    given; steps and learning rate are given for the last stage alone."""
-    kind = given.get("data", Run.data)
-    out = Path(given.get("out", Run.out))
-    out /= given.get("task", Run.task) if kind == "arithmetic" else kind
+    """The stages up to the last. A setting is what was given, or else what the stage's own folder
+    says, or else what an earlier stage's says, if stages share it, or else the stage's default.
+    --steps and --lr are the last stage's alone. A stage that is to be trained must agree with its
+    folder; one that is only used, in what stages share."""
+    asked = Run(**pick(given, {"data", "task", "out"}))
+    check_belong(given, asked.data)
+    out = Path(asked.out) / (asked.task if asked.data == "arithmetic" else asked.data)
     folders = [out / stage.folder for stage in STAGES[: last + 1]]
     found = [read_settings(folder) for folder in folders]
     shared = pick(given, SHARED)
@@ -210,12 +214,15 @@ def plan(given: dict, last: int) -> list[Job]:
             shared |= pick(saved, SHARED)
     jobs = []
     for stage, folder, (saved, step) in zip(STAGES, folders, found):
+        agree(folder, saved or {}, {"stage": stage.number})
         wanted = given if stage.number == last else pick(given, given.keys() - {"steps", "lr"})
         run, cfg = resolve(stage, shared | (saved or {}) | wanted)
         job = Job(stage, run, cfg, folder, saved, step)
         if not job.finished or stage.number == last:
             agree(folder, saved or {}, wanted)
         jobs.append(job)
+    if jobs[0].run.init is not None and (folders[0] / "model.pt").exists():
+        raise ValueError(f"{folders[0]}/model.pt is in the way: --init is the base of this run")
     return jobs
 
 
@@ -223,14 +230,26 @@ def job_of(folder: Path, given: dict) -> Job:
     """The stage that a folder holds, as it was trained. What only chooses the problems that it is
     evaluated on may be given anew."""
     saved, step = read_settings(folder)
-    known = saved or {}
-    if saved is None and (folder / "results.json").exists():
-        known = read_json(folder / "results.json").get("config")  # of an open model's evaluation
+    known, results = saved or {}, folder / "results.json"
+    if saved is None and results.exists():  # of an open model, or a stage whose state is gone
+        known = read_json(results).get("config")
         if not isinstance(known, dict):
-            raise ValueError(f"{folder / 'results.json'} is not of this program: no config")
+            raise ValueError(f"{results} is not of this program: no config")
+        known = checked(results, pick(known, known.keys() - FREE))
     agree(folder, known, pick(given, {"data", "task", "difficulty"}))
-    stage = next((each for each in STAGES if each.number == known.get("stage")), STAGES[0])
+    by_number = {stage.number: stage for stage in STAGES}
+    by_folder = {stage.folder: stage for stage in STAGES}
+    stage = by_number.get(known.get("stage")) or by_folder.get(folder.name, STAGES[0])
     return Job(stage, *resolve(stage, known | given), folder, saved, step)
+
+
+def checked(path: Path, settings: dict) -> dict:
+    """Settings that were read from a file. Raises ValueError, naming it, for an impossible one."""
+    try:
+        resolve(STAGES[0], settings)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return settings
 
 
 # ---------------------------------------------------------------------------------------------
@@ -245,11 +264,11 @@ def write_atomically(path: Path, write) -> None:
         os.replace(partial, path)
     except (OSError, RuntimeError) as error:  # torch.save raises the latter where a write fails
         partial.unlink(missing_ok=True)
-        raise ValueError(f"cannot write {path}: {first_line(error)}") from None
+        raise ValueError(f"cannot write {path}: {one_line(error)}") from None
 
 
-def first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:500]
+def one_line(error: Exception) -> str:
+    return (" ".join(str(error).split()) or type(error).__name__)[:500]
 
 
 def write_json(path: Path, content: dict) -> None:
@@ -264,7 +283,7 @@ def read_pt(path: Path, keys: Set[str], mmap: bool = False) -> dict:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # torch raises nearly anything for bytes that it did not write
-        reason = first_line(error)
+        reason = one_line(error)
         raise ValueError(f"{path} is truncated or not a checkpoint ({reason})") from None
     if not isinstance(content, dict) or not keys <= content.keys():
         names = ", ".join(sorted(keys))
@@ -287,7 +306,7 @@ def read_settings(folder: Path) -> tuple[dict | None, int]:
     whole = isinstance(saved, dict) and isinstance(saved.get("steps"), int)
     if not whole or not isinstance(step, int):
         raise ValueError(f"{folder / 'state.pt'} does not say which of how many steps it holds")
-    return saved, step
+    return checked(folder / "state.pt", saved), step
 
 
 def load_model(folder: Path, task: data.Task | None, device: torch.device) -> GPT:
@@ -299,7 +318,7 @@ def load_model(folder: Path, task: data.Task | None, device: torch.device) -> GP
         model = GPT(GPTConfig(**content["config"]))
         model.load_state_dict(content["model"])
     except (TypeError, ValueError, RuntimeError, AttributeError) as error:
-        raise ValueError(f"{path} is not a model of this program ({first_line(error)})") from None
+        raise ValueError(f"{path} is not a model of this program ({one_line(error)})") from None
     check_model(path, model, task)
     return model.to(device)
 
@@ -479,13 +498,17 @@ class Trainer:
             self.step = state["step"]
             self.samples, self.seconds = int(state["samples"]), float(state["seconds"])
             self.policy.load_state_dict(state["model"])
+            moments = state["optimizer"]["state"].values()  # none before the first step
+            for weight, moment in zip(self.policy.parameters(), moments):
+                if moment["exp_avg"].shape != weight.shape:  # the fused Adam would read beyond it
+                    raise ValueError("the optimizer's moments have other shapes")
             self.optimizer.load_state_dict(state["optimizer"])
             best = state["best"]
             self.best.recent, self.best.reward = best["recent"], best["reward"]
             self.best.weights = best["weights"]
         except (RuntimeError, ValueError, KeyError, AttributeError, TypeError) as error:
             path = self.job.folder / "state.pt"
-            raise ValueError(f"{path} does not fit its stage ({first_line(error)})") from None
+            raise ValueError(f"{path} does not fit its stage ({one_line(error)})") from None
 
     def advance(self) -> dict:
         """One step. Everything random in it is a function of (seed, stage, step)."""
@@ -631,7 +654,7 @@ def evaluate(
     content = {
         "data": run.data,
         "task": task.name,
-        "stage": 0 if job.is_init else state.get("settings", {}).get("stage"),
+        "stage": job.stage.number,
         "split": run.split,
         "n": len(problems),
         "skipped": task.skipped.get(run.split, 0),  # problems that do not fit the context
@@ -641,7 +664,7 @@ def evaluate(
         "seconds": state.get("seconds"),  # of the training, as the next two
         "steps": state.get("step"),
         "samples": state.get("samples"),
-        "config": state.get("settings", asdict(run)),
+        "config": state.get("settings", job.settings()),
         "command": shlex.join(["python"] + sys.argv),
     }
     write_json(folder / "results.json", content)
@@ -706,7 +729,7 @@ def pick_device(name: str) -> torch.device:
     try:
         torch.empty(1, device=name)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {name}: {first_line(error)}") from None
+        raise ValueError(f"device {name}: {one_line(error)}") from None
     device = torch.device(name)
     if device.index is not None:
         torch.cuda.set_device(device)  # Triton and graphs run on the current one
@@ -730,7 +753,9 @@ def run_stage(
     if job.is_init:
         return say(f"base: using {job.run.init}")
     if job.saved is None:
-        if (folder / "model.pt").exists() and not (folder / "metrics.jsonl").exists():
+        # A model without a log was put there, and one with results was finished.
+        has = {path.name for path in folder.iterdir()}
+        if "model.pt" in has and ("metrics.jsonl" not in has or "results.json" in has):
             return say(f"{title}: using {folder}/model.pt")
         if number < last.number:
             say(f"{last.title} needs the {title} model; {folder} has none: training it")
@@ -772,7 +797,8 @@ def check_writable(folder: Path) -> None:
 
 
 def add_flags(parser: argparse.ArgumentParser, config: type) -> None:
-    """One flag a field of a dataclass, with its type, default and comment."""
+    """One flag a field, with its type and default; the help is the comment behind the field, read
+    from the class's source, so that it is written once."""
     comments = dict(re.findall(r"^    (\w+): .*?# (.+)$", inspect.getsource(config), re.MULTILINE))
     hints = typing.get_type_hints(config)
     for field in fields(config):
@@ -857,7 +883,7 @@ def parse_levels(text: str) -> frozenset[int]:
 
 def check_belong(given: dict, kind: str) -> None:
     """A flag that the data has no use for is a misunderstanding, better said than ignored."""
-    foreign = SOURCE if kind == "arithmetic" else ARITHMETIC
+    foreign = OPEN_FLAGS if kind == "arithmetic" else ARITHMETIC_FLAGS
     if kind == "humaneval":
         foreign += ("levels", "subjects")
     for name in foreign:
@@ -880,13 +906,12 @@ def check_evaluation(run: Run, task: data.Task) -> None:
 
 
 def train_command(given: dict, last: int, resume: bool) -> None:
-    check_belong(given, given.get("data", Run.data))
     jobs = plan(given, last)
     run = jobs[-1].run
     device, task = pick_device(run.device), load_task(run)
     check_evaluation(run, task)
     if last > 0:
-        task.batch(0, 1, jobs[-1].cfg.problems)  # there may be fewer
+        task.batch(0, 1, jobs[-1].cfg.problems)  # raises ValueError where there are fewer
     for job in jobs:
         check_writable(job.folder)
     if resume and all(job.saved is None for job in jobs):
@@ -894,8 +919,9 @@ def train_command(given: dict, last: int, resume: bool) -> None:
     for number in range(len(jobs)):
         run_stage(jobs, number, resume, task, device)
     for job in jobs:
-        result = evaluate(replace(job, run=run), task, device)
-    report(jobs, result, task, 0.0)
+        result = evaluate(replace(job, run=run), task, device)  # the last one's is reported
+    folders = [(job.stage.title, job.folder) for job in jobs]
+    report(folders, run.split, result, task, 0.0)
 
 
 def eval_command(given: dict, folder: Path) -> None:
@@ -908,13 +934,13 @@ def eval_command(given: dict, folder: Path) -> None:
         check_writable(folder)  # it may be new: the base of an open model leaves nothing before
     task = load_task(job.run)
     result = evaluate(job, task, pick_device(job.run.device), temperature)
-    report([job], result, task, temperature)
+    report([(folder.resolve().name, folder)], job.run.split, result, task, temperature)
 
 
-def export_command(folder: Path) -> None:
+def export_command(given: dict, folder: Path) -> None:
     """Writes a trained open model as a folder like the one that it began from, in float32: the
     steps of training are smaller than bfloat16's."""
-    init, target = job_of(folder, {}).run.init, folder / "pretrained"
+    init, target = job_of(folder, given).run.init, folder / "pretrained"
     if init is None:
         raise ValueError(f"{folder} was not trained from an open model (--init)")
     model = load_model(folder, None, torch.device("cpu"))
@@ -922,15 +948,20 @@ def export_command(folder: Path) -> None:
         model.save_pretrained(target)
         copy_companions(Path(init), target)
     except (OSError, ValueError) as error:
-        raise ValueError(f"cannot export to {target}: {first_line(error)}") from None
+        raise ValueError(f"cannot export to {target}: {one_line(error)}") from None
     say(f"wrote {target}")
 
 
-def report(jobs: list[Job], result: score.Evaluation, task: data.Task, temperature: float) -> None:
+def report(
+    folders: list[tuple[str, Path]],
+    split: str,
+    result: score.Evaluation,
+    task: data.Task,
+    temperature: float,
+) -> None:
     how = f"temperature {temperature:g}" if temperature else "greedy"
-    split = jobs[-1].run.split
     say(f"\n{len(result.problems)} {split} problems, {how}, in per cent ± one standard error")
-    say(table([(job.stage.title, job.folder) for job in jobs]))
+    say(table(folders))
     say("\n" + examples(result, task))
 
 
@@ -941,11 +972,11 @@ def main(argv: list[str] | None = None) -> int:
         if args.eval is not None:
             eval_command(given, Path(args.eval))
         elif args.export is not None:
-            export_command(Path(args.export))
+            export_command(given, Path(args.export))
         else:
             train_command(given, args.stage, args.resume)
     except (ValueError, OSError, rewards.SandboxError) as error:
-        print(f"train.py: {first_line(error)}", file=sys.stderr)
+        print(f"train.py: {one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         flags = [arg for arg in argv if arg != "--resume"]

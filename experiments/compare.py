@@ -23,7 +23,6 @@ import statistics
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -117,12 +116,13 @@ def gather(out: Path) -> list[dict]:
     for stage in (*train.STAGES, *BASELINES.values()):
         for file in sorted(out.glob(f"seed*/puzzle/{stage.folder}/results.json")):
             results = json.loads(file.read_text())
-            run, cfg = train.resolve(stage, {})
-            # A base model knows nothing of the algorithm's settings.
-            expected = (asdict(cfg) if stage.returns else {}) | {"steps": run.steps, "lr": run.lr}
-            for name, value in expected.items():
-                if name not in train.FREE and results["config"][name] != value:
-                    sys.exit(f"{file} was made with {name} {results['config'][name]}, not {value}")
+            job = train.Job(stage, *train.resolve(stage, {}), file.parent, None, 0)
+            evaluated = {"n": 2000, "temperature": 0.0, "split": "test"}
+            made = results["config"] | train.pick(results, evaluated.keys())
+            try:
+                train.agree(file, made, job.settings() | evaluated | {"seed": results["seed"]})
+            except ValueError as error:
+                sys.exit(str(error))
             row = {"arm": stage.folder, "seed": results["seed"], "n": results["n"]}
             row |= {column: round(100 * results[column], 2) for column in COLUMNS}
             cost = {name: results[name] for name in ("steps", "samples", "seconds")}
