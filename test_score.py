@@ -1290,7 +1290,8 @@ def test_finished_stages_are_reused_and_named(trained, few_steps, capsys):
     before = (trained / "stage2" / "model.pt").stat().st_mtime_ns
     assert run("--stage", 2, "--out", trained.parent) == 0
     said = capsys.readouterr().out
-    assert f"base: using {trained / 'base'}" in said and f"{trained / 'stage2'} is finished" in said
+    assert f"base: using {trained / 'base'}" in said
+    assert f"Stage II: using {trained / 'stage2'}, finished after 6 steps" in said
     assert "Stage II" in said and "fixed" in said and "broken" in said
     assert (trained / "stage2" / "model.pt").stat().st_mtime_ns == before
 
@@ -1434,7 +1435,7 @@ def test_what_cannot_be_evaluated_is_refused_before_training(tmp_path, capsys):
 def test_bad_state_is_one_line(change, trained, tmp_path, few_steps, capsys):
     shutil.copytree(trained, tmp_path / "puzzle")
     path = tmp_path / "puzzle" / "stage1" / "state.pt"
-    torch.save(torch.load(path, weights_only=True) | change, path)
+    torch.save(torch.load(path, weights_only=True) | {"step": 3} | change, path)
     before = path.read_bytes()
     assert run("--stage", 1, "--resume", "--out", tmp_path) == 2
     lines = capsys.readouterr().err.splitlines()
@@ -1637,7 +1638,7 @@ def test_settings_of_a_folder_need_not_be_said_again(tmp_path, few_steps, capsys
     settings = [results["config"][name] for name in ("seed", "difficulty", "beta2", "steps")]
     assert settings == [3, 2, 0.7, 4] and results["seed"] == 3
     assert train.main(["--stage", "1", *out, *small]) == 0
-    assert "is finished" in capsys.readouterr().out
+    assert "Stage I: using" in capsys.readouterr().out
     assert train.main(["--stage", "1", "--beta2", "0.3", *out, *small]) == 2
     assert "stage1 was made with beta2 0.7, not 0.3" in capsys.readouterr().err
     assert train.main(["--stage", "2", "--beta2", "0.3", *out, *small]) == 0

@@ -351,13 +351,7 @@ def new_model(job: Job, task: data.Task, device: torch.device) -> GPT:
     """What the base model is before its training."""
     torch.manual_seed(job.run.seed)
     shape = {name: getattr(job.run, name) for name in ("layers", "heads", "width")}
-    vocabulary, context = task.encoding.n_vocab, context_for(task)
-    return GPT(GPTConfig(vocab_size=vocabulary, context=context, **shape)).to(device)
-
-
-def context_for(task: data.Task) -> int:
-    """The context of a new model: a prompt and two attempts at least."""
-    return max(64, 16 + 2 * (task.max_new_tokens + len(task.revise)))
+    return GPT(GPTConfig(vocab_size=task.encoding.n_vocab, **shape)).to(device)
 
 
 def frozen(model: GPT) -> GPT:
@@ -759,9 +753,9 @@ def run_stage(
             return say(f"{title}: using {folder}/model.pt")
         if number < last.number:
             say(f"{last.title} needs the {title} model; {folder} has none: training it")
-    elif job.finished and number < last.number:
+    elif job.finished:
         return say(f"{title}: using {folder}, finished after {job.step} steps")
-    elif not job.finished and not resume:
+    elif not resume:
         raise ValueError(
             f"{folder} holds an unfinished run (step {job.step} of {job.run.steps}): "
             "add --resume to go on with it, or choose another --out"
@@ -771,8 +765,6 @@ def run_stage(
     trainer = Trainer(job, task, policy, ref)
     if job.saved is not None:
         trainer.restore()
-        if job.finished:
-            return say(f"{title}: {folder} is finished, nothing to train")
         say(f"{title}: going on after step {trainer.step} of {job.run.steps}")
     train(trainer, precision(job.run, device))
     say(cost(trainer))
@@ -897,11 +889,10 @@ def check_evaluation(run: Run, task: data.Task) -> None:
     if run.init is not None:
         return  # its task has left out what does not fit
     longest = max(len(task.prompt(problem)) for problem in problems)
-    room = longest + run.attempts * (task.max_new_tokens + len(task.revise))
-    if room > context_for(task):
+    needed, context = longest + task.room(run.attempts), GPTConfig.context
+    if needed > context:
         raise ValueError(
-            f"attempts {run.attempts} take {room} tokens, more than a context of "
-            f"{context_for(task)}"
+            f"attempts {run.attempts} take {needed} tokens, more than the context of {context}"
         )
 
 

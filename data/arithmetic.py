@@ -163,7 +163,7 @@ class ArithmeticTask(Task):
                 f"difficulty {difficulty} of {family.name} is not between {low} and {high}"
             )
         self.family = family(difficulty)
-        self.name, self.difficulty = family.name, difficulty
+        self.name = family.name
         self.encoding = arithmetic_encoding(self.family)
         self.eos, retry = (self.encoding.encode_single_token(text) for text in (END, RETRY))
         self.revise = [retry]

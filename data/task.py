@@ -30,7 +30,6 @@ class Task(ABC):
     """Problems, their text as tokens, and their verifier."""
 
     name: str
-    difficulty: int | None = None  # of synthetic problems
     encoding: tiktoken.Encoding
     eos: int  # ends an attempt; an action like any other
     close: list[int] = []  # stands in for eos before p where the length limit cut an attempt
