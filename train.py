@@ -156,17 +156,16 @@ def names(kind: type) -> set[str]:
     return {field.name for field in fields(kind)}
 
 
-def pick(settings: dict, names: Set[str]) -> dict:
-    return {name: value for name, value in settings.items() if name in names}
+def pick(settings: dict, wanted: Set[str]) -> dict:
+    return {name: value for name, value in settings.items() if name in wanted}
 
 
 def agree(folder: Path, saved: dict, wanted: dict) -> None:
     """Raises ValueError where a folder was made with another setting than the one wanted."""
-    for name in saved.keys() & wanted.keys():
-        if saved[name] != wanted[name]:
+    for name, value in pick(wanted, saved.keys()).items():
+        if saved[name] != value:
             raise ValueError(
-                f"{folder} was made with {name} {saved[name]}, not {wanted[name]}; choose another "
-                "folder"
+                f"{folder} was made with {name} {saved[name]}, not {value}; choose another folder"
             )
 
 
@@ -194,7 +193,7 @@ class Job:
     def settings(self) -> dict:
         """What a resumed or reused stage must agree on."""
         every = asdict(self.run) | asdict(self.cfg) | {"stage": self.stage.number}
-        return {name: value for name, value in every.items() if name not in FREE}
+        return pick(every, every.keys() - FREE)
 
 
 def plan(given: dict, last: int) -> list[Job]:
