@@ -474,10 +474,14 @@ class GPT(nn.Module):
         """hidden (…, C) → (…, V) in float32, also where the blocks ran in less."""
         return self.head(hidden)
 
-    def logprobs(self, hidden: Tensor, tokens: Tensor, temperature: float = 1.0) -> Tensor:
-        """log π(token | hidden) at a temperature: hidden (n, C), tokens (n,) int64 → (n,) float32,
-        with gradient, in memory that does not grow with n · V."""
-        return HeadLogprobs.apply(hidden, self.head.weight, tokens, temperature)
+    def scores(
+        self, hidden: Tensor, tokens: Tensor, ref: "GPT", ref_hidden: Tensor, temperature: float
+    ) -> tuple[Tensor, Tensor]:
+        """log π(token | hidden) and KL(π ‖ π_ref), that of the whole distributions there, at a
+        temperature: hidden (n, C), tokens (n,) int64 and the reference's states (n, C) → two (n,),
+        float32, with the policy's gradient, in memory that does not grow with n · V."""
+        heads = hidden, self.head.weight, ref_hidden, ref.head.weight
+        return HeadScores.apply(*heads, tokens, temperature)
 
     def _blocks(self, tokens: Tensor, mask: Tensor, cache: Cache | None) -> Tensor:
         """tokens (B, T), which see mask (B, T, S) → their normed final states, (B, T, C). With a
@@ -503,67 +507,86 @@ class GPT(nn.Module):
 # Scoring
 
 
-class HeadLogprobs(torch.autograd.Function):
-    """log softmax(hidden · weightᵀ / temperature) at one token a row, and its gradient, without the
-    (n, V) logits: both passes go through slices of the vocabulary, and the backward one computes a
-    slice's logits again instead of keeping them.
+class HeadScores(torch.autograd.Function):
+    """log softmax(z) at one token a row, KL(softmax(z) ‖ softmax(z_ref)), and their gradients, for
+    logits z = hidden · weightᵀ / temperature and z_ref alike, without the (n, V) logits: both
+    passes go through slices of the vocabulary, and the backward one computes a slice's logits
+    again instead of keeping them.
 
-    hidden (n, C), weight (V, C), tokens (n,) int64 → (n,) float32, float64 for float64 input. Under
-    autocast on CUDA the products take its dtype, but logits and what is summed over rows and
-    vocabulary are never less than float32, as in the sampler.
+    hidden and ref_hidden (n, C), weight and ref_weight (V, C), tokens (n,) int64 → (n,), (n,)
+    float32, float64 for float64 input. The reference has no gradient. Under autocast on CUDA the
+    products take its dtype, but logits and what is summed over rows and vocabulary are never less
+    than float32, as in the sampler.
     """
 
-    CHUNK = 1 << 23  # most logits at hand at a time, 32 MiB in float32, or 256 a row
+    CHUNK = 1 << 23  # most logits of a head at hand at a time, 32 MiB in float32, or 256 a row
 
     @staticmethod
     def slices(
-        hidden: Tensor, table: Tensor, tokens: Tensor, temperature: float
-    ) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
-        """Slice by slice of the vocabulary: which it is, its logits / temperature, (n, width),
-        where in it each row's token lies, (n, 1), and whether it does, (n, 1)."""
+        hidden: Tensor, table: Tensor, ref_hidden: Tensor, ref_table: Tensor, temperature: float
+    ) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Slice by slice of the vocabulary: which it is, and z and z_ref there, (n, width) each."""
         # Narrower products are slower; whole multiples of 64 keep the rows of a slice aligned.
-        width = max(256, HeadLogprobs.CHUNK // max(1, len(hidden)) // 64 * 64)
+        width = max(256, HeadScores.CHUNK // max(1, len(hidden)) // 64 * 64)
         for start in range(0, len(table), width):
             part = slice(start, min(start + width, len(table)))
-            logits = exact_product(hidden, table[part])
-            at = (tokens - start)[:, None]
-            inside = (at >= 0) & (at < part.stop - start)
-            yield part, logits.div_(temperature), at.clamp(0, part.stop - start - 1), inside
+            z, z_ref = (
+                exact_product(x, rows[part]).div_(temperature)
+                for x, rows in ((hidden, table), (ref_hidden, ref_table))
+            )
+            yield part, z, z_ref
 
     @staticmethod
-    def forward(ctx, hidden, weight, tokens, temperature):
+    def place(part: slice, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Where in a slice each row's token lies, (n, 1), and whether it does, (n, 1)."""
+        at = (tokens - part.start)[:, None]
+        width = part.stop - part.start
+        return at.clamp(0, width - 1), (at >= 0) & (at < width)
+
+    @staticmethod
+    def forward(ctx, hidden, weight, ref_hidden, ref_weight, tokens, temperature):
         auto = hidden.is_cuda and torch.is_autocast_enabled("cuda")
         low = torch.get_autocast_dtype("cuda") if auto else hidden.dtype
         kind = torch.promote_types(hidden.dtype, torch.float32)
-        chosen = torch.zeros(len(tokens), 1, dtype=kind, device=hidden.device)
-        logsumexp = torch.full_like(chosen, -math.inf)
+        heads = hidden, weight, ref_hidden, ref_weight
+        chosen, mass, gap = torch.zeros(3, len(tokens), 1, dtype=kind, device=hidden.device)
+        peak, ref_logsumexp = torch.full((2, *mass.shape), -math.inf).to(mass)
         with torch.autocast(hidden.device.type, enabled=False):
-            operands = hidden.to(low), weight.to(low), tokens, temperature
-            for _, logits, at, inside in HeadLogprobs.slices(*operands):
-                chosen = torch.where(inside, logits.gather(1, at), chosen)
-                peak = logits.amax(1, keepdim=True)
-                mass = logits.sub_(peak).exp_().sum(1, keepdim=True)
-                logsumexp = torch.logaddexp(logsumexp, peak + mass.log())
-        ctx.save_for_backward(hidden, weight, tokens, logsumexp)
+            operands = [x.to(low) for x in heads]
+            for part, z, z_ref in HeadScores.slices(*operands, temperature):
+                at, inside = HeadScores.place(part, tokens)
+                chosen = torch.where(inside, z.gather(1, at), chosen)
+                ref_logsumexp = ref_logsumexp.logaddexp(z_ref.logsumexp(1, keepdim=True))
+                z_ref = z - z_ref
+                higher = peak.maximum(z.amax(1, keepdim=True))
+                shrink, peak = (peak - higher).exp(), higher
+                z = z.sub_(peak).exp_()
+                mass = mass * shrink + z.sum(1, keepdim=True)
+                gap = gap * shrink + z.mul_(z_ref).sum(1, keepdim=True)
+        logsumexp, gap = peak + mass.log(), gap / mass  # gap: E over softmax(z) of z − z_ref
+        ctx.save_for_backward(*heads, tokens, logsumexp, gap)
         ctx.low, ctx.temperature = low, temperature
-        return (chosen - logsumexp)[:, 0]
+        return (chosen - logsumexp)[:, 0], (gap - logsumexp + ref_logsumexp)[:, 0]
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, d_logprob):
-        hidden, weight, tokens, logsumexp = ctx.saved_tensors
-        d_logit = d_logprob[:, None] / ctx.temperature  # (n, 1), of the token's logit
-        d_hidden, d_weight = torch.zeros_like(hidden, dtype=d_logit.dtype), torch.empty_like(weight)
-        with torch.autocast(hidden.device.type, enabled=False):
-            x, table = hidden.to(ctx.low), weight.to(ctx.low)
-            operands = x, table, tokens, ctx.temperature
-            for part, logits, at, inside in HeadLogprobs.slices(*operands):
-                grad = logits.sub_(logsumexp).exp_().mul_(-d_logit)  # −softmax · d_logit
-                grad.scatter_add_(1, at, torch.where(inside, d_logit, 0))  # (n, width)
+    def backward(ctx, d_logprob, d_kl):
+        *heads, tokens, logsumexp, gap = ctx.saved_tensors
+        d_logprob, d_kl = (d[:, None] / ctx.temperature for d in (d_logprob, d_kl))  # (n, 1)
+        d_hidden = torch.zeros_like(heads[0], dtype=d_kl.dtype)
+        d_weight = torch.empty_like(heads[1])
+        with torch.autocast(d_kl.device.type, enabled=False):
+            operands = hidden, weight, *_ = [x.to(ctx.low) for x in heads]
+            for part, z, z_ref in HeadScores.slices(*operands, ctx.temperature):
+                at, inside = HeadScores.place(part, tokens)
+                # ∂ log softmax(z)_token = [v = token] − p_v and ∂ KL = p_v (z_v − z_ref_v − gap)
+                factor = z_ref.neg_().add_(z).sub_(gap).mul_(d_kl).sub_(d_logprob)
+                grad = z.sub_(logsumexp).exp_().mul_(factor)
+                grad.scatter_add_(1, at, torch.where(inside, d_logprob, 0))  # (n, width)
                 grad = grad.to(ctx.low)
-                d_hidden += exact_product(grad, table[part].T)
-                d_weight[part] = exact_product(grad.T, x.T)
-        return d_hidden.to(hidden.dtype), d_weight, None, None
+                d_hidden += exact_product(grad, weight[part].T)
+                d_weight[part] = exact_product(grad.T, hidden.T)
+        return d_hidden.to(heads[0].dtype), d_weight, None, None, None, None
 
 
 # ---------------------------------------------------------------------------------------------

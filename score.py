@@ -15,10 +15,10 @@ both, and b pays for progress between the attempts.
 One step, for P problems:
     1. roll out K first attempts a problem, and M second attempts to each first      `rollout`
     2. reward every attempt                                                             `grade`
-    3. score all attempts' tokens under π_θ and π_ref, one forward each      `attempt_logprobs`
+    3. score all attempts under π_θ and π_ref: log π_θ and KL at every token   `attempt_scores`
     4. returns: what each attempt's tokens are credited with   `stage1_returns`, `stage2_returns`
     5. advantages: return − leave-one-out baseline                                `leave_one_out`
-    6. loss = −Σ_tokens advantage · log π_θ, averaged over attempts                 `policy_loss`
+    6. loss = Σ_tokens −advantage · log π_θ + β · KL, averaged over attempts        `policy_loss`
 
 **γ = 0 across attempts** (ICLR Fig. 9): y1's tokens are credited with y1's return alone. With γ = 1
 the bonus would reach y1 as (1 − α)·r1 and pay for being wrong first.
@@ -29,13 +29,17 @@ else it adds is variance, α² times that of r1. Comparing y2 only with other se
 same y1* removes that variance exactly; hence M. With M = 1 the baseline runs over the whole
 rollouts of a problem, as is usual for RLOO, and the variance stays. Both are tested.
 
-**The KL** of attempt i, KLi, is estimated by Schulman's k1 = log π − log π_ref (the 1 is the
-estimator's, not the attempt's), summed over its tokens, inside the return and therefore detached:
-∇E[k1] = E[k1·∇log π] is the gradient of the reverse KL, through the attempt's own tokens.
-Differentiating k1 itself would give zero in expectation. A token cannot change the k1 of those
-before it, so it is credited with the k1 from itself on: the same expectation, less variance.
-[reading: the paper names no estimator; a sum, since a mean would weaken β2 by the length of the
-answer.]
+**The KL** of attempt i is a sum over the states that it passes: KLi = E[Σ_t D_t], where
+D_t = Σ_v π_v·(log π_v − log π_ref,v) is exact at a state. Its gradient has two parts,
+
+    ∇KLi = E[ Σ_t ∇D_t  +  Σ_t (Σ_{j>t} D_j)·∇log π(a_t) ]
+
+the first at the states as they are, the second for what a token does to the states after it, which
+is a return like any other (Rao-Blackwellised: Amini et al. 2504.10637, Tang and Munos 2506.09477).
+Without the second it is biased. Schulman's k1 = log π − log π_ref of the tokens drawn, inside the
+return, has the same expectation and several times the noise; differentiating k1 itself would give
+zero in expectation. [reading: the paper names no estimator; a sum over tokens, since a mean would
+weaken β2 by the length of the answer.]
 
 Left out on purpose: clipping and importance ratios (one update a rollout, so the data is
 on-policy), entropy bonuses, advantage normalisation, training on more than two attempts (ICLR A.1;
@@ -227,7 +231,7 @@ def over_after(task: Task, problem: Problem, tokens: list[int]) -> int | None:
 
 
 # ---------------------------------------------------------------------------------------------
-# 3. Log-probabilities
+# 3. Log-probabilities and KL
 
 
 @dataclass(frozen=True)
@@ -268,25 +272,33 @@ def pack(
     )
 
 
-def attempt_logprobs(model: GPT, rolled: Rollout, temperature: float) -> tuple[Tensor, Tensor]:
-    """Scores both attempts in one forward of the packed rollout → (N, T1), (N·M, T2)."""
+Pair = tuple[Tensor, Tensor]  # of both attempts
+
+
+def attempt_scores(policy: GPT, ref: GPT, rolled: Rollout, temperature: float) -> tuple[Pair, Pair]:
+    """Of each token of both attempts, (N, T1) and (N·M, T2): log π(token | what precedes it), and
+    D = KL(π ‖ π_ref) of the next token there, both 0 outside the masks. One forward of the packed
+    rollout each; the reference has no gradient."""
+    states = attempt_states(policy, rolled)
+    with torch.no_grad():
+        ref_states = attempt_states(ref, rolled)
+    logprobs, kls = [], []
+    for attempt, hidden, ref_hidden in zip((rolled.first, rolled.second), states, ref_states):
+        mask = attempt.mask
+        # The head, the costliest product where the vocabulary is large, sees the tokens only.
+        tokens, hidden, ref_hidden = (table[mask] for table in (attempt.tokens, hidden, ref_hidden))
+        values = policy.scores(hidden, tokens, ref, ref_hidden, temperature)
+        for table, value in zip((logprobs, kls), values):
+            table.append(value.new_zeros(mask.shape).masked_scatter(mask, value))
+    return tuple(logprobs), tuple(kls)
+
+
+def attempt_states(model: GPT, rolled: Rollout) -> Pair:
+    """The model's final states before each token of the attempts, (N, T1, C), (N·M, T2, C)."""
     packed = rolled.packed
     hidden = model.hidden(packed.tokens, packed.ok, packed.branch)  # (N, S, C)
     rows = torch.arange(len(hidden), device=hidden.device)[:, None]
-    hidden1 = hidden[rows, packed.before1]  # (N, T1, C)
-    hidden2 = hidden[:, packed.before2].flatten(0, 1)  # (N·M, T2, C)
-    return (
-        token_logprobs(model, hidden1, rolled.first, temperature),
-        token_logprobs(model, hidden2, rolled.second, temperature),
-    )
-
-
-def token_logprobs(model: GPT, hidden: Tensor, attempt: Generation, temperature: float) -> Tensor:
-    """log π(token | what precedes it), hidden (rows, T, C) → (rows, T); 0 outside the mask."""
-    mask = attempt.mask
-    # The head, the costliest product where the vocabulary is large, sees the attempt's tokens only.
-    logprobs = model.logprobs(hidden[mask], attempt.tokens[mask], temperature)  # (n,)
-    return logprobs.new_zeros(mask.shape).masked_scatter(mask, logprobs)
+    return hidden[rows, packed.before1], hidden[:, packed.before2].flatten(0, 1)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -326,17 +338,16 @@ def leave_one_out(returns: Tensor, samples: int) -> Tensor:
     return (groups - others).flatten(0, 1)
 
 
-def to_go(values: Tensor) -> Tensor:
-    """Sum over a token and those after it, (rows, T) → (rows, T)."""
-    return values.flip(1).cumsum(1).flip(1)
+def later(values: Tensor) -> Tensor:
+    """Sum over the tokens after each one, (rows, T) → (rows, T)."""
+    return values.flip(1).cumsum(1).flip(1) - values
 
 
 def advantages(
     r1: Tensor, r2: Tensor, kl1: Tensor, kl2: Tensor, returns: Returns, cfg: Config
 ) -> tuple[Tensor, Tensor]:
-    """Rewards r1 (N,), r2 (N·M,) and for each token the KL from itself on, kl1 (N, T1), kl2 (N·M,
-    T2) → what each token of the firsts (N, T1) and seconds (N·M, T2) is worth above its baseline.
-    """
+    """Rewards r1 (N,), r2 (N·M,) and for each token the KL after it, kl1 (N, T1), kl2 (N·M, T2) →
+    what each token of the firsts (N, T1) and seconds (N·M, T2) is worth above its baseline."""
     K, M = cfg.samples, cfg.revisions
     r1, r2 = r1[:, None, None], r2.view(-1, M, 1)  # (N, 1, 1), (N, M, 1)
     kl1, kl2 = kl1[:, None], kl2.unflatten(0, (-1, M))  # (N, 1, T1), (N, M, T2)
@@ -348,24 +359,21 @@ def advantages(
 
 
 def policy_loss(
-    logprobs: tuple[Tensor, Tensor],
-    ref_logprobs: tuple[Tensor, Tensor],
-    rolled: Rollout,
-    returns: Returns,
-    cfg: Config,
+    logprobs: Pair, kls: Pair, rolled: Rollout, returns: Returns, cfg: Config
 ) -> tuple[Tensor, Tensor]:
-    """REINFORCE: −Σ_tokens advantage · log π, one value an attempt → (N,), (N·M,).
+    """−Σ_tokens advantage · log π (REINFORCE) + β Σ_tokens D, one value an attempt → (N,), (N·M,).
 
     The gradient of the sum of their two means is, in expectation, that of the stage's objective.
-    Token log-probabilities are (N, T1) and (N·M, T2), 0 outside the masks; only `logprobs` has
-    gradient.
+    `logprobs` and `kls` are those of `attempt_scores`, (N, T1) and (N·M, T2).
     """
-    # k1 of each token and those after it
-    kl1, kl2 = (to_go(logp - ref_logp).detach() for logp, ref_logp in zip(logprobs, ref_logprobs))
-    first, second = advantages(rolled.r1, rolled.r2, kl1, kl2, returns, cfg)
-    if not rolled.on_policy:
-        first = torch.zeros_like(first)  # another model's words are a prompt, not an action
-    return -(first * logprobs[0]).sum(1), -(second * logprobs[1]).sum(1)
+    after = (later(kl.detach()) for kl in kls)
+    first, second = advantages(rolled.r1, rolled.r2, *after, returns, cfg)
+    # Returns are linear in the KL, so those of no reward are −β·KL, here with its own gradient.
+    nothing = kls[0].new_zeros(())
+    at1, at2 = returns(nothing, nothing, *(kl.sum(1) for kl in kls), cfg)  # (N,), (N·M,)
+    if not rolled.on_policy:  # another model's words are a prompt, not an action
+        first, at1 = torch.zeros_like(first), nothing
+    return -(first * logprobs[0]).sum(1) - at1, -(second * logprobs[1]).sum(1) - at2
 
 
 # ---------------------------------------------------------------------------------------------
@@ -407,17 +415,14 @@ def update(
     metrics = {"loss": 0.0, "kl_1": 0.0, "kl_2": 0.0}
     optimizer.zero_grad()
     for part in (part for rolled in rollouts for part in micro_batches(rolled, cfg)):
-        with torch.no_grad():
-            ref_logprobs = attempt_logprobs(ref, part, cfg.temperature)
-        logprobs = attempt_logprobs(policy, part, cfg.temperature)
-        first, second = policy_loss(logprobs, ref_logprobs, part, returns, cfg)
+        logprobs, kls = attempt_scores(policy, ref, part, cfg.temperature)
+        first, second = policy_loss(logprobs, kls, part, returns, cfg)
         loss = first.sum() / firsts + second.sum() / seconds
         loss.backward()  # gradients add up over the parts
         metrics["loss"] += loss.item()
         if part.on_policy:
-            totals = [(a.detach() - b).sum().item() for a, b in zip(logprobs, ref_logprobs)]
-            metrics["kl_1"] += totals[0] / firsts
-            metrics["kl_2"] += totals[1] / len(rollouts[0].r2)
+            metrics["kl_1"] += kls[0].sum().item() / firsts
+            metrics["kl_2"] += kls[1].sum().item() / len(rollouts[0].r2)
     norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), cfg.clip)
     optimizer.step()
     return metrics | {"grad_norm": norm.item()}

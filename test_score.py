@@ -145,7 +145,7 @@ def expected_gradient(code, policy: GPT, ref: GPT, stage: int, K: int, M: int) -
     every = code.Rollout(
         first, second, REWARDS, REWARDS.repeat(n), torch.zeros(n * n), True, packed
     )
-    tables = [code.attempt_logprobs(gpt, every, temperature=1.0) for gpt in (policy, ref)]
+    tables = code.attempt_scores(policy, ref, every, temperature=1.0)
     logp1, logp2 = (part.sum(1) for part in tables[0])
 
     seconds = torch.tensor(list(itertools.product(range(n), repeat=M)))  # (n^M, M)
@@ -191,12 +191,21 @@ MUTANTS = {
     "no KL on attempt 1, II": (2, 2, 1, "return1 = r1 - cfg.beta1 * kl1", "return1 = r1"),
     "no reward on attempt 1": (2, 2, 1, "return1 = r1 - cfg", "return1 = -cfg"),
     "KL of the wrong attempt": (1, 2, 1, "-cfg.beta2 * kl1", "-cfg.beta2 * kl2"),
-    "KL backwards": (1, 2, 1, "to_go(logp - ref_logp)", "to_go(ref_logp - logp)"),
-    "KL averaged": (1, 2, 1, "to_go(logp - ref_logp)", "(to_go(logp - ref_logp) / logp.shape[1])"),
-    "KL of the token alone": (1, 2, 1, "to_go(logp - ref_logp)", "(logp - ref_logp)"),
-    "KL from the next token on": (1, 2, 1, "values.flip(1).cumsum(1).flip(1)",
-                                  "values.flip(1).cumsum(1).flip(1) - values"),
-    "KL not detached": (1, 2, 1, "to_go(logp - ref_logp).detach()", "to_go(logp - ref_logp)"),
+    "KL of the other sign": (1, 2, 1, "*(kl.sum(1) for kl", "*(-kl.sum(1) for kl"),
+    "KL averaged": (1, 2, 1, "*(kl.sum(1) for kl", "*(kl.mean(1) for kl"),
+    "KL where the tokens lead left out": (1, 2, 1, "later(kl.detach())", "(0 * kl.detach())"),
+    "KL where the tokens lead of the other sign": (
+        1, 2, 1, "later(kl.detach())", "later(-kl.detach())"
+    ),
+    "KL before the token": (
+        1, 2, 1, "values.flip(1).cumsum(1).flip(1) - values", "values.cumsum(1) - values"
+    ),
+    "KL at the states left out, I": (1, 2, 1, "sum(1) - at1", "sum(1)"),
+    "KL at the states left out, II": (2, 2, 1, "sum(1) - at2", "sum(1)"),
+    "KL not detached": (1, 2, 1, "later(kl.detach())", "later(kl)"),
+    "KL detached": (1, 2, 1, "*(kl.sum(1) for kl", "*(kl.sum(1).detach() for kl"),
+    "KL from the policy itself": (1, 2, 1, "attempt_states(ref, rolled)",
+                                  "attempt_states(policy, rolled)"),
     "token mean": (2, 2, 1, "-(second * logprobs[1]).sum(1)", "-(second * logprobs[1]).mean(1)"),
     "baseline with itself": (
         2, 2, 1, "(groups.sum(1, keepdim=True) - groups) / (samples - 1)",
@@ -231,28 +240,46 @@ def test_mutants_fail_the_oracle(name):
         del sys.modules["mutant"]
 
 
+def naive_scores(hidden, weight, ref_hidden, ref_weight, tokens, temperature):
+    logprobs, ref = (
+        (x @ rows.T / temperature).log_softmax(1)
+        for x, rows in ((hidden, weight), (ref_hidden, ref_weight))
+    )
+    kl = (logprobs.exp() * (logprobs - ref)).sum(1)
+    return logprobs.gather(1, tokens[:, None])[:, 0], kl
+
+
 @pytest.mark.parametrize("chunk", [1, 3990, 1 << 24])
-def test_head_logprobs_and_their_gradient_are_the_naive_ones(chunk, monkeypatch):
-    """For arbitrary weights on the log-probabilities, in three slices, in two, and in one."""
-    monkeypatch.setattr(model_module.HeadLogprobs, "CHUNK", chunk)
-    torch.manual_seed(0)
-    gpt = GPT(GPTConfig(vocab_size=600, width=8, heads=2, layers=1)).double()
-    hidden = 4 * torch.randn(10, 8, dtype=torch.float64)
-    gpt.head.weight.data.mul_(50)
-    tokens, weights = torch.randint(600, (10,)), torch.randn(10, dtype=torch.float64)
+def test_head_scores_and_their_gradient_are_the_naive_ones(chunk, monkeypatch):
+    """For arbitrary weights on log-probabilities and KLs, in three slices, in two, and in one."""
+    monkeypatch.setattr(model_module.HeadScores, "CHUNK", chunk)
+    g = torch.Generator().manual_seed(0)
+    heads = [4 * torch.randn(n, 8, generator=g, dtype=torch.float64) for n in (10, 600, 10, 600)]
+    tokens = torch.randint(600, (10,), generator=g)
     tokens[:4] = torch.tensor([0, 255, 256, 599])
-
-    def naive(hidden, tokens, temperature):
-        return (gpt.logits(hidden) / temperature).log_softmax(1).gather(1, tokens[:, None])[:, 0]
-
+    weights = torch.randn(2, 10, generator=g, dtype=torch.float64)
     results = []
-    for logprobs in (gpt.logprobs, naive):
-        leaf = hidden.clone().requires_grad_()
-        values = logprobs(leaf, tokens, 0.7)
-        grads = torch.autograd.grad((weights * values).sum(), [leaf, gpt.head.weight])
-        results.append([values.detach(), *grads])
+    for scores in (model_module.HeadScores.apply, naive_scores):
+        leaves = [head.clone().requires_grad_() for head in heads[:2]]
+        values = scores(*leaves, *heads[2:], tokens, 0.7)
+        grads = torch.autograd.grad((weights * torch.stack(values)).sum(), leaves)
+        results.append([*(value.detach() for value in values), *grads])
     for ours, theirs in zip(*results):
         assert torch.allclose(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
+def test_kl_is_zero_between_equals_and_positive_between_others():
+    """In float32, of logits near −100 as GPT-2's are."""
+    g = torch.Generator().manual_seed(0)
+    hidden, weight = torch.randn(50, 64, generator=g), torch.randn(300, 64, generator=g) / 8
+    hidden[:, 0], weight[:, 0] = 16, -6
+    tokens = torch.zeros(50, dtype=torch.int64)
+    for close, most in ((0.0, 2e-5), (1e-2, 1e-3)):
+        other = weight + close * torch.randn(300, 64, generator=g)
+        other[:, 0] = -6
+        _, kl = model_module.HeadScores.apply(hidden, weight, hidden, other, tokens, 1.0)
+        exact = naive_scores(*(x.double() for x in (hidden, weight, hidden, other)), tokens, 1.0)[1]
+        assert (kl - exact).abs().max() < 2e-5 and kl.abs().max() < most * 10
 
 
 def test_bfloat16_does_not_round_logits():
@@ -267,8 +294,9 @@ def test_bfloat16_does_not_round_logits():
     assert logits.mean() < -90
     exact = logits.log_softmax(1).gather(1, tokens[:, None])[:, 0]
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        auto = model_module.HeadLogprobs.apply(hidden, weight, tokens, 1.0)
-    low = model_module.HeadLogprobs.apply(hidden.bfloat16(), weight.bfloat16(), tokens, 1.0)
+        auto, _ = model_module.HeadScores.apply(*(hidden, weight) * 2, tokens, 1.0)
+    heads = [x.bfloat16() for x in (hidden, weight)] * 2
+    low, _ = model_module.HeadScores.apply(*heads, tokens, 1.0)
     assert (auto - exact).abs().max() < 1e-4 and (low - exact).abs().max() < 1e-4
 
 
@@ -335,13 +363,18 @@ def test_offline_first_attempts_are_prompts_only(puzzle, tiny):
     assert not torch.equal(own.first.tokens, same.first.tokens)
     ref = GPT(tiny.config)
     rolled = score.rollout(tiny, puzzle, puzzle.batch(0, 0, 4), cfg, 0, first_by=ref)
-    logprobs = [score.attempt_logprobs(gpt, rolled, 1.0) for gpt in (tiny, ref)]
-    logprobs[1] = tuple(part.detach() for part in logprobs[1])
+    logprobs, kls = score.attempt_scores(tiny, ref, rolled, 1.0)
     rolled = dataclasses.replace(rolled, r2=torch.arange(16.0) % 2)
-    first, second = score.policy_loss(*logprobs, rolled, score.stage1_returns, cfg)
+    first, second = score.policy_loss(logprobs, kls, rolled, score.stage1_returns, cfg)
     assert first.abs().max() == 0 and second.abs().max() > 0
-    assert torch.allclose(logprobs[1][0], rolled.first.logprobs, atol=1e-5)  # the ref wrote y1
-    assert torch.allclose(logprobs[0][1], rolled.second.logprobs, atol=1e-5)  # the policy y2
+    wrote = sampled_logprobs(ref, rolled, 1.0)[0], logprobs[1]  # the ref y1, the policy y2
+    for scored, attempt in zip(wrote, (rolled.first, rolled.second)):
+        assert torch.allclose(scored, attempt.logprobs, atol=1e-5)
+
+
+def sampled_logprobs(gpt: GPT, rolled: score.Rollout, temperature: float) -> score.Pair:
+    """log π of both attempts' tokens."""
+    return score.attempt_scores(gpt, gpt, rolled, temperature)[0]
 
 
 # ---------------------------------------------------------------------------------------------
@@ -477,7 +510,7 @@ def test_rollout_scores_both_attempts_as_sampled():
     rolled = score.rollout(gpt, Toy(), toy_problems(RAGGED), cfg, seed=9)
     assert len(set(rolled.first.mask.sum(1).tolist())) > 5
     assert len(set(rolled.second.mask.sum(1).tolist())) > 5
-    packed = score.attempt_logprobs(gpt, rolled, 1.0)
+    packed = sampled_logprobs(gpt, rolled, 1.0)
     for scored, sampled in zip(packed, (rolled.first, rolled.second)):
         assert (scored - sampled.logprobs).abs().max() < 1e-5
     # and against plain rows [x, y1, p, y2], one at a time, built without any of the packing
@@ -508,7 +541,7 @@ def test_cut_and_closed_attempts_are_scored_as_sampled():
     ended = rolled.first.ended.tolist()
     assert [y[-1] in (0, 3) for y in firsts] == ended and 3 < sum(ended) < 27
     assert {3, 0} <= {y[-1] for y in firsts}
-    parts = zip(score.attempt_logprobs(gpt, rolled, 1.0), (rolled.first, rolled.second))
+    parts = zip(sampled_logprobs(gpt, rolled, 1.0), (rolled.first, rolled.second))
     assert all((scored - part.logprobs).abs().max() < 1e-5 for scored, part in parts)
     for n, y2 in enumerate(seconds):
         y1 = firsts[n // 2] + [0] * (not ended[n // 2])
@@ -634,7 +667,7 @@ def test_cuda_samples_what_it_scores(dtype, shape):
     for seed in range(3):
         with auto:
             rolled = score.rollout(gpt, Toy(), toy_problems(RAGGED), cfg, seed=seed)
-            scored = score.attempt_logprobs(gpt, rolled, 1.0)
+            scored = sampled_logprobs(gpt, rolled, 1.0)
         for ours, made in zip(scored, (rolled.first, rolled.second)):
             error = (ours - made.logprobs)[made.mask].abs()
             assert error.max() < 1e-4 if dtype == torch.float32 else error.mean() < 3e-3
@@ -653,8 +686,10 @@ def test_cuda_gradient_under_autocast_is_near_the_exact_one():
     for device in ("cpu", DEVICE):
         leaves = [x.to(device).requires_grad_() for x in (hidden, weight)]
         with torch.autocast("cuda", torch.bfloat16):
-            logprobs = model_module.HeadLogprobs.apply(*leaves, tokens.to(device), 1.0)
-        grads.append(torch.autograd.grad((weights.to(device) * logprobs).sum(), leaves))
+            others = (x.to(device).flip(0) for x in (hidden, weight))
+            values = model_module.HeadScores.apply(*leaves, *others, tokens.to(device), 1.0)
+        loss = (weights.to(device) * torch.stack(values)).sum()
+        grads.append(torch.autograd.grad(loss, leaves))
     for exact, ours in zip(*grads):
         assert (exact - ours.cpu()).norm() < 0.02 * exact.norm()
 
@@ -762,7 +797,7 @@ def test_rollouts_with_the_fused_sampler_are_scored_as_sampled(graph_steps, monk
     monkeypatch.setattr(model_module, "has_onednn", lambda dtype: False)  # as on CUDA
     gpt, cfg = ragged_gpt(context=128), score.Config(samples=4, revisions=2, temperature=0.8)
     rolled = score.rollout(gpt, Toy(), toy_problems(RAGGED), cfg, seed=2)
-    scored = score.attempt_logprobs(gpt, rolled, 0.8)
+    scored = sampled_logprobs(gpt, rolled, 0.8)
     for ours, made in zip(scored, (rolled.first, rolled.second)):
         assert len(set(made.mask.sum(1).tolist())) > 3
         assert (ours - made.logprobs)[made.mask].abs().max() < 1e-5
@@ -838,7 +873,7 @@ def test_offline_attempts_are_cut_and_closed_alike():
     gpt, cfg, task = ragged_gpt(), score.Config(samples=6, revisions=2), Chatty()
     rolled = score.rollout(gpt, task, toy_problems(RAGGED), cfg, seed=4, first_by=ragged_gpt())
     assert 3 < rolled.first.ended.sum() < 27
-    parts = zip(score.attempt_logprobs(gpt, rolled, 1.0), (rolled.first, rolled.second))
+    parts = zip(sampled_logprobs(gpt, rolled, 1.0), (rolled.first, rolled.second))
     assert all((scored - part.logprobs).abs().max() < 1e-5 for scored, part in parts)
 
 
@@ -1308,7 +1343,7 @@ def test_bfloat16_and_offline_first_attempts_run(tmp_path, few_steps):
     gpt = ragged_gpt()
     with torch.autocast("cpu", torch.bfloat16):
         rolled = score.rollout(gpt, Toy(), toy_problems(RAGGED), score.Config(), seed=9)
-        packed = score.attempt_logprobs(gpt, rolled, 1.0)
+        packed = sampled_logprobs(gpt, rolled, 1.0)
     assert (packed[1] - rolled.second.logprobs).abs().max() < 0.1
     assert (packed[1] - rolled.second.logprobs).abs().mean() < 3e-3
 

@@ -423,7 +423,8 @@ def logprob_error(model: GPT, prompts: Tensor, answers: tuple, eos: int | None) 
     mask = answered(tokens, eos)  # (B, T)
     ok = torch.cat([torch.ones_like(prompts, dtype=torch.bool), mask], 1)
     hidden = model.hidden(torch.cat([prompts, tokens], 1), ok)[:, prompts.shape[1] - 1 : -1]
-    error = (model.logprobs(hidden[mask], tokens[mask]) - logprobs[mask]).abs()
+    exact, _ = model.scores(hidden[mask], tokens[mask], model, hidden[mask], 1.0)
+    error = (exact - logprobs[mask]).abs()
     return {"mean": error.mean().item(), "max": error.max().item()}
 
 

@@ -3,14 +3,13 @@
     python experiments/bench_update.py
     python experiments/bench_update.py --whole tiny gpt2
 
-The first is the gradient of Σ weight · log π(token) with respect to the final states and the head,
-for the sizes of GPT-2 unless told otherwise. The ways are
+The first is the gradient of Σ weight · log π(token) + weight · KL(π ‖ π_ref) with respect to the
+final states and the head, for the sizes of GPT-2 unless told otherwise. The ways are
 
-    slices         model.HeadLogprobs: slices of the vocabulary, logits computed twice
-    naive          log_softmax of all logits, then gather
-    logsumexp      the gathered logit minus the logsumexp of all
+    slices         model.HeadScores: slices of the vocabulary, logits computed twice
+    naive          log_softmax of all logits, then gather, and the sum of p · (log p − log p_ref)
     checkpointed   naive in chunks of rows under torch.utils.checkpoint
-    torch          F.linear_cross_entropy without reduction, where this torch has it
+    torch          F.nll_loss and F.kl_div without reduction
 
 Every way runs in a process of its own, in turn with the others, and reports the median of its
 seconds (of CPU time; by the clock on CUDA) and the growth of its peak memory beyond that of the
@@ -43,37 +42,43 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-from model import Generation, HeadLogprobs
+from model import Generation, HeadScores
 from score import Config, Rollout, pack, stage2_returns, try_again, update
 
 
-def naive(hidden, weight, tokens):
-    return (hidden @ weight.T).float().log_softmax(1).gather(1, tokens[:, None])[:, 0]
+def all_logprobs(hidden, weight):
+    return (hidden @ weight.T).float().log_softmax(1)
 
 
-def logsumexp(hidden, weight, tokens):
-    logits = (hidden @ weight.T).float()
-    return logits.gather(1, tokens[:, None])[:, 0] - logits.logsumexp(1)
+def naive(hidden, weight, ref_hidden, ref_weight, tokens):
+    logprobs, ref = all_logprobs(hidden, weight), all_logprobs(ref_hidden, ref_weight)
+    kl = (logprobs.exp() * (logprobs - ref)).sum(1)
+    return logprobs.gather(1, tokens[:, None])[:, 0], kl
 
 
-def checkpointed(hidden, weight, tokens):
-    pairs = zip(hidden.split(256), tokens.split(256))
-    return torch.cat([checkpoint(naive, h, weight, t, use_reentrant=False) for h, t in pairs])
+def checkpointed(hidden, weight, ref_hidden, ref_weight, tokens):
+    chunks = zip(*(x.split(256) for x in (hidden, ref_hidden, tokens)))
+    parts = [
+        checkpoint(naive, h, weight, r, ref_weight, t, use_reentrant=False) for h, r, t in chunks
+    ]
+    return tuple(map(torch.cat, zip(*parts)))
 
 
-def slices(hidden, weight, tokens):
-    return HeadLogprobs.apply(hidden, weight, tokens, 1.0)
+def slices(hidden, weight, ref_hidden, ref_weight, tokens):
+    return HeadScores.apply(hidden, weight, ref_hidden, ref_weight, tokens, 1.0)
 
 
-def library(hidden, weight, tokens):
-    return -F.linear_cross_entropy(hidden, weight, tokens, reduction="none")
+def library(hidden, weight, ref_hidden, ref_weight, tokens):
+    logprobs, ref = all_logprobs(hidden, weight), all_logprobs(ref_hidden, ref_weight)
+    # Its KL is that of the second argument from the first.
+    kl = F.kl_div(ref, logprobs, reduction="none", log_target=True).sum(1)
+    return -F.nll_loss(logprobs, tokens, reduction="none"), kl
 
 
 SHAPES = ("tiny", "gpt2", "qwen")  # of bench_rollout.py
 WAYS = {
     "slices": slices,
     "naive": naive,
-    "logsumexp": logsumexp,
     "checkpointed": checkpointed,
     "torch": library,
 }
@@ -95,14 +100,15 @@ def measure(args: argparse.Namespace) -> dict:
     weight = torch.randn(args.vocabulary, args.width, device=args.device, dtype=dtype)
     weight *= 0.02
     tokens = torch.randint(args.vocabulary, (args.rows,), device=args.device)
-    weights = torch.randn(args.rows, device=args.device)
+    weights = torch.randn(2, args.rows, device=args.device)
+    ref = hidden.flip(0), weight.flip(0)
     leaves = [hidden.requires_grad_(), weight.requires_grad_()]
     before, clock = peak(args.device), clock_of(args.device)
     for _ in range(2 if args.device == "cuda" else 1):  # the first loads CUDA's kernels
         hidden.grad = weight.grad = None
         started = clock()
-        logprobs = WAYS[args.way](*leaves, tokens)
-        logprobs.backward(weights.to(logprobs.dtype))
+        values = torch.stack(WAYS[args.way](*leaves, *ref, tokens))
+        values.backward(weights.to(values.dtype))
         seconds = clock() - started
     gradients = sum(leaf.grad.numel() * leaf.grad.element_size() for leaf in leaves) / 2**20
     return {"seconds": seconds, "mib": peak(args.device) - before - gradients}
