@@ -67,7 +67,7 @@ class Config:
     """What the algorithm needs to know. The paper's values are those for MATH."""
 
     alpha: float = 10.0  # α, weight of the progress bonus (paper: 10)
-    beta1: float = 0.02  # β1, KL weight on what is trained (paper: 0.01; Stage II here: 0.05)
+    beta1: float = 0.02  # β1, KL weight on what is trained (paper: 0.01)
     beta2: float = 0.3  # β2, KL weight that holds attempt 1 in Stage I (paper: 0.1)
     problems: int = 32  # P, problems a step (paper: 512 of problems or rollouts, it does not say)
     samples: int = 4  # K, first attempts a problem (paper: not given)

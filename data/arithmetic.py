@@ -30,17 +30,34 @@ END, RETRY = "<|end|>", "<|There might be an error. Try again.|>"
 class Corpus:
     """How the transcripts of two attempts are drawn, and what a base model learns from them.
 
-    A first attempt is right with probability `right`, else one slip away from right. A second one
-    repeats the first with probability `copy`, right or not, and is otherwise a fresh draw: right
-    with probability `right` (of several right answers the one nearest to the first), else slipped.
-    So accuracy does not rise from the first attempt to the second, and in the end the likeliest
-    second attempt is the first again; but corrections occur, as they do in what language models
-    are trained on.
+    A first attempt at an *easy* problem is right with probability `right`, or else one *slip* away
+    from right: a random sign of a puzzle is flipped. On *hard* problems, half of a puzzle's, right
+    attempts are rarer, and most wrong ones show a *habit*: always the same sign is flipped, that of
+    the largest digit. A second attempt repeats the first with probability `copy`, right or not, and
+    is otherwise a fresh draw by the same rule, of several right answers the one nearest to the
+    first. So accuracy does not rise from the first attempt to the second, and in the end nearly all
+    second attempts are copies; but corrections occur, as they do in what language models read.
+
+    What makes this base resemble a pretrained model are two kinds of mistake. *The habit* is a mere
+    preference: which digit is largest stands in the prompt, and the model that flips its sign knows
+    a right answer. Reward can unlearn it in the first attempt, as reinforcement improves any
+    pretrained model without a word of self-correction. *Other mistakes* stay: whether the signs hit
+    the target is seen only when the last is drawn, too late for the first. They can be repaired
+    afterwards, with the miss in sight, which a base that copies hardly ever tries. So plain reward
+    cures the habit first and goes on copying; self-correction needs to be learned on its own.
     """
 
-    right: float = 0.5
+    right: float = 0.5  # of attempts at easy problems
+    right_hard: float = 0.25  # of attempts at hard ones
+    habit: float = 0.9  # of wrong attempts at hard problems; the others are slips
     copy: float = 0.3
-    copy_late: float = 0.8  # in the last fifth of training
+    copy_late: float = 0.995  # in the last three tenths of training
+
+    def mistake(self, hard: bool, rng: np.random.Generator) -> str | None:
+        """Of one attempt at a problem; None if it is right."""
+        if rng.random() < (self.right_hard if hard else self.right):
+            return None
+        return "habit" if hard and rng.random() < self.habit else "slip"
 
 
 class Puzzle:
@@ -82,20 +99,30 @@ class Puzzle:
             steps.append(text)
         return "".join(steps)
 
+    def solutions(self, prompt: str) -> np.ndarray:
+        """Every way to sign the digits that makes the target, (n, k)."""
+        digits, target = parse_puzzle(prompt)
+        return self.choices[self.choices @ digits == target]
+
+    def hard(self, prompt: str) -> bool:
+        """Whether the corpus has a habit here: where the first digit is larger than the last."""
+        return prompt[0] > prompt[self.difficulty - 1]
+
     def attempt(
-        self, prompt: str, right: bool, previous: str | None, rng: np.random.Generator
+        self, prompt: str, mistake: str | None, previous: str | None, rng: np.random.Generator
     ) -> str:
         """Signs that make the target, the nearest to the previous attempt's if there is one (drawn
-        evenly among several); one of them flipped if it shall be wrong. Every step is computed
-        without a mistake."""
-        digits, target = parse_puzzle(prompt)
-        solutions = self.choices[self.choices @ digits == target]  # (n, k)
+        evenly among several). A mistake flips one of them: "slip" any, "habit" the largest digit's.
+        Every step is computed without a mistake."""
+        solutions = self.solutions(prompt)
         score = rng.random(len(solutions))
         if previous is not None:
             before = np.array([-1 if sign == "-" else 1 for sign in STEP.findall(previous)])
             score += solutions @ before  # two apart for every sign that agrees
         signs = solutions[score.argmax()].copy()
-        if not right:
+        if mistake == "habit":
+            signs[np.argmax(parse_puzzle(prompt)[0])] *= -1
+        elif mistake == "slip":
             signs[rng.integers(len(signs))] *= -1
         return self.spell(prompt, signs)
 
@@ -122,13 +149,17 @@ class Numbers:
         """The same for a+b and b+a."""
         return self.operator.join(sorted(prompt.removesuffix("=").split(self.operator)))
 
+    def hard(self, prompt: str) -> bool:
+        """No family but the puzzle has a habit."""
+        return False
+
     def attempt(
-        self, prompt: str, right: bool, previous: str | None, rng: np.random.Generator
+        self, prompt: str, mistake: str | None, previous: str | None, rng: np.random.Generator
     ) -> str:
         """The answer, or with one digit changed."""
         left, other = map(int, prompt.removesuffix("=").split(self.operator))
         answer = str(left + other if self.operator == "+" else left * other)
-        if right:
+        if mistake is None:
             return answer
         place = rng.integers(len(answer))
         digit = (int(answer[place]) + rng.integers(1, 10)) % 10
@@ -155,14 +186,14 @@ SPLITS = {"train": range(3, 20), "val": range(0, 1), "test": range(1, 3)}
 class ArithmeticTask(Task):
     """One family at one difficulty. Raises ValueError for a difficulty outside its range."""
 
-    def __init__(self, family: type, difficulty: int | None = None):
+    def __init__(self, family: type, difficulty: int | None = None, corpus: Corpus = Corpus()):
         difficulty = family.default if difficulty is None else difficulty
         if difficulty not in family.difficulties:
             low, high = family.difficulties[0], family.difficulties[-1]
             raise ValueError(
                 f"difficulty {difficulty} of {family.name} is not between {low} and {high}"
             )
-        self.family = family(difficulty)
+        self.family, self.corpus = family(difficulty), corpus
         self.name = family.name
         self.encoding = arithmetic_encoding(self.family)
         self.eos, retry = (self.encoding.encode_single_token(text) for text in (END, RETRY))
@@ -202,19 +233,21 @@ class ArithmeticTask(Task):
         return [Problem(prompt) for prompt in prompts]
 
     def transcripts(
-        self, seed: int, step: int, count: int, progress: float, corpus: Corpus = Corpus()
+        self, seed: int, step: int, count: int, progress: float
     ) -> list[tuple[str, str, str]]:
         """(prompt, first attempt, second attempt) of `count` training problems; `progress` is how
         much of base training is behind, 0 to 1."""
         rng = np.random.default_rng([seed, step, text_hash("corpus")])
-        copy = corpus.copy if progress < 0.8 else corpus.copy_late
+        corpus = self.corpus
+        copy = corpus.copy if progress < 0.7 else corpus.copy_late
         rows = []
         for _ in range(count):
             prompt = self._draw("train", rng)
-            first = self.family.attempt(prompt, rng.random() < corpus.right, None, rng)
+            hard = self.family.hard(prompt)
+            first = self.family.attempt(prompt, corpus.mistake(hard, rng), None, rng)
             second = first
             if rng.random() >= copy:
-                second = self.family.attempt(prompt, rng.random() < corpus.right, first, rng)
+                second = self.family.attempt(prompt, corpus.mistake(hard, rng), first, rng)
             rows.append((prompt, first, second))
         return rows
 
