@@ -395,6 +395,8 @@ def rollout_metrics(rolled: Rollout, returns: Returns, cfg: Config) -> dict:
         "acc_t1": r1.mean().item(),
         "acc_t2": r2.mean().item(),
         "delta": (r2 - r1).mean().item(),
+        "fixed": ((1 - r1) * r2).mean().item(),
+        "broken": (r1 * (1 - r2)).mean().item(),
         "entropy": -drawn.mean().item(),
         "changed": rolled.changed.float().mean().item(),
         "truncated": 1 - ended.float().mean().item(),
@@ -534,3 +536,27 @@ def evaluate(
         for name, values in series.items()
     }
     return Evaluation(metrics, problems, responses, rewards, ended.bool())
+
+
+def diagnose(
+    policy: GPT, task: Task, problems: list[Problem], *, seed: int = 0, batch: int = 512
+) -> dict:
+    """Where reward on attempt 2 alone would push this policy first: to edit or to copy?
+
+    Sampled at temperature 1, once a problem: p = P(y1 right), f = P(y2 right | y1 wrong) and
+    b = P(y2 wrong | y1 right). Editing earns (1 − p)·f more right answers than copying and p·b
+    fewer, so it pays where `ratio` f/b exceeds `odds` p/(1 − p) (arXiv 2604.22273). What has no
+    value, f where nothing was wrong or f/b where nothing broke, is None.
+    """
+    sampled = evaluate(policy, task, problems, temperature=1.0, seed=seed, batch=batch).metrics
+    p, fixed, broken = (sampled[name] for name in ("acc_t1", "fixed", "broken"))
+    f = fixed / (1 - p) if p < 1 else None
+    b = broken / p if p > 0 else None
+    return {
+        "p": p,
+        "f": f,
+        "b": b,
+        "ratio": f / b if f is not None and b else None,
+        "odds": p / (1 - p) if p < 1 else None,
+        "n": len(problems),
+    }

@@ -1330,25 +1330,17 @@ def test_stages_leave_what_the_contract_says(trained):
         assert [row["step"] for row in rows] == list(range(1, 7))
         expected = {"step", "stage", "seconds", "loss", "grad_norm", "tokens_per_second"}
         if number > 0:
-            expected |= {
-                "reward",
-                "acc_t1",
-                "acc_t2",
-                "delta",
-                "kl_1",
-                "kl_2",
-                "changed",
-                "truncated",
-                "entropy",
-            }
+            named = "reward acc_t1 acc_t2 delta fixed broken kl_1 kl_2 changed truncated entropy"
+            expected |= set(named.split())
         assert expected <= rows[0].keys()
         results = json.loads((trained / name / "results.json").read_text())
         named = "data task stage n seed temperature acc_t1 acc_t2 delta fixed broken changed"
-        named += " truncated acc se seconds steps samples config command"
+        named += " truncated acc se seconds steps samples config command diagnosis"
         assert set(named.split()) <= results.keys()
         assert results["stage"] == number and results["n"] == 20 and results["steps"] == 6
         assert results["samples"] == (6 * 4 * (2 + 2 * 2) if number else 0)
         assert results["delta"] == pytest.approx(results["fixed"] - results["broken"])
+        assert results["diagnosis"].keys() == {"p", "f", "b", "ratio", "odds", "n"}
     ref = json.loads((trained / "stage1" / "metrics.jsonl").open().readline())
     assert abs(ref["kl_1"]) < 1e-5  # the first step's policy is the reference
 
@@ -1519,6 +1511,54 @@ def test_bad_log_is_one_line(log, trained, tmp_path, few_steps, capsys):
     (path.parent / "metrics.jsonl").write_bytes(log)
     assert run("--stage", 1, "--resume", "--steps", 9, "--out", tmp_path) == 2
     assert "is not the log" in capsys.readouterr().err
+
+
+def odd_start(task, problems, attempt) -> torch.Tensor:
+    """In place of `score.grade`, for a model that hardly ever is right: rewards half of all."""
+    return (attempt.tokens[:, 0] % 2).float()
+
+
+def test_the_diagnosis_is_of_what_the_policy_samples(puzzle, tiny, monkeypatch):
+    """p, f and b of the same sampled attempts, counted one by one."""
+    problems = puzzle.held_out("val", 50)
+    monkeypatch.setattr(score, "grade", odd_start)
+    found = score.diagnose(tiny, puzzle, problems, seed=3)
+    r1, r2 = score.evaluate(tiny, puzzle, problems, temperature=1.0, seed=3).rewards.tolist()
+    after = {right: [b for a, b in zip(r1, r2) if a == right] for right in (0, 1)}
+    p, f, b = statistics.mean(r1), statistics.mean(after[0]), 1 - statistics.mean(after[1])
+    assert 0 < p < 1 and f > 0 and b > 0
+    wanted = {"p": p, "f": f, "b": b, "ratio": f / b, "odds": p / (1 - p), "n": 50}
+    assert found == pytest.approx(wanted, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("acc_t1", "fixed", "broken", "wanted"),
+    [
+        (0.0, 0.25, 0.0, {"p": 0.0, "f": 0.25, "b": None, "ratio": None, "odds": 0.0}),
+        (1.0, 0.0, 0.5, {"p": 1.0, "f": None, "b": 0.5, "ratio": None, "odds": None}),
+        (0.5, 0.25, 0.0, {"p": 0.5, "f": 0.5, "b": 0.0, "ratio": None, "odds": 1.0}),
+    ],
+)
+def test_a_diagnosis_without_cases_has_no_value(acc_t1, fixed, broken, wanted, monkeypatch):
+    metrics = {"acc_t1": acc_t1, "fixed": fixed, "broken": broken}
+    result = types.SimpleNamespace(metrics=metrics)
+    monkeypatch.setattr(score, "evaluate", lambda *args, **options: result)
+    assert score.diagnose(None, None, [None] * 8) == wanted | {"n": 8}
+
+
+@pytest.mark.parametrize(
+    ("p", "f", "b", "said"),
+    [
+        (0.526, 0.10, 0.30, "would learn to copy"),  # the paper's base on MATH
+        (0.5, 0.3, 0.1, "would learn to edit"),
+        (0.5, 0.1, 0.1, "about as good"),
+        (0.0, 0.2, None, "would learn to edit"),
+        (1.0, None, 0.2, "would learn to copy"),
+        (0.5, 0.0, 0.0, "about as good"),
+    ],
+)
+def test_what_plain_reward_would_learn(p, f, b, said):
+    assert said in train.leaning({"p": p, "f": f, "b": b, "n": 500})
 
 
 def test_evaluation_is_repeatable(trained, few_steps):
@@ -3168,3 +3208,208 @@ def test_a_verdict_is_never_another_program_s():
         rewards.run_tests(*right)  # may be lost with what was killed
         passed = [rewards.run_tests(*item).passed for item in (wrong, right, wrong, wrong, right)]
         assert passed == [False, True, False, False, True]
+
+
+# ---------------------------------------------------------------------------------------------
+# 10. The comparison
+
+TINY = {"difficulty": 3, "layers": 1, "width": 16, "transcripts": 16, "eval_problems": 20}
+
+
+@pytest.fixture(scope="module")
+def small_base(tmp_path_factory) -> pathlib.Path:
+    """A base model for every method to start from."""
+    out = tmp_path_factory.mktemp("compared")
+    with pytest.MonkeyPatch.context() as patch:
+        shrink(patch)
+        compare.Run("base", 0).perform(out)
+    return out
+
+
+def shrink(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(compare.Trainer, "PROBLEMS", 20)
+    patch.setattr(compare.Trainer, "LOOK", 2)
+    patch.setattr(score, "grade", odd_start)
+    for name, method in compare.METHODS.items():
+        own = {"problems": 8, "steps": 6}
+        patch.setitem(
+            compare.METHODS, name, dataclasses.replace(method, own=method.own | TINY | own)
+        )
+
+
+@pytest.fixture
+def few_updates(monkeypatch):
+    shrink(monkeypatch)
+
+
+@pytest.fixture
+def compared(small_base, tmp_path) -> pathlib.Path:
+    return pathlib.Path(shutil.copytree(small_base, tmp_path / "out"))
+
+
+METHODS = [name for name in compare.METHODS if name not in ("base", "stage1", "star_stage2")]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_runs_and_leaves_what_the_tables_need(name, compared, few_updates):
+    for run in compare.planned_with_starts([compare.Run(name, 0)]):
+        if not run.finished(compared):
+            run.perform(compared)
+    folder = compare.Run(name, 0).folder(compared)
+    found = json.loads((folder / "details.json").read_text())
+    assert sum(found["edits"]) == 20 and 0 <= found["edit_ratio"] <= 1
+    assert len(found["attempts"]) == 10 and found["votes"]["samples"][-1] == 32
+    [curve] = compare.curves([compare.Run(name, 0)], compared)
+    assert [point[0] for point in curve["val"]] == [2, 4, 6]
+    imitates = isinstance(compare.METHODS[name].learns, compare.Imitation)
+    assert len(curve["sampled"]) == (0 if imitates else 3)
+
+
+def test_the_comparison_s_score_is_the_command_line_s(compared, few_updates, monkeypatch):
+    """Stage I by compare.py is `python train.py --stage 1`, weight for weight."""
+    run = compare.Run("stage1", 0)
+    run.perform(compared)
+    stages = [
+        dataclasses.replace(stage, own=compare.METHODS[stage.folder].own) for stage in train.STAGES
+    ]
+    monkeypatch.setattr(train, "STAGES", tuple(stages))
+    again = compared / "again"
+    shutil.copytree(compare.Run("base", 0).folder(compared), again / "puzzle" / "base")
+    assert train.main(["--stage", "1", "--out", str(again), "--device", "cpu"]) == 0
+    assert same_weights(run.folder(compared) / "model.pt", again / "puzzle" / "stage1" / "model.pt")
+
+
+@pytest.mark.parametrize("name", ["star_plus", "offline_only"])
+def test_a_stopped_method_goes_on_as_if_it_had_not(name, compared, few_updates, monkeypatch):
+    monkeypatch.setattr(train, "SAVE_EVERY", 1)
+    for run in compare.planned_with_starts([compare.Run(name, 0)]):
+        if not run.finished(compared):
+            run.perform(compared)
+    whole = run.folder(compared)
+    kept = whole.rename(whole.with_name("whole"))
+    advance = compare.Trainer.advance
+
+    def stop_after_three(trainer):
+        if trainer.step == 3:
+            raise KeyboardInterrupt
+        return advance(trainer)
+
+    monkeypatch.setattr(compare.Trainer, "advance", stop_after_three)
+    with pytest.raises(KeyboardInterrupt):
+        run.perform(compared)
+    monkeypatch.setattr(compare.Trainer, "advance", advance)
+    run.perform(compared)
+    assert same_weights(whole / "model.pt", kept / "model.pt")
+    assert without_times(whole / "metrics.jsonl") == without_times(kept / "metrics.jsonl")
+    counts = [json.loads((each / "results.json").read_text())["samples"] for each in (whole, kept)]
+    assert counts[0] == counts[1]
+
+
+def samples_a_step(name: str) -> float:
+    run, cfg = train.resolve(train.STAGES[1], compare.METHODS[name].own)
+    return cfg.problems * (1 + cfg.offline) * cfg.samples * (1 + cfg.revisions)
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if not name.endswith("_stage1")])
+def test_budgets_are_equal(name):
+    """As many updates as SCoRe's two stages, and as many samples but for 5 per cent."""
+    chain = compare.planned_with_starts([compare.Run(name, 0)])[1:]  # without the base
+    steps = [run.settings["steps"] for run in chain]
+    assert sum(steps) == methods.STEPS
+    samples = sum(n * samples_a_step(run.method) for n, run in zip(steps, chain))
+    assert abs(samples / (sum(steps) * samples_a_step("stage2")) - 1) < 0.051
+
+
+def test_learning_rates_are_the_best_on_validation_problems():
+    tuning = json.loads(compare.TUNING.read_text())
+    for arm in {row["arm"] for row in tuning}:
+        tried = {row["lr"]: row["acc_t2"] for row in tuning if row["arm"] == arm}
+        assert tried.keys() >= set(compare.LRS), arm
+        assert compare.METHODS[arm].own["lr"] == max(tried, key=tried.get), arm
+
+
+def test_returns_of_the_baselines_by_hand():
+    """r1, r2, KL1, KL2 and β1 as numbers: (y1's return, y2's)."""
+    numbers = [torch.tensor([value]) for value in (1.0, 0.5, 3.0, 4.0)]
+    cfg = score.Config(beta1=0.1)
+    for returns, wanted in (
+        (methods.naive_returns, (0.0, 0.1)),
+        (methods.both_returns, (0.7, 0.1)),
+        (methods.trajectory_returns, (1.2, 0.1)),
+        (methods.single_returns, (0.7, 0.0)),
+    ):
+        assert [float(part) for part in returns(*numbers, cfg)] == pytest.approx(wanted)
+
+
+def test_what_is_imitated():
+    """Answers are (text, reward). Own pairs follow each other; mixed ones end in a right answer,
+    another one than they begin with."""
+    firsts, seconds = [("a", 0.0), ("b", 1.0)], [("c", 1.0), ("d", 0.0), ("e", 0.0), ("f", 1.0)]
+    own = compare.own_pairs(firsts, seconds, None)
+    kept = {
+        keep: ["".join(text for text, _ in pair) for pair in own if keep(pair[0][1], pair[1][1])]
+        for keep in (methods.wrong_to_right, methods.ends_right)
+    }
+    assert kept == {methods.wrong_to_right: ["ac"], methods.ends_right: ["ac", "bf"]}
+    mixed = compare.mixed_pairs(firsts, seconds, np.random.default_rng(0))
+    assert [pair[0] for pair in mixed] == firsts + seconds
+    assert all(y2[1] == 1 and y2 != y1 for y1, y2 in mixed)
+    assert compare.mixed_pairs([("a", 0.0)], [("b", 1.0)], np.random.default_rng(0)) == [
+        (("a", 0.0), ("b", 1.0))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "ratio"),
+    [("", "", 0), ("abc", "abc", 0), ("abc", "", 1), ("abcd", "axd", 2 / 7), ("ab", "ba", 2 / 4)],
+)
+def test_edit_ratio_by_hand(first, second, ratio):
+    assert compare.edit_ratio(first, second) == pytest.approx(ratio)
+
+
+def fake_launch(code: str):
+    """In place of a run: a process that runs `code` in the run's folder."""
+
+    def launch(run: compare.Run, out: pathlib.Path, threads: int) -> subprocess.Popen:
+        run.folder(out).mkdir(parents=True, exist_ok=True)
+        return subprocess.Popen([sys.executable, "-c", code], cwd=run.folder(out))
+
+    return launch
+
+
+def test_runs_wait_for_what_they_start_from(tmp_path, monkeypatch, capsys):
+    done = "import time; open('details.json', 'w').write(str(time.time()))"
+    monkeypatch.setattr(compare, "launch", fake_launch(done))
+    runs = compare.planned(["quick"], 1)
+    compare.perform_all(runs, tmp_path, workers=2)
+    ended = {run: float((run.folder(tmp_path) / "details.json").read_text()) for run in runs}
+    assert all(ended[run.start] < ended[run] for run in runs if run.start)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(runs) and lines[-1].endswith("about 0 minutes left")
+    compare.perform_all(runs, tmp_path, workers=2)  # nothing is left
+    assert not capsys.readouterr().out
+
+
+def test_a_failed_run_ends_the_comparison_and_names_its_log(tmp_path, monkeypatch):
+    monkeypatch.setattr(compare, "launch", fake_launch("raise SystemExit(3)"))
+    with pytest.raises(SystemExit, match=r"base failed: see .*base\.log"):
+        compare.perform_all(compare.planned(["quick"], 1), tmp_path, workers=2)
+
+
+def test_comparison_refuses_runs_with_other_settings(compared, few_updates, monkeypatch):
+    monkeypatch.setattr(compare, "EVALUATED", {"n": 20, "temperature": 0.0})
+    [row] = compare.gather([compare.Run("base", 0)], compared)
+    assert (row["arm"], row["seed"], row["n"], row["lr"]) == ("base", 0, 20, 2e-3)
+    monkeypatch.setitem(compare.METHODS["base"].own, "lr", 1e-3)
+    with pytest.raises(SystemExit, match="was made with lr"):
+        compare.gather([compare.Run("base", 0)], compared)
+
+
+def test_figures_are_drawn_from_what_was_kept(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    import figures
+
+    monkeypatch.setattr(figures, "FOLDER", tmp_path)
+    figures.main()
+    assert {path.stem for path in tmp_path.glob("*.png")} == figures.DRAWINGS.keys()
+    assert all(f"(figures/{name}.png)" in compare.RESULTS.read_text() for name in figures.DRAWINGS)

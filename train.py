@@ -421,6 +421,8 @@ REWARDED = (
     "acc_t1",
     "acc_t2",
     "delta",
+    "fixed",
+    "broken",
     "entropy",
     "kl_1",
     "kl_2",
@@ -644,6 +646,7 @@ def evaluate(
             seed=run.seed,
             batch=run.eval_batch,
         )
+        diagnosis = score.diagnose(model, task, problems, seed=run.seed, batch=run.eval_batch)
     content = {
         "data": run.data,
         "task": task.name,
@@ -654,6 +657,7 @@ def evaluate(
         "seed": run.seed,
         "temperature": temperature,
         **result.metrics,
+        "diagnosis": diagnosis,
         "seconds": state.get("seconds"),  # of the training, as the next two
         "steps": state.get("step"),
         "samples": state.get("samples"),
@@ -687,6 +691,29 @@ def table(folders: list[tuple[str, Path]]) -> str:
         cells = [f"{100 * results[n]:.1f} ± {100 * results['se'][n]:.1f}" for n in names]
         lines.append("".join([f"{title:10}"] + [f"{cell:>14}" for cell in cells]))
     return "\n".join(lines)
+
+
+def diagnoses(folders: list[tuple[str, Path]]) -> str:
+    """What `score.diagnose` found of several stages, and what it means."""
+    lines = ["".join([f"{'':10}"] + [f"{name:>9}" for name in ("p", "f", "b", "f/b", "p/(1−p)")])]
+    for title, folder in folders:
+        found = json.loads((folder / "results.json").read_text())["diagnosis"]
+        numbers = [found[name] for name in ("p", "f", "b", "ratio", "odds")]
+        cells = ["–" if number is None else f"{number:.3f}" for number in numbers]
+        lines.append("".join([f"{title:10}"] + [f"{cell:>9}" for cell in cells]))
+        lines[-1] += f"   plain reward on attempt 2 {leaning(found)}"
+    return "\n".join(lines)
+
+
+def leaning(diagnosis: dict) -> str:
+    """What plain reward on attempt 2 would first learn; nothing is said within two standard errors
+    of what editing gains over copying."""
+    p, n = diagnosis["p"], diagnosis["n"]
+    fixed, broken = (1 - p) * (diagnosis["f"] or 0.0), p * (diagnosis["b"] or 0.0)
+    gain = fixed - broken
+    if abs(gain) <= 2 * math.sqrt((fixed + broken - gain**2) / n):
+        return "would find copying about as good as editing"
+    return f"would learn to {'edit' if gain > 0 else 'copy'}"
 
 
 def examples(result: score.Evaluation, task: data.Task) -> str:
@@ -952,6 +979,8 @@ def report(
     how = f"temperature {temperature:g}" if temperature else "greedy"
     say(f"\n{len(result.problems)} {split} problems, {how}, in per cent ± one standard error")
     say(table(folders))
+    say("\nsampled at temperature 1: p right at first, f right after wrong, b wrong after right")
+    say(diagnoses(folders))
     say("\n" + examples(result, task))
 
 
