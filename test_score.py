@@ -6,6 +6,7 @@
 3. The verifiers and the data.  4. The command line.  5. A tiny run learns.
 6. Open models: checkpoints, tokenizers and layouts are those of the libraries that made them.
 7. MATH, MBPP and HumanEval.  8, 9. The grader and the sandbox, on the cases of verifiers/.
+10. The comparison of methods: budgets, what is imitated, and that its tables are its runs'.
 """
 
 import ast
@@ -58,6 +59,7 @@ HERE = pathlib.Path(__file__).parent
 sys.path.append(str(HERE / "experiments"))
 import bench_rollout
 import compare
+import methods
 import speed
 
 
@@ -206,6 +208,11 @@ MUTANTS = {
     "KL at the states left out, II": (2, 2, 1, "sum(1) - at2", "sum(1)"),
     "KL not detached": (1, 2, 1, "later(kl.detach())", "later(kl)"),
     "KL detached": (1, 2, 1, "*(kl.sum(1) for kl", "*(kl.sum(1).detach() for kl"),
+    "KL backwards": (
+        1, 2, 1, "values = policy.scores(hidden, tokens, ref, ref_hidden, temperature)",
+        "values = (policy.scores(hidden, tokens, ref, ref_hidden, temperature)[0], "
+        "ref.scores(ref_hidden, tokens, policy, hidden, temperature)[1])",
+    ),
     "KL from the policy itself": (1, 2, 1, "attempt_states(ref, rolled)",
                                   "attempt_states(policy, rolled)"),
     "token mean": (2, 2, 1, "-(second * logprobs[1]).sum(1)", "-(second * logprobs[1]).mean(1)"),
@@ -1225,6 +1232,7 @@ def test_tokenizer_round_trips_and_names_what_it_cannot_read(name):
             task.encode(text)
 
 
+@pytest.mark.parametrize("hard", [False, True])
 @pytest.mark.parametrize("name", data.FAMILIES)
 def test_corpus_is_as_documented(name, hard):
     """How many first attempts are right; second ones are neither better nor worse; some copy."""
@@ -1898,26 +1906,12 @@ def test_run_time_packages_are_the_four_named():
     assert {str(path.relative_to(HERE)) for path in rooms} <= allowed.keys()
 
 
-@pytest.mark.parametrize("number", [0, 1, 2])
-def test_comparison_gathers_what_runs_record(number, tmp_path):
-    """A setting that runs do not record once ended the comparison after an hour of training."""
-    stage, folder = train.STAGES[number], tmp_path / "seed0" / "puzzle"
-    job = train.Job(stage, *train.resolve(stage, {}), folder / stage.folder, None, 0)
-    results = dict.fromkeys(compare.COLUMNS, 0.5) | {"steps": 1, "samples": 2, "seconds": 3.4}
-    results |= {"seed": 0, "n": 2000, "temperature": 0.0, "split": "test"}
-    results["config"] = job.settings()
-    job.folder.mkdir(parents=True)
-    (job.folder / "results.json").write_text(json.dumps(results))
-    assert [row["arm"] for row in compare.gather(tmp_path)] == [stage.folder]
-    results["config"]["lr"] *= 2
-    (job.folder / "results.json").write_text(json.dumps(results))
-    with pytest.raises(SystemExit, match="was made with lr"):
-        compare.gather(tmp_path)
-
-
 def test_tables_are_what_the_comparison_and_the_benchmarks_printed():
-    readme, rows = (HERE / "README.md").read_text(), json.loads(compare.FIGURES.read_text())
-    assert compare.marked("compare", compare.table(rows)) in readme
+    readme, results = (HERE / "README.md").read_text(), compare.RESULTS.read_text()
+    rows, tuning = (json.loads(file.read_text()) for file in (compare.FIGURES, compare.TUNING))
+    parts = compare.tables(rows, tuning)
+    assert compare.marked("main", parts["main"]) in readme
+    assert all(compare.marked(name, text) in results for name, text in parts.items())
     assert speed.FILE.read_text() == speed.page()
 
 

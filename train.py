@@ -432,15 +432,22 @@ REWARDED = (
 
 
 def base_step(
-    model: GPT, optimizer, task: data.Task, transcripts: list[tuple[str, str, str]], clip: float
+    model: GPT,
+    optimizer: torch.optim.Optimizer,
+    task: data.Task,
+    transcripts: list[tuple[str, str, str]],
+    clip: float,
+    second_only: bool = False,
 ) -> dict:
-    """Cross-entropy on both attempts' tokens, eos included, laid out as in a rollout."""
+    """Cross-entropy on the attempts' tokens, eos included, laid out as in a rollout; with
+    `second_only` on y2's."""
     rows, weights = [], []
     for prompt, first, second in transcripts:
         x = task.encode(prompt)
         y1, y2 = (task.encode(text) + [task.eos] for text in (first, second))
         rows.append(x + y1 + task.revise + y2)
-        weights.append([0] * len(x) + [1] * len(y1) + [0] * len(task.revise) + [1] * len(y2))
+        scores = [0] * len(x) + [not second_only] * len(y1) + [0] * len(task.revise) + [1] * len(y2)
+        weights.append(scores)
     T = max(map(len, rows))
     tokens = torch.tensor([row + [0] * (T - len(row)) for row in rows], device=model.device)
     scored = torch.tensor([w + [0] * (T - len(w)) for w in weights], device=model.device).bool()
@@ -507,34 +514,39 @@ class Trainer:
 
     def advance(self) -> dict:
         """One step. Everything random in it is a function of (seed, stage, step)."""
-        run, cfg, stage = self.job.run, self.job.cfg, self.job.stage
+        run = self.job.run
         self.step += 1
         started = time.perf_counter()
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, run.steps, run.warmup, run.lr)
-        seed = run.seed * 1_000_003 + stage.number
-        if stage.returns is None:
-            progress = self.step / run.steps
-            rows = self.task.transcripts(seed, self.step, run.transcripts, progress)
-            metrics = dict.fromkeys(REWARDED)
-            metrics |= base_step(self.policy, self.optimizer, self.task, rows, cfg.clip)
-        else:
-            metrics = score.train_step(
-                self.policy,
-                self.ref,
-                self.optimizer,
-                self.task,
-                self.task.batch(seed, self.step, cfg.problems),
-                stage.returns,
-                cfg,
-                seed * 1_000_003 + self.step,
-            )
-            self.best.add(self.step, run.steps, metrics["reward"], self.policy)
+        seed = run.seed * 1_000_003 + self.job.stage.number
+        metrics = self.learn(seed)
         self.samples += metrics.get("samples", 0)
         seconds = time.perf_counter() - started
         self.seconds += seconds
         metrics["tokens_per_second"] = metrics.pop("tokens") / seconds
-        return {"step": self.step, "stage": stage.number, "seconds": seconds} | metrics
+        return {"step": self.step, "stage": self.job.stage.number, "seconds": seconds} | metrics
+
+    def learn(self, seed: int) -> dict:
+        """One update of the policy, on problems by the stage's seed and the step."""
+        run, cfg, stage = self.job.run, self.job.cfg, self.job.stage
+        if stage.returns is None:
+            progress = self.step / run.steps
+            rows = self.task.transcripts(seed, self.step, run.transcripts, progress)
+            metrics = base_step(self.policy, self.optimizer, self.task, rows, cfg.clip)
+            return dict.fromkeys(REWARDED) | metrics
+        metrics = score.train_step(
+            self.policy,
+            self.ref,
+            self.optimizer,
+            self.task,
+            self.task.batch(seed, self.step, cfg.problems),
+            stage.returns,
+            cfg,
+            seed * 1_000_003 + self.step,
+        )
+        self.best.add(self.step, run.steps, metrics["reward"], self.policy)
+        return metrics
 
 
 SAVE_EVERY = 50

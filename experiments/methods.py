@@ -1,0 +1,170 @@
+"""Every method that `compare.py` runs, next to one another, and the bases that they start from.
+
+A method is a pair of returns, as in score.py, or a choice of pairs of attempts to imitate; the
+settings that are its own; and the model that it goes on from. Nothing else differs: they share the
+base model, the trainer, the optimizer and its schedule, the problems, and the numbers of model
+samples and of updates.
+"""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+
+import train
+from data.arithmetic import Corpus
+from score import Config, Returns, stage1_returns, stage2_returns
+
+# ---------------------------------------------------------------------------------------------
+# Returns (y1's tokens, y2's tokens), to be read beside `stage1_returns` and `stage2_returns`
+
+
+def naive_returns(r1, r2, kl1, kl2, cfg: Config):
+    """Eq. 1 on attempt 2: y1 is sampled from the policy and not trained."""
+    return torch.zeros_like(r1), r2 - cfg.beta1 * kl2
+
+
+def both_returns(r1, r2, kl1, kl2, cfg: Config):
+    """Each attempt earns its own reward: Stage II without the bonus."""
+    return r1 - cfg.beta1 * kl1, r2 - cfg.beta1 * kl2
+
+
+def trajectory_returns(r1, r2, kl1, kl2, cfg: Config):
+    """γ = 1: y1's tokens are credited with y2's reward, too."""
+    return r1 + r2 - cfg.beta1 * kl1, r2 - cfg.beta1 * kl2
+
+
+def single_returns(r1, r2, kl1, kl2, cfg: Config):
+    """Eq. 2, single-turn RL: y1 alone is trained."""
+    return r1 - cfg.beta1 * kl1, torch.zeros_like(r2)
+
+
+# ---------------------------------------------------------------------------------------------
+# Which pairs of answers to imitate, by their rewards
+
+
+def wrong_to_right(r1: float, r2: float) -> bool:
+    """D of STaR and of Pair-SFT."""
+    return r1 == 0 and r2 == 1
+
+
+def ends_right(r1: float, r2: float) -> bool:
+    """D+: right → right as well."""
+    return r2 == 1
+
+
+@dataclass(frozen=True)
+class Imitation:
+    """Supervised training on attempts of the policy's own: in each of several rounds it writes as
+    many rollouts as there are updates, and those whose rewards pass `keep` are imitated, y2 after
+    [x, y1, p]. [reading: y1 is not imitated, since it is wrong in D.]"""
+
+    keep: Callable[[float, float], bool]
+    rounds: int = 3
+    paired: bool = False  # Pair-SFT: y1 is any answer to the problem, y2 a right one at random
+
+
+# ---------------------------------------------------------------------------------------------
+# The methods
+
+
+@dataclass(frozen=True)
+class Method:
+    title: str
+    learns: Returns | Imitation | None  # None: the base model's transcripts
+    own: dict = field(default_factory=dict)  # in place of the defaults
+    start: str | None = "base"  # the method whose model it goes on from
+    offline_only: bool = False  # all first attempts are the base model's
+    number: int = 1  # of the problems that it meets, as train.Stage's
+
+
+BASE, STAGE1, STAGE2 = (stage.own for stage in train.STAGES)
+# Baselines make as many updates as both stages together, each on 640 samples.
+STEPS = STAGE1["steps"] + STAGE2["steps"]
+
+
+def baseline(title: str, learns: Returns | Imitation, lr: float, **own) -> Method:
+    return Method(title, learns, {"steps": STEPS, "lr": lr} | own)
+
+
+def stage2(title: str, start: str = "stage1", **own) -> Method:
+    return Method(title, stage2_returns, STAGE2 | own, start, number=2)
+
+
+METHODS = {
+    "base": Method("base", None, BASE, start=None, number=0),
+    "stage1": Method("SCoRe, Stage I", stage1_returns, STAGE1),
+    "stage2": stage2("SCoRe, Stage II"),
+    # Baselines. Learning rates are the best of LRS on validation problems: tuning.json.
+    "naive": baseline("naive multi-turn RL", naive_returns, 5e-4),
+    "both": baseline("both rewarded", both_returns, 5e-4),
+    "trajectory": baseline("trajectory reward, γ = 1", trajectory_returns, 5e-4),
+    "single": baseline("single-turn RL", single_returns, 5e-4, samples=10, revisions=1),
+    "star": baseline("STaR", Imitation(wrong_to_right), 5e-4),
+    "star_plus": baseline("STaR, D+", Imitation(ends_right), 5e-4),
+    "pair_sft": baseline("Pair-SFT", Imitation(wrong_to_right, 1, paired=True), 5e-4),
+    "pair_sft_plus": baseline("Pair-SFT, D+", Imitation(ends_right, 1, paired=True), 5e-4),
+    # Ablations.
+    "no_stage1": stage2("without Stage I", start="base", steps=STEPS),
+    "no_bonus": stage2("without the bonus, α = 0", alpha=0.0),
+    "rloo_stage1": Method(
+        "plain RLOO, Stage I", stage1_returns, STAGE1 | {"samples": 10, "revisions": 1}
+    ),
+    "rloo": stage2("plain RLOO, M = 1", start="rloo_stage1", samples=10, revisions=1),
+    "star_stage2": Method(
+        "STaR, D+, in place of Stage II", Imitation(ends_right), STAGE2, "stage1", number=2
+    ),
+    "offline_only": Method(
+        "offline first attempts only", stage2_returns, STAGE2, "stage1", offline_only=True, number=2
+    ),
+    "offline_added": stage2("offline first attempts added", problems=20, offline=0.6),
+}
+LRS = (3e-4, 5e-4, 1e-3)
+MAIN = ("naive", "both", "single", "star_plus", "pair_sft")
+
+# One setting moved, by its value. A run from another base than the default is called BASE/METHOD.
+SWEEPS: dict[str, dict[str, str]] = {
+    "α": {"0": "no_bonus", "1": "alpha1", "3": "alpha3", "10": "stage2", "30": "alpha30"},
+    "β2": {"0.03": "beta0.03", "0.1": "beta0.1", "0.3": "stage2", "1": "beta1"},
+    # All of about 20 samples a problem.
+    "K × M": {"10 × 1": "rloo", "7 × 2": "grid7x2", "4 × 4": "stage2", "2 × 9": "grid2x9"},
+    "width": {"32": "width32/stage2", "64": "stage2", "128": "width128/stage2"},
+}
+for alpha in (1.0, 3.0, 30.0):
+    METHODS[f"alpha{alpha:g}"] = stage2(f"α = {alpha:g}", alpha=alpha)
+for name, own in {
+    "beta0.03": {"beta2": 0.03},
+    "beta0.1": {"beta2": 0.1},
+    "beta1": {"beta2": 1.0},
+    "grid7x2": {"samples": 7, "revisions": 2},
+    "grid2x9": {"samples": 2, "revisions": 9},
+}.items():
+    METHODS[f"{name}_stage1"] = Method(f"{name}, Stage I", stage1_returns, STAGE1 | own)
+    METHODS[name] = stage2(name, start=f"{name}_stage1", **own)
+
+
+# ---------------------------------------------------------------------------------------------
+# The bases that they start from
+
+
+@dataclass(frozen=True)
+class Base:
+    title: str
+    corpus: Corpus = Corpus()
+    shape: dict = field(default_factory=dict)
+
+
+# Whether attempt 1 has room to grow (the habit), and whether the base edits now and then.
+FLAT = {"right_hard": Corpus.right, "habit": 0.0}
+BASES = {
+    "habit": Base("habit, rare edits: the default"),
+    "habit_edits": Base("habit, edits", Corpus(copy_late=0.8)),
+    "flat": Base("no habit, rare edits", Corpus(**FLAT)),
+    "flat_edits": Base("no habit, edits", Corpus(**FLAT, copy_late=0.8)),
+    "width32": Base("width 32", shape={"width": 32}),
+    "width128": Base("width 128", shape={"width": 128}),
+}
