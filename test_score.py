@@ -60,7 +60,9 @@ sys.path.append(str(HERE / "experiments"))
 import bench_rollout
 import compare
 import methods
+import runs
 import speed
+import tables
 
 
 @pytest.fixture(scope="module")
@@ -1907,11 +1909,11 @@ def test_run_time_packages_are_the_four_named():
 
 
 def test_tables_are_what_the_comparison_and_the_benchmarks_printed():
-    readme, results = (HERE / "README.md").read_text(), compare.RESULTS.read_text()
-    rows, tuning = (json.loads(file.read_text()) for file in (compare.FIGURES, compare.TUNING))
-    parts = compare.tables(rows, tuning)
-    assert compare.marked("main", parts["main"]) in readme
-    assert all(compare.marked(name, text) in results for name, text in parts.items())
+    readme, results = (HERE / "README.md").read_text(), tables.RESULTS.read_text()
+    rows, tuning = (json.loads(file.read_text()) for file in (tables.FIGURES, tables.TUNING))
+    parts = tables.tables(rows, tuning)
+    assert tables.marked("main", parts["main"]) in readme
+    assert all(tables.marked(name, text) in results for name, text in parts.items())
     assert speed.FILE.read_text() == speed.page()
 
 
@@ -3216,18 +3218,18 @@ def small_base(tmp_path_factory) -> pathlib.Path:
     out = tmp_path_factory.mktemp("compared")
     with pytest.MonkeyPatch.context() as patch:
         shrink(patch)
-        compare.Run("base", 0).perform(out)
+        runs.Run("base", 0).perform(out)
     return out
 
 
 def shrink(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(compare.Trainer, "PROBLEMS", 20)
-    patch.setattr(compare.Trainer, "LOOK", 2)
+    patch.setattr(runs.Trainer, "PROBLEMS", 20)
+    patch.setattr(runs.Trainer, "LOOK", 2)
     patch.setattr(score, "grade", odd_start)
-    for name, method in compare.METHODS.items():
+    for name, method in methods.METHODS.items():
         own = {"problems": 8, "steps": 6}
         patch.setitem(
-            compare.METHODS, name, dataclasses.replace(method, own=method.own | TINY | own)
+            methods.METHODS, name, dataclasses.replace(method, own=method.own | TINY | own)
         )
 
 
@@ -3241,34 +3243,34 @@ def compared(small_base, tmp_path) -> pathlib.Path:
     return pathlib.Path(shutil.copytree(small_base, tmp_path / "out"))
 
 
-METHODS = [name for name in compare.METHODS if name not in ("base", "stage1", "star_stage2")]
+METHODS = [name for name in methods.METHODS if name not in ("base", "stage1", "star_stage2")]
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_runs_and_leaves_what_the_tables_need(name, compared, few_updates):
-    for run in compare.planned_with_starts([compare.Run(name, 0)]):
+    for run in compare.planned_with_starts([runs.Run(name, 0)]):
         if not run.finished(compared):
             run.perform(compared)
-    folder = compare.Run(name, 0).folder(compared)
+    folder = runs.Run(name, 0).folder(compared)
     found = json.loads((folder / "details.json").read_text())
     assert sum(found["edits"]) == 20 and 0 <= found["edit_ratio"] <= 1
     assert len(found["attempts"]) == 10 and found["votes"]["samples"][-1] == 32
-    [curve] = compare.curves([compare.Run(name, 0)], compared)
+    [curve] = tables.curves([runs.Run(name, 0)], compared)
     assert [point[0] for point in curve["val"]] == [2, 4, 6]
-    imitates = isinstance(compare.METHODS[name].learns, compare.Imitation)
+    imitates = isinstance(methods.METHODS[name].learns, methods.Imitation)
     assert len(curve["sampled"]) == (0 if imitates else 3)
 
 
 def test_the_comparison_s_score_is_the_command_line_s(compared, few_updates, monkeypatch):
     """Stage I by compare.py is `python train.py --stage 1`, weight for weight."""
-    run = compare.Run("stage1", 0)
+    run = runs.Run("stage1", 0)
     run.perform(compared)
     stages = [
-        dataclasses.replace(stage, own=compare.METHODS[stage.folder].own) for stage in train.STAGES
+        dataclasses.replace(stage, own=methods.METHODS[stage.folder].own) for stage in train.STAGES
     ]
     monkeypatch.setattr(train, "STAGES", tuple(stages))
     again = compared / "again"
-    shutil.copytree(compare.Run("base", 0).folder(compared), again / "puzzle" / "base")
+    shutil.copytree(runs.Run("base", 0).folder(compared), again / "puzzle" / "base")
     assert train.main(["--stage", "1", "--out", str(again), "--device", "cpu"]) == 0
     assert same_weights(run.folder(compared) / "model.pt", again / "puzzle" / "stage1" / "model.pt")
 
@@ -3276,22 +3278,22 @@ def test_the_comparison_s_score_is_the_command_line_s(compared, few_updates, mon
 @pytest.mark.parametrize("name", ["star_plus", "offline_only"])
 def test_a_stopped_method_goes_on_as_if_it_had_not(name, compared, few_updates, monkeypatch):
     monkeypatch.setattr(train, "SAVE_EVERY", 1)
-    for run in compare.planned_with_starts([compare.Run(name, 0)]):
+    for run in compare.planned_with_starts([runs.Run(name, 0)]):
         if not run.finished(compared):
             run.perform(compared)
     whole = run.folder(compared)
     kept = whole.rename(whole.with_name("whole"))
-    advance = compare.Trainer.advance
+    advance = runs.Trainer.advance
 
     def stop_after_three(trainer):
         if trainer.step == 3:
             raise KeyboardInterrupt
         return advance(trainer)
 
-    monkeypatch.setattr(compare.Trainer, "advance", stop_after_three)
+    monkeypatch.setattr(runs.Trainer, "advance", stop_after_three)
     with pytest.raises(KeyboardInterrupt):
         run.perform(compared)
-    monkeypatch.setattr(compare.Trainer, "advance", advance)
+    monkeypatch.setattr(runs.Trainer, "advance", advance)
     run.perform(compared)
     assert same_weights(whole / "model.pt", kept / "model.pt")
     assert without_times(whole / "metrics.jsonl") == without_times(kept / "metrics.jsonl")
@@ -3300,14 +3302,14 @@ def test_a_stopped_method_goes_on_as_if_it_had_not(name, compared, few_updates, 
 
 
 def samples_a_step(name: str) -> float:
-    run, cfg = train.resolve(train.STAGES[1], compare.METHODS[name].own)
+    run, cfg = train.resolve(train.STAGES[1], methods.METHODS[name].own)
     return cfg.problems * (1 + cfg.offline) * cfg.samples * (1 + cfg.revisions)
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if not name.endswith("_stage1")])
 def test_budgets_are_equal(name):
     """As many updates as SCoRe's two stages, and as many samples but for 5 per cent."""
-    chain = compare.planned_with_starts([compare.Run(name, 0)])[1:]  # without the base
+    chain = compare.planned_with_starts([runs.Run(name, 0)])[1:]  # without the base
     steps = [run.settings["steps"] for run in chain]
     assert sum(steps) == methods.STEPS
     samples = sum(n * samples_a_step(run.method) for n, run in zip(steps, chain))
@@ -3315,11 +3317,11 @@ def test_budgets_are_equal(name):
 
 
 def test_learning_rates_are_the_best_on_validation_problems():
-    tuning = json.loads(compare.TUNING.read_text())
+    tuning = json.loads(tables.TUNING.read_text())
     for arm in {row["arm"] for row in tuning}:
         tried = {row["lr"]: row["acc_t2"] for row in tuning if row["arm"] == arm}
-        assert tried.keys() >= set(compare.LRS), arm
-        assert compare.METHODS[arm].own["lr"] == max(tried, key=tried.get), arm
+        assert tried.keys() >= set(methods.LRS), arm
+        assert methods.METHODS[arm].own["lr"] == max(tried, key=tried.get), arm
 
 
 def test_returns_of_the_baselines_by_hand():
@@ -3339,16 +3341,16 @@ def test_what_is_imitated():
     """Answers are (text, reward). Own pairs follow each other; mixed ones end in a right answer,
     another one than they begin with."""
     firsts, seconds = [("a", 0.0), ("b", 1.0)], [("c", 1.0), ("d", 0.0), ("e", 0.0), ("f", 1.0)]
-    own = compare.own_pairs(firsts, seconds, None)
+    own = runs.own_pairs(firsts, seconds, None)
     kept = {
         keep: ["".join(text for text, _ in pair) for pair in own if keep(pair[0][1], pair[1][1])]
         for keep in (methods.wrong_to_right, methods.ends_right)
     }
     assert kept == {methods.wrong_to_right: ["ac"], methods.ends_right: ["ac", "bf"]}
-    mixed = compare.mixed_pairs(firsts, seconds, np.random.default_rng(0))
+    mixed = runs.mixed_pairs(firsts, seconds, np.random.default_rng(0))
     assert [pair[0] for pair in mixed] == firsts + seconds
     assert all(y2[1] == 1 and y2 != y1 for y1, y2 in mixed)
-    assert compare.mixed_pairs([("a", 0.0)], [("b", 1.0)], np.random.default_rng(0)) == [
+    assert runs.mixed_pairs([("a", 0.0)], [("b", 1.0)], np.random.default_rng(0)) == [
         (("a", 0.0), ("b", 1.0))
     ]
 
@@ -3358,13 +3360,13 @@ def test_what_is_imitated():
     [("", "", 0), ("abc", "abc", 0), ("abc", "", 1), ("abcd", "axd", 2 / 7), ("ab", "ba", 2 / 4)],
 )
 def test_edit_ratio_by_hand(first, second, ratio):
-    assert compare.edit_ratio(first, second) == pytest.approx(ratio)
+    assert runs.edit_ratio(first, second) == pytest.approx(ratio)
 
 
 def fake_launch(code: str):
     """In place of a run: a process that runs `code` in the run's folder."""
 
-    def launch(run: compare.Run, out: pathlib.Path, threads: int) -> subprocess.Popen:
+    def launch(run: runs.Run, out: pathlib.Path, threads: int) -> subprocess.Popen:
         run.folder(out).mkdir(parents=True, exist_ok=True)
         return subprocess.Popen([sys.executable, "-c", code], cwd=run.folder(out))
 
@@ -3391,12 +3393,12 @@ def test_a_failed_run_ends_the_comparison_and_names_its_log(tmp_path, monkeypatc
 
 
 def test_comparison_refuses_runs_with_other_settings(compared, few_updates, monkeypatch):
-    monkeypatch.setattr(compare, "EVALUATED", {"n": 20, "temperature": 0.0})
-    [row] = compare.gather([compare.Run("base", 0)], compared)
+    monkeypatch.setattr(tables, "EVALUATED", {"n": 20, "temperature": 0.0})
+    [row] = tables.gather([runs.Run("base", 0)], compared)
     assert (row["arm"], row["seed"], row["n"], row["lr"]) == ("base", 0, 20, 2e-3)
-    monkeypatch.setitem(compare.METHODS["base"].own, "lr", 1e-3)
+    monkeypatch.setitem(methods.METHODS["base"].own, "lr", 1e-3)
     with pytest.raises(SystemExit, match="was made with lr"):
-        compare.gather([compare.Run("base", 0)], compared)
+        tables.gather([runs.Run("base", 0)], compared)
 
 
 def test_figures_are_drawn_from_what_was_kept(tmp_path, monkeypatch):
@@ -3406,4 +3408,4 @@ def test_figures_are_drawn_from_what_was_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(figures, "FOLDER", tmp_path)
     figures.main()
     assert {path.stem for path in tmp_path.glob("*.png")} == figures.DRAWINGS.keys()
-    assert all(f"(figures/{name}.png)" in compare.RESULTS.read_text() for name in figures.DRAWINGS)
+    assert all(f"(figures/{name}.png)" in tables.RESULTS.read_text() for name in figures.DRAWINGS)

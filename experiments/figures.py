@@ -18,8 +18,8 @@ except ImportError:
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-from compare import CURVES, FIGURES, SWEEPS, by_seed
-from methods import METHODS
+from methods import METHODS, SWEEPS
+from tables import CURVES, FIGURES, by_seed
 
 FOLDER = HERE / "figures"
 COLOURS = {

@@ -123,8 +123,13 @@ METHODS = {
     ),
     "offline_added": stage2("offline first attempts added", problems=20, offline=0.6),
 }
-LRS = (3e-4, 5e-4, 1e-3)
+# In the order of the tables.
+SCORE = ("base", "stage1", "stage2")
 MAIN = ("naive", "both", "single", "star_plus", "pair_sft")
+REST = ("trajectory", "star", "pair_sft_plus")
+ABLATIONS = ("no_stage1", "no_bonus", "rloo", "star_stage2", "offline_only", "offline_added")
+QUICK = (*SCORE, *MAIN)
+LRS = (3e-4, 5e-4, 1e-3)  # that a method's own is chosen from
 
 # One setting moved, by its value. A run from another base than the default is called BASE/METHOD.
 SWEEPS: dict[str, dict[str, str]] = {

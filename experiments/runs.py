@@ -1,0 +1,289 @@
+"""One run of a method: how it is trained, evaluated and looked at.
+
+A run is a method from one seed's base model; it lies in OUT/BASE/seedN/METHOD, beside what a stage
+of train.py leaves there, details.json for figures.py, which is written last.
+"""
+
+import json
+import statistics
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+import torch
+from methods import BASES, METHODS, Imitation, Method
+
+import score
+import train
+from data.arithmetic import ArithmeticTask, Puzzle
+from data.task import Problem
+
+TUNING_SEED = 100  # of learning rates; its runs are evaluated on validation problems
+
+
+@dataclass(frozen=True)
+class Run:
+    """One method, once."""
+
+    method: str
+    seed: int
+    base: str = "habit"
+    lr: float | None = None  # in place of the method's own, while tuning
+    times: int = 1  # the budget in steps, of all stages
+
+    @classmethod
+    def of(cls, arm: str, seed: int) -> "Run":
+        base, _, method = arm.rpartition("/")
+        return cls(method, seed, base or "habit")
+
+    @property
+    def arm(self) -> str:
+        """Its name in tables."""
+        name = self.method if self.times == 1 else f"{self.method}_x{self.times}"
+        return name if self.base == "habit" else f"{self.base}/{name}"
+
+    def folder(self, out: Path) -> Path:
+        rate = "" if self.lr is None else f"_lr{self.lr:g}"
+        times = "" if self.times == 1 else f"_x{self.times}"
+        return out / self.base / f"seed{self.seed}" / f"{self.method}{times}{rate}"
+
+    @property
+    def start(self) -> "Run | None":
+        """The run whose model it goes on from."""
+        start = METHODS[self.method].start
+        if start is None:
+            return None
+        if start == "base":
+            return Run("base", self.seed, self.base)
+        lr = None if self.lr is None else METHODS[start].own["lr"]
+        return Run(start, self.seed, self.base, lr, self.times)
+
+    def finished(self, out: Path) -> bool:
+        return (self.folder(out) / "details.json").exists()
+
+    @property
+    def settings(self) -> dict:
+        """In place of the defaults."""
+        own = METHODS[self.method].own | BASES[self.base].shape
+        own = own | {"steps": own["steps"] * (1 if self.method == "base" else self.times)}
+        return own if self.lr is None else own | {"lr": self.lr}
+
+    def job(self, out: Path) -> train.Job:
+        method, folder = METHODS[self.method], self.folder(out)
+        returns = None if isinstance(method.learns, Imitation) else method.learns
+        stage = train.Stage(method.number, self.arm, method.title, returns, self.settings)
+        split = "val" if self.seed == TUNING_SEED else "test"
+        known = {"seed": self.seed, "out": str(out), "split": split}
+        return train.Job(stage, *train.resolve(stage, known), folder, *train.read_settings(folder))
+
+    def perform(self, out: Path) -> None:
+        """Trains and evaluates; goes on where it was stopped."""
+        job = self.job(out)
+        job.folder.mkdir(parents=True, exist_ok=True)
+        device, method = torch.device("cpu"), METHODS[self.method]
+        task = ArithmeticTask(Puzzle, job.run.difficulty, BASES[self.base].corpus)
+
+        def model_of(run: Run):
+            return train.stage_model(run.job(out), task, device)
+
+        if self.start is None:
+            policy, ref = train.new_model(job, task, device), None
+        else:
+            policy = model_of(self.start)
+            ref = train.frozen(model_of(Run("base", self.seed, self.base)))
+        trainer = Trainer(job, task, policy, ref, method)
+        if job.saved is not None:
+            trainer.restore()
+        train.train(trainer, train.precision(job.run, device))
+        result = train.evaluate(job, task, device)
+        looked_at = details(train.load_model(job.folder, task, device), task, result)
+        train.write_json(job.folder / "details.json", looked_at)
+        for path in job.folder.glob("pairs*.json"):
+            path.unlink()  # large, and of use to a stopped run alone
+
+
+class Trainer(train.Trainer):
+    """A method in training, looked at on validation problems every LOOK steps."""
+
+    LOOK, PROBLEMS = 25, 500
+
+    def __init__(self, job: train.Job, task: ArithmeticTask, policy, ref, method: Method):
+        super().__init__(job, task, policy, ref)
+        self.method = method
+        self.pairs: list[tuple[str, str, str]] = []
+        self.looked_at = task.held_out("val", self.PROBLEMS)
+
+    def advance(self) -> dict:
+        metrics = super().advance()
+        if self.step % self.LOOK == 0 and self.ref is not None:
+            seen = score.evaluate(self.policy, self.task, self.looked_at).metrics
+            metrics["val"] = train.pick(seen, {"acc_t1", "acc_t2", "changed"})
+        return metrics
+
+    def learn(self, seed: int) -> dict:
+        if isinstance(self.method.learns, Imitation):
+            return self.imitate(seed)
+        return self.learn_offline(seed) if self.method.offline_only else super().learn(seed)
+
+    def learn_offline(self, seed: int) -> dict:
+        """`score.train_step` with no first attempt of the policy's own."""
+        cfg, returns = self.job.cfg, self.method.learns
+        problems = self.task.batch(seed, self.step, cfg.problems)
+        seed = seed * 1_000_003 + self.step
+        rolled = score.rollout(self.policy, self.task, problems, cfg, seed, first_by=self.ref)
+        metrics = score.rollout_metrics(rolled, returns, cfg)
+        metrics |= score.update(self.policy, self.ref, self.optimizer, [rolled], returns, cfg)
+        self.best.add(self.step, self.job.run.steps, metrics["reward"], self.policy)
+        tokens = int(rolled.first.mask.sum() + rolled.second.mask.sum())
+        return metrics | {"tokens": tokens, "samples": len(rolled.r1) + len(rolled.r2)}
+
+    def imitate(self, seed: int) -> dict:
+        """One update on pairs that the round collected at its beginning."""
+        length = -(-self.job.run.steps // self.method.learns.rounds)
+        number, place = divmod(self.step - 1, length)
+        file = self.job.folder / f"pairs{number}.json"
+        samples = 0
+        if place == 0 or not self.pairs:
+            if not file.exists():  # else it was collected before this run was stopped
+                train.write_json(file, self.collect(seed, range(self.step, self.step + length)))
+            collected = json.loads(file.read_text())
+            self.pairs = collected["pairs"]
+            samples = collected["samples"] if place == 0 else 0
+        rng = np.random.default_rng([seed, self.step])
+        count = min(self.job.run.transcripts, len(self.pairs))
+        rows = [self.pairs[i] for i in rng.choice(len(self.pairs), count, replace=False)]
+        metrics = train.base_step(
+            self.policy, self.optimizer, self.task, rows, self.job.cfg.clip, second_only=True
+        )
+        return dict.fromkeys(train.REWARDED) | metrics | {"samples": samples}
+
+    def collect(self, seed: int, steps: range) -> dict:
+        """The pairs to imitate, out of one rollout a step."""
+        cfg, learns = self.job.cfg, self.method.learns
+        choose = mixed_pairs if learns.paired else own_pairs
+        pairs, samples = [], 0
+        for step in steps:
+            problems = self.task.batch(seed, step, cfg.problems)
+            rolled = score.rollout(self.policy, self.task, problems, cfg, seed * 1_000_003 + step)
+            samples += len(rolled.r1) + len(rolled.r2)
+            written = answers_by_problem(self.task, rolled, problems, cfg)
+            rng = np.random.default_rng([seed, step])
+            for problem, (firsts, seconds) in zip(problems, written):
+                pairs += [
+                    (problem.prompt, y1, y2)
+                    for (y1, r1), (y2, r2) in choose(firsts, seconds, rng)
+                    if learns.keep(r1, r2) and spelled(self.task, y1) and spelled(self.task, y2)
+                ]
+        if not pairs:
+            raise RuntimeError(f"{self.method.title}: no pair of attempts to imitate")
+        return {"samples": samples, "pairs": pairs}
+
+
+def answers_by_problem(task, rolled: score.Rollout, problems: list[Problem], cfg: score.Config):
+    """For each problem its K first answers and its K·M second ones, each (text, reward)."""
+    K, M = cfg.samples, cfg.revisions
+    firsts = list(zip(score.texts(task, rolled.first), rolled.r1.tolist()))
+    seconds = list(zip(score.texts(task, rolled.second), rolled.r2.tolist()))
+    for p in range(len(problems)):
+        yield firsts[p * K : (p + 1) * K], seconds[p * K * M : (p + 1) * K * M]
+
+
+def spelled(task: ArithmeticTask, text: str) -> bool:
+    """Whether a transcript can hold an answer: a young policy may put a control token into it."""
+    try:
+        return bool(task.encode(text))
+    except ValueError:
+        return False
+
+
+def own_pairs(firsts: list, seconds: list, rng: np.random.Generator) -> list:
+    """Each second answer with the first that it followed."""
+    return list(zip(score.repeat(firsts, len(seconds) // len(firsts)), seconds))
+
+
+def mixed_pairs(firsts: list, seconds: list, rng: np.random.Generator) -> list:
+    """Each answer, first or second, with another one at random that is right."""
+    pairs, answers = [], firsts + seconds
+    for i, answer in enumerate(answers):
+        right = [other for j, other in enumerate(answers) if other[1] == 1 and j != i]
+        if right:
+            pairs.append((answer, right[rng.integers(len(right))]))
+    return pairs
+
+
+# ---------------------------------------------------------------------------------------------
+# What a finished run is looked at for, besides the results of train.py
+
+
+def details(model, task: ArithmeticTask, result: score.Evaluation) -> dict:
+    """Of the greedy evaluation `result`, and of samples: what figures.py draws."""
+    said, rewards = result.responses, result.rewards
+    ratios = [edit_ratio(*pair) for pair in zip(*said)]
+    return {
+        "edit_ratio": statistics.mean(ratios),
+        "edits": np.histogram(ratios, 20, (0, 1))[0].tolist(),
+        "by_solutions": by_solutions(task, result.problems, rewards),
+        "attempts": ten_attempts(model, task, result.problems),
+        "votes": votes(model, task, result.problems[:500]),
+    }
+
+
+def edit_ratio(first: str, second: str) -> float:
+    """Levenshtein's distance over the length of both together, 0 to 1 [paper]."""
+    row = list(range(len(second) + 1))
+    for i, a in enumerate(first, 1):
+        diagonal, row[0] = row[0], i
+        for j, b in enumerate(second, 1):
+            diagonal, row[j] = row[j], min(diagonal + (a != b), row[j] + 1, row[j - 1] + 1)
+    return row[-1] / max(1, len(first) + len(second))
+
+
+def by_solutions(task: ArithmeticTask, problems: list[Problem], rewards: torch.Tensor) -> dict:
+    """acc@t1, acc@t2 and the count of problems that have so many solutions."""
+    groups: dict[str, list[int]] = {}
+    for index, problem in enumerate(problems):
+        count = len(task.family.solutions(problem.prompt))
+        name = "1" if count == 1 else "2" if count == 2 else "3–4" if count < 5 else "5 and more"
+        groups.setdefault(name, []).append(index)
+    return {
+        name: [*rewards[:2, indices].mean(1).tolist(), len(indices)]
+        for name, indices in sorted(groups.items())
+    }
+
+
+def ten_attempts(model, task: ArithmeticTask, problems: list[Problem]) -> list[float]:
+    """Greedy accuracy of ten attempts, each after the one before alone: the context of this small
+    model has no room for all, and it was trained on two."""
+    prompts, keys = [task.prompt(x) for x in problems], [x.key for x in problems]
+    after, accuracy = prompts, []
+    for _ in range(10):
+        attempt = score.respond(model, task, problems, after, keys, 1, 0.0, 0)
+        accuracy.append(score.grade(task, problems, attempt).mean().item())
+        after = score.try_again(task, prompts, attempt)
+    return accuracy
+
+
+def votes(model, task: ArithmeticTask, problems: list[Problem], most: int = 32) -> dict:
+    """Accuracy of the most frequent of K answers sampled at temperature 0.7 [paper]: K first
+    attempts, or the second attempts to the first K/2 of them."""
+    prompts, keys = [task.prompt(x) for x in problems], [x.key for x in problems]
+    first = score.respond(model, task, problems, prompts, keys, most, 0.7, 0)
+    again, rows = score.try_again(task, prompts, first), score.repeat(problems, most)
+    second = score.respond(model, task, rows, again, score.row_keys(keys, most, 0), 1, 0.7, 0)
+    texts = [score.texts(task, attempt) for attempt in (first, second)]
+    parallel, corrected = (np.array(text).reshape(-1, most) for text in texts)
+
+    def accuracy(answers: np.ndarray) -> float:
+        winners = [Counter(row).most_common(1)[0][0] for row in answers.tolist()]
+        return statistics.mean(task.rewards(problems, winners))
+
+    counts = [2**n for n in range(most.bit_length())]
+    return {
+        "samples": counts,
+        "parallel": [accuracy(parallel[:, :n]) for n in counts],
+        "corrected": [accuracy(corrected[:, : n // 2]) if n > 1 else None for n in counts],
+    }

@@ -1,0 +1,208 @@
+"""Figures of finished runs, and the tables that are made of them."""
+
+import json
+import statistics
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+
+from methods import ABLATIONS, BASES, LRS, MAIN, METHODS, QUICK, REST, SWEEPS
+from runs import Run, Trainer
+
+import train
+
+FIGURES, TUNING, CURVES = (HERE / f"{name}.json" for name in ("compare", "tuning", "curves"))
+RESULTS = HERE / "RESULTS.md"
+EVALUATED = {"n": 2000, "temperature": 0.0}
+COLUMNS = ("acc_t1", "acc_t2", "delta", "fixed", "broken", "changed")
+
+
+def gather(runs: list[Run], out: Path) -> list[dict]:
+    """One row a finished run: its results in per cent, and what its training cost. Raises
+    SystemExit for a folder that was made with other settings."""
+    rows = []
+    for run in runs:
+        if not run.finished(out):
+            continue
+        job = run.job(out)
+        results = json.loads((job.folder / "results.json").read_text())
+        evaluated = EVALUATED | {"split": job.run.split}
+        made = results["config"] | train.pick(results, evaluated.keys())
+        try:
+            train.agree(job.folder, made, job.settings() | evaluated | {"seed": run.seed})
+        except ValueError as error:
+            sys.exit(str(error))
+        row = {"arm": run.arm, "seed": run.seed, "n": results["n"]}
+        row |= {column: round(100 * results[column], 2) for column in COLUMNS}
+        found = json.loads((job.folder / "details.json").read_text())
+        row |= {"edit_ratio": round(100 * found["edit_ratio"], 2)}
+        row |= {"lr": job.run.lr, "steps": results["steps"], "samples": results["samples"]}
+        row |= {"seconds": round(results["seconds"])}
+        rows.append(row | {"diagnosis": results["diagnosis"]})
+    return rows
+
+
+def curves(runs: list[Run], out: Path) -> list[dict]:
+    """What figures.py draws of each finished run: its details, its validation accuracies, and what
+    its own rollouts said of right and wrong attempts, over windows of steps."""
+    rows = []
+    for run in runs:
+        if not run.finished(out):
+            continue
+        folder = run.folder(out)
+        log = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        looks = [[row["step"], *row["val"].values()] for row in log if "val" in row]
+        windows = [log[i : i + Trainer.LOOK] for i in range(0, len(log), Trainer.LOOK)]
+        sampled = [
+            [window[-1]["step"], *(mean_of(window, name) for name in SAMPLED)]
+            for window in windows
+            if window[0]["acc_t1"] is not None
+        ]
+        found = json.loads((folder / "details.json").read_text())
+        content = {"val": looks, "sampled": sampled} | found
+        rows.append({"arm": run.arm, "seed": run.seed} | rounded(content))
+    return rows
+
+
+SAMPLED = ("acc_t1", "fixed", "broken")
+
+
+def mean_of(rows: list[dict], name: str) -> float:
+    return statistics.mean(row[name] for row in rows)
+
+
+def rounded(content):
+    """Its numbers to four decimals: a file that is kept should not be larger than what it says."""
+    if isinstance(content, dict):
+        return {name: rounded(value) for name, value in content.items()}
+    if isinstance(content, list):
+        return [rounded(value) for value in content]
+    return round(content, 4) if isinstance(content, float) else content
+
+
+def cells(lines: list[list[str]]) -> str:
+    """Markdown; the first line is the header."""
+    lines = [lines[0], ["---"] * len(lines[0]), *lines[1:]]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def spread(values: list[float], sign: str = "") -> str:
+    """Mean ± the standard error of that mean; no error of a single run."""
+    mean = f"{statistics.mean(values):{sign}.1f}"
+    if len(values) == 1:
+        return mean
+    return f"{mean} ± {statistics.stdev(values) / len(values) ** 0.5:.1f}"
+
+
+def by_seed(rows: list[dict], arm: str) -> dict[int, dict]:
+    return {row["seed"]: row for row in rows if row["arm"] == arm}
+
+
+TITLES = ("acc@t1", "acc@t2", "Δ(t1,t2)", "Δ i→c", "Δ c→i", "changed")
+
+
+def results_table(rows: list[dict], arms: list[str], reference: str = "stage2") -> str:
+    """In per cent, means over seeds ± their standard errors; and by how much the reference is
+    ahead on the same seeds."""
+    lines = [["", "seeds", *TITLES, "edit ratio", "SCoRe's t2 ahead", "SCoRe's Δ ahead"]]
+    best = by_seed(rows, reference)
+    for arm in arms:
+        own = by_seed(rows, arm)
+        if not own:
+            continue
+        line = [title(arm), str(len(own))]
+        for column in (*COLUMNS, "edit_ratio"):
+            line.append(spread([row[column] for row in own.values()]))
+        shared = own.keys() & best.keys()
+        for column in ("acc_t2", "delta"):
+            ahead = [best[seed][column] - own[seed][column] for seed in sorted(shared)]
+            compared = ahead and arm not in (reference, "base", "stage1")
+            line.append(spread(ahead, "+") if compared else "")
+        lines.append(line)
+    return cells(lines)
+
+
+def title(arm: str) -> str:
+    name, _, times = arm.partition("_x")
+    return METHODS[name].title + (f", {times} × the budget" if times else "")
+
+
+def bases_table(rows: list[dict]) -> str:
+    """Does f/b against the odds of p tell what happens, or the headroom of attempt 1?"""
+    header = ["base", "p", "f", "b", "f/b", "odds", "odds after single-turn RL", "headroom"]
+    lines = [[*header, "naive t2", "both t2", "SCoRe t2", "naive Δ", "both Δ", "SCoRe Δ"]]
+    for name in ("habit", "habit_edits", "flat", "flat_edits"):
+        prefix = "" if name == "habit" else f"{name}/"
+        found = {
+            arm: by_seed(rows, prefix + arm).get(0)
+            for arm in ("base", "single", "naive", "both", "stage2")
+        }
+        if not all(found.values()):
+            continue
+        before, after = found["base"]["diagnosis"], found["single"]["diagnosis"]
+        line = [BASES[name].title] + [f"{before[key]:.3f}" for key in ("p", "f", "b")]
+        line += [f"{number:.2f}" for number in (before["ratio"], before["odds"], after["odds"])]
+        line.append(f"{found['single']['acc_t1'] - found['base']['acc_t1']:+.1f}")
+        for column in ("acc_t2", "delta"):
+            line += [f"{found[arm][column]:.1f}" for arm in ("naive", "both", "stage2")]
+        lines.append(line)
+    return cells(lines)
+
+
+def sweeps_table(rows: list[dict]) -> str:
+    """Seed 0 of SCoRe with one setting moved."""
+    lines = [["", "", *TITLES[:3], TITLES[4]]]
+    for axis, arms in SWEEPS.items():
+        for value, arm in arms.items():
+            row = by_seed(rows, arm).get(0)
+            if row is not None:
+                columns = ("acc_t1", "acc_t2", "delta", "broken")
+                lines.append([axis, value] + [f"{row[column]:.1f}" for column in columns])
+    return cells(lines)
+
+
+def tuning_table(rows: list[dict]) -> str:
+    """acc@t2 on validation problems by learning rate; the best is the one that is used."""
+    lines = [["", *(f"{lr:g}" for lr in LRS)]]
+    for arm in dict.fromkeys(row["arm"] for row in rows):
+        found = {row["lr"]: f"{row['acc_t2']:.1f}" for row in rows if row["arm"] == arm}
+        lines.append([METHODS[arm].title, *(found.get(lr, "") for lr in LRS)])
+    return cells(lines)
+
+
+def tables(rows: list[dict], tuning: list[dict]) -> dict[str, str]:
+    """By the name of its place in RESULTS.md."""
+    return {
+        "main": results_table(rows, [*QUICK, *REST]),
+        "budget": results_table(rows, [f"{arm}_x3" for arm in ("stage2", *MAIN)], "stage2_x3"),
+        "ablations": results_table(rows, ["stage2", *ABLATIONS]),
+        "bases": bases_table(rows),
+        "sweeps": sweeps_table(rows),
+        "tuning": tuning_table(tuning),
+    }
+
+
+def marked(name: str, text: str) -> str:
+    """A part of a page that this program writes."""
+    return f"<!-- {name} -->\n{text}\n<!-- /{name} -->"
+
+
+def put(page: Path, name: str, text: str) -> None:
+    """Writes that part."""
+    begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    before, _, rest = page.read_text().partition(begin)
+    page.write_text(before + marked(name, text) + rest.partition(end)[2])
+
+
+def write_pages(rows: list[dict], tuning: list[dict]) -> None:
+    """Puts the tables into RESULTS.md, and the main one into the README."""
+    parts = tables(rows, tuning)
+    for name, text in parts.items():
+        put(RESULTS, name, text)
+    put(HERE.parent / "README.md", "main", parts["main"])
+
+
+def write_rows(path: Path, rows: list[dict]) -> None:
+    path.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
