@@ -61,7 +61,7 @@ class Stage:
 
 STAGES = (
     Stage(0, "base", "base", None, {"steps": 1500, "lr": 2e-3}),
-    Stage(1, "stage1", "Stage I", score.stage1_returns, {"steps": 400, "lr": 5e-4}),
+    Stage(1, "stage1", "Stage I", score.stage1_returns, {"steps": 400, "lr": 1e-3}),
     Stage(2, "stage2", "Stage II", score.stage2_returns, {"steps": 300, "lr": 3e-4}),
 )
 # The paper's settings for other data; it gives the steps of both stages together, halved here.
@@ -437,17 +437,14 @@ def base_step(
     task: data.Task,
     transcripts: list[tuple[str, str, str]],
     clip: float,
-    second_only: bool = False,
 ) -> dict:
-    """Cross-entropy on the attempts' tokens, eos included, laid out as in a rollout; with
-    `second_only` on y2's."""
+    """Cross-entropy on both attempts' tokens, eos included, laid out as in a rollout."""
     rows, weights = [], []
     for prompt, first, second in transcripts:
         x = task.encode(prompt)
         y1, y2 = (task.encode(text) + [task.eos] for text in (first, second))
         rows.append(x + y1 + task.revise + y2)
-        scores = [0] * len(x) + [not second_only] * len(y1) + [0] * len(task.revise) + [1] * len(y2)
-        weights.append(scores)
+        weights.append([0] * len(x) + [1] * len(y1) + [0] * len(task.revise) + [1] * len(y2))
     T = max(map(len, rows))
     tokens = torch.tensor([row + [0] * (T - len(row)) for row in rows], device=model.device)
     scored = torch.tensor([w + [0] * (T - len(w)) for w in weights], device=model.device).bool()

@@ -60,8 +60,8 @@ def ends_right(r1: float, r2: float) -> bool:
 @dataclass(frozen=True)
 class Imitation:
     """Supervised training on attempts of the policy's own: in each of several rounds it writes as
-    many rollouts as there are updates, and those whose rewards pass `keep` are imitated, y2 after
-    [x, y1, p]. [reading: y1 is not imitated, since it is wrong in D.]"""
+    many rollouts as there are updates, and those whose rewards pass `keep` are imitated. [reading:
+    whole traces, y1 as well; where y2 alone is, this small model forgets how to answer first.]"""
 
     keep: Callable[[float, float], bool]
     rounds: int = 3
