@@ -62,7 +62,7 @@ class Stage:
 STAGES = (
     Stage(0, "base", "base", None, {"steps": 1500, "lr": 2e-3}),
     Stage(1, "stage1", "Stage I", score.stage1_returns, {"steps": 400, "lr": 1e-3}),
-    Stage(2, "stage2", "Stage II", score.stage2_returns, {"steps": 300, "lr": 3e-4}),
+    Stage(2, "stage2", "Stage II", score.stage2_returns, {"steps": 300, "lr": 5e-4}),
 )
 # The paper's settings for other data; it gives the steps of both stages together, halved here.
 PAPER = {

@@ -24,7 +24,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
-from methods import ABLATIONS, LRS, MAIN, QUICK, REST, SCORE, SWEEPS
+from methods import ABLATIONS, LRS, MAIN, METHODS, QUICK, REST, SCORE, SWEEPS
 from runs import TUNING_SEED, Run
 from tables import (
     CURVES,
@@ -39,6 +39,13 @@ from tables import (
 )
 
 
+def tried(method: str) -> tuple[float, ...]:
+    """Three learning rates, the method's own in their middle: were another the best of them, it
+    would be the method's own."""
+    middle = LRS.index(METHODS[method].own["lr"])
+    return LRS[max(0, middle - 1) : middle + 2]
+
+
 def planned(parts: list[str], seeds: int) -> list[Run]:
     """The runs of some parts of the comparison, what they start from first."""
     few = range(min(3, seeds))
@@ -46,7 +53,7 @@ def planned(parts: list[str], seeds: int) -> list[Run]:
         "tuning": [
             Run(name, TUNING_SEED, lr=lr)
             for name in ("stage1", "stage2", *MAIN, *REST)
-            for lr in LRS
+            for lr in tried(name)
         ],
         "quick": [Run(name, 0) for name in QUICK],
         "main": [Run(name, seed) for seed in range(seeds) for name in QUICK]

@@ -100,14 +100,14 @@ METHODS = {
     "stage1": Method("SCoRe, Stage I", stage1_returns, STAGE1),
     "stage2": stage2("SCoRe, Stage II"),
     # Baselines. Learning rates are the best of LRS on validation problems: tuning.json.
-    "naive": baseline("naive multi-turn RL", naive_returns, 5e-4),
-    "both": baseline("both rewarded", both_returns, 5e-4),
-    "trajectory": baseline("trajectory reward, γ = 1", trajectory_returns, 5e-4),
-    "single": baseline("single-turn RL", single_returns, 5e-4, samples=10, revisions=1),
-    "star": baseline("STaR", Imitation(wrong_to_right), 5e-4),
-    "star_plus": baseline("STaR, D+", Imitation(ends_right), 5e-4),
-    "pair_sft": baseline("Pair-SFT", Imitation(wrong_to_right, 1, paired=True), 5e-4),
-    "pair_sft_plus": baseline("Pair-SFT, D+", Imitation(ends_right, 1, paired=True), 5e-4),
+    "naive": baseline("naive multi-turn RL", naive_returns, 1e-3),
+    "both": baseline("both rewarded", both_returns, 1e-3),
+    "trajectory": baseline("trajectory reward, γ = 1", trajectory_returns, 1e-3),
+    "single": baseline("single-turn RL", single_returns, 1e-3, samples=10, revisions=1),
+    "star": baseline("STaR", Imitation(wrong_to_right), 1e-3),
+    "star_plus": baseline("STaR, D+", Imitation(ends_right), 1e-3),
+    "pair_sft": baseline("Pair-SFT", Imitation(wrong_to_right, 1, paired=True), 1e-3),
+    "pair_sft_plus": baseline("Pair-SFT, D+", Imitation(ends_right, 1, paired=True), 1e-3),
     # Ablations.
     "no_stage1": stage2("without Stage I", start="base", steps=STEPS),
     "no_bonus": stage2("without the bonus, α = 0", alpha=0.0),
@@ -129,7 +129,7 @@ MAIN = ("naive", "both", "single", "star_plus", "pair_sft")
 REST = ("trajectory", "star", "pair_sft_plus")
 ABLATIONS = ("no_stage1", "no_bonus", "rloo", "star_stage2", "offline_only", "offline_added")
 QUICK = (*SCORE, *MAIN)
-LRS = (3e-4, 5e-4, 1e-3)  # that a method's own is chosen from
+LRS = (3e-4, 5e-4, 1e-3, 2e-3)  # of which three are tried, around a method's best
 
 # One setting moved, by its value. A run from another base than the default is called BASE/METHOD.
 SWEEPS: dict[str, dict[str, str]] = {
