@@ -437,14 +437,16 @@ def base_step(
     task: data.Task,
     transcripts: list[tuple[str, str, str]],
     clip: float,
+    both: bool = True,
 ) -> dict:
-    """Cross-entropy on both attempts' tokens, eos included, laid out as in a rollout."""
+    """Cross-entropy on both attempts' tokens, eos included, laid out as in a rollout; or on the
+    second's alone."""
     rows, weights = [], []
     for prompt, first, second in transcripts:
         x = task.encode(prompt)
         y1, y2 = (task.encode(text) + [task.eos] for text in (first, second))
         rows.append(x + y1 + task.revise + y2)
-        weights.append([0] * len(x) + [1] * len(y1) + [0] * len(task.revise) + [1] * len(y2))
+        weights.append([0] * len(x) + [both] * len(y1) + [0] * len(task.revise) + [1] * len(y2))
     T = max(map(len, rows))
     tokens = torch.tensor([row + [0] * (T - len(row)) for row in rows], device=model.device)
     scored = torch.tensor([w + [0] * (T - len(w)) for w in weights], device=model.device).bool()

@@ -60,11 +60,14 @@ def ends_right(r1: float, r2: float) -> bool:
 @dataclass(frozen=True)
 class Imitation:
     """Supervised training on attempts of the policy's own: in each of several rounds it writes as
-    many rollouts as there are updates, and those whose rewards pass `keep` are imitated. [reading:
-    whole traces, y1 as well; where y2 alone is, this small model forgets how to answer first.]"""
+    many rollouts as there are updates, and pairs of attempts whose rewards pass `keep` are
+    imitated. [reading: STaR imitates both attempts, for where it imitates y2 alone this small model
+    forgets how to answer first; Pair-SFT y2 alone, for all of its y1 are wrong. Each is the better
+    of the two on validation problems: NOTES.md.]"""
 
     keep: Callable[[float, float], bool]
     rounds: int = 3
+    both: bool = True  # imitate y1, too
     paired: bool = False  # Pair-SFT: y1 is any answer to the problem, y2 a right one at random
 
 
@@ -106,8 +109,10 @@ METHODS = {
     "single": baseline("single-turn RL", single_returns, 1e-3, samples=10, revisions=1),
     "star": baseline("STaR", Imitation(wrong_to_right), 1e-3),
     "star_plus": baseline("STaR, D+", Imitation(ends_right), 1e-3),
-    "pair_sft": baseline("Pair-SFT", Imitation(wrong_to_right, 1, paired=True), 1e-3),
-    "pair_sft_plus": baseline("Pair-SFT, D+", Imitation(ends_right, 1, paired=True), 1e-3),
+    "pair_sft": baseline("Pair-SFT", Imitation(wrong_to_right, 1, both=False, paired=True), 1e-3),
+    "pair_sft_plus": baseline(
+        "Pair-SFT, D+", Imitation(ends_right, 1, both=False, paired=True), 1e-3
+    ),
     # Ablations.
     "no_stage1": stage2("without Stage I", start="base", steps=STEPS),
     "no_bonus": stage2("without the bonus, α = 0", alpha=0.0),
