@@ -279,18 +279,18 @@ def test_head_scores_and_their_gradient_are_the_naive_ones(chunk, monkeypatch):
         assert torch.allclose(ours, theirs, rtol=1e-9, atol=1e-12)
 
 
-def test_kl_is_zero_between_equals_and_positive_between_others():
-    """In float32, of logits near −100 as GPT-2's are."""
+@pytest.mark.parametrize("apart", [0.0, 0.05])
+def test_kl_is_exact_in_float32(apart):
+    """Of logits near −100, as GPT-2's are: 0 between equals, positive between others."""
     g = torch.Generator().manual_seed(0)
     hidden, weight = torch.randn(50, 64, generator=g), torch.randn(300, 64, generator=g) / 8
-    hidden[:, 0], weight[:, 0] = 16, -6
-    tokens = torch.zeros(50, dtype=torch.int64)
-    for close, most in ((0.0, 2e-5), (1e-2, 1e-3)):
-        other = weight + close * torch.randn(300, 64, generator=g)
-        other[:, 0] = -6
-        _, kl = model_module.HeadScores.apply(hidden, weight, hidden, other, tokens, 1.0)
-        exact = naive_scores(*(x.double() for x in (hidden, weight, hidden, other)), tokens, 1.0)[1]
-        assert (kl - exact).abs().max() < 2e-5 and kl.abs().max() < most * 10
+    other = weight + apart * torch.randn(300, 64, generator=g)
+    hidden[:, 0], weight[:, 0], other[:, 0] = 16, -6, -6
+    heads, tokens = (hidden, weight, hidden, other), torch.zeros(50, dtype=torch.int64)
+    _, kl = model_module.HeadScores.apply(*heads, tokens, 1.0)
+    _, exact = naive_scores(*(x.double() for x in heads), tokens, 1.0)
+    assert (kl - exact).abs().max() < 5e-5
+    assert kl.min() > 0.01 if apart else kl.abs().max() < 5e-5
 
 
 def test_bfloat16_does_not_round_logits():
@@ -2537,9 +2537,21 @@ def tiny_checkpoint(folder: pathlib.Path, template: str | None) -> pathlib.Path:
     torch.manual_seed(0)
     GPT(
         GPTConfig(
-            vocab_size=theirs.get_vocab_size() + 7, context=4096, layers=1, heads=2, kv_heads=1,
-            width=16, inner=24, family="qwen2", activation="silu", gated=True, rms_norm=True,
-            norm_eps=1e-6, out_bias=False, mlp_bias=False, rope=1e4,
+            vocab_size=theirs.get_vocab_size() + 7,
+            context=4096,
+            layers=1,
+            heads=2,
+            kv_heads=1,
+            width=16,
+            inner=24,
+            family="qwen2",
+            activation="silu",
+            gated=True,
+            rms_norm=True,
+            norm_eps=1e-6,
+            out_bias=False,
+            mlp_bias=False,
+            rope=1e4,
         )  # fmt: skip
     ).save_pretrained(folder)
     raw = json.loads((folder / "config.json").read_text())
@@ -3317,11 +3329,13 @@ def test_budgets_are_equal(name):
 
 
 def test_learning_rates_are_the_best_on_validation_problems():
+    """And three are tried around each; tuning.json says nothing yet of methods not run."""
+    assert all(len(compare.tried(arm)) == 3 for arm in ("stage1", "stage2", *methods.MAIN))
     tuning = json.loads(tables.TUNING.read_text())
     for arm in {row["arm"] for row in tuning}:
-        tried = {row["lr"]: row["acc_t2"] for row in tuning if row["arm"] == arm}
-        assert tried.keys() == set(compare.tried(arm)) and len(tried) == 3, arm
-        assert methods.METHODS[arm].own["lr"] == max(tried, key=tried.get), arm
+        found = {row["lr"]: row["acc_t2"] for row in tuning if row["arm"] == arm}
+        assert found.keys() == set(compare.tried(arm)), arm
+        assert methods.METHODS[arm].own["lr"] == max(found, key=found.get), arm
 
 
 def test_returns_of_the_baselines_by_hand():

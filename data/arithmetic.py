@@ -31,7 +31,7 @@ class Corpus:
     """How the transcripts of two attempts are drawn, and what a base model learns from them.
 
     A first attempt at an *easy* problem is right with probability `right`, or else one *slip* away
-    from right: a random sign of a puzzle is flipped. On *hard* problems, half of a puzzle's, right
+    from right: a random sign of a puzzle is flipped. On *hard* problems, 44 % of a puzzle's, right
     attempts are rarer, and most wrong ones show a *habit*: always the same sign is flipped, that of
     the largest digit. A second attempt repeats the first with probability `copy`, right or not, and
     is otherwise a fresh draw by the same rule, of several right answers the one nearest to the
@@ -41,10 +41,10 @@ class Corpus:
     What makes this base resemble a pretrained model are two kinds of mistake. *The habit* is a mere
     preference: which digit is largest stands in the prompt, and the model that flips its sign knows
     a right answer. Reward can unlearn it in the first attempt, as reinforcement improves any
-    pretrained model without a word of self-correction. *Other mistakes* stay: whether the signs hit
-    the target is seen only when the last is drawn, too late for the first. They can be repaired
-    afterwards, with the miss in sight, which a base that copies hardly ever tries. So plain reward
-    cures the habit first and goes on copying; self-correction needs to be learned on its own.
+    pretrained model without a word of self-correction. *Other mistakes* are harder to avoid:
+    whether the signs hit the target is seen only when the last is drawn, too late for the first.
+    They can be repaired afterwards, with the miss in sight, which a base that copies hardly ever
+    tries. So plain reward cures the habit first and comes to repair late.
     """
 
     right: float = 0.5  # of attempts at easy problems

@@ -1,6 +1,6 @@
 """SCoRe beside everything that it claims to beat: RESULTS.md, its tables and its figures.
 
-    python experiments/compare.py --quick            one seed of the main methods, under 15 minutes
+    python experiments/compare.py --quick            one seed of the main methods
     python experiments/compare.py --write            everything, over several seeds: hours
     python experiments/compare.py --parts tuning     learning rates, on validation problems
 
@@ -40,10 +40,9 @@ from tables import (
 
 
 def tried(method: str) -> tuple[float, ...]:
-    """Three learning rates, the method's own in their middle: were another the best of them, it
-    would be the method's own."""
+    """Three learning rates, the method's own in their middle."""
     middle = LRS.index(METHODS[method].own["lr"])
-    return LRS[max(0, middle - 1) : middle + 2]
+    return LRS[middle - 1 : middle + 2]
 
 
 def planned(parts: list[str], seeds: int) -> list[Run]:

@@ -62,8 +62,8 @@ class Imitation:
     """Supervised training on attempts of the policy's own: in each of several rounds it writes as
     many rollouts as there are updates, and pairs of attempts whose rewards pass `keep` are
     imitated. [reading: STaR imitates both attempts, for where it imitates y2 alone this small model
-    forgets how to answer first; Pair-SFT y2 alone, for all of its y1 are wrong. Each is the better
-    of the two on validation problems: NOTES.md.]"""
+    forgets how to answer first; Pair-SFT y2 alone, for all y1 of its D are wrong. NOTES.md has the
+    validation runs.]"""
 
     keep: Callable[[float, float], bool]
     rounds: int = 3
@@ -102,13 +102,13 @@ METHODS = {
     "base": Method("base", None, BASE, start=None, number=0),
     "stage1": Method("SCoRe, Stage I", stage1_returns, STAGE1),
     "stage2": stage2("SCoRe, Stage II"),
-    # Baselines. Learning rates are the best of LRS on validation problems: tuning.json.
-    "naive": baseline("naive multi-turn RL", naive_returns, 1e-3),
+    # Baselines. Their learning rates are provisional until tuning.json says which of LRS is best.
+    "naive": baseline("naive multi-turn RL", naive_returns, 5e-4),
     "both": baseline("both rewarded", both_returns, 1e-3),
     "trajectory": baseline("trajectory reward, γ = 1", trajectory_returns, 1e-3),
     "single": baseline("single-turn RL", single_returns, 1e-3, samples=10, revisions=1),
     "star": baseline("STaR", Imitation(wrong_to_right), 1e-3),
-    "star_plus": baseline("STaR, D+", Imitation(ends_right), 1e-3),
+    "star_plus": baseline("STaR, D+", Imitation(ends_right), 2e-3),
     "pair_sft": baseline("Pair-SFT", Imitation(wrong_to_right, 1, both=False, paired=True), 1e-3),
     "pair_sft_plus": baseline(
         "Pair-SFT, D+", Imitation(ends_right, 1, both=False, paired=True), 1e-3
@@ -134,7 +134,7 @@ MAIN = ("naive", "both", "single", "star_plus", "pair_sft")
 REST = ("trajectory", "star", "pair_sft_plus")
 ABLATIONS = ("no_stage1", "no_bonus", "rloo", "star_stage2", "offline_only", "offline_added")
 QUICK = (*SCORE, *MAIN)
-LRS = (3e-4, 5e-4, 1e-3, 2e-3)  # of which three are tried, around a method's best
+LRS = (3e-4, 5e-4, 1e-3, 2e-3, 4e-3)  # of which three are tried, around a method's best
 
 # One setting moved, by its value. A run from another base than the default is called BASE/METHOD.
 SWEEPS: dict[str, dict[str, str]] = {
