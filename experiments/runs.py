@@ -149,7 +149,8 @@ class Trainer(train.Trainer):
         samples = 0
         if place == 0 or not self.pairs:
             if not file.exists():  # else it was collected before this run was stopped
-                train.write_json(file, self.collect(seed, range(self.step, self.step + length)))
+                end = min(self.step + length, self.job.run.steps + 1)
+                train.write_json(file, self.collect(seed, range(self.step, end)))
             collected = json.loads(file.read_text())
             self.pairs = collected["pairs"]
             samples = collected["samples"] if place == 0 else 0
