@@ -3411,8 +3411,9 @@ def test_a_failed_run_ends_the_comparison_and_names_its_log(tmp_path, monkeypatc
 def test_comparison_refuses_runs_with_other_settings(compared, few_updates, monkeypatch):
     monkeypatch.setattr(tables, "EVALUATED", {"n": 20, "temperature": 0.0})
     [row] = tables.gather([runs.Run("base", 0)], compared)
-    assert (row["arm"], row["seed"], row["n"], row["lr"]) == ("base", 0, 20, 2e-3)
-    monkeypatch.setitem(methods.METHODS["base"].own, "lr", 1e-3)
+    own = methods.METHODS["base"].own
+    assert (row["arm"], row["seed"], row["n"], row["lr"]) == ("base", 0, 20, own["lr"])
+    monkeypatch.setitem(own, "lr", own["lr"] / 2)
     with pytest.raises(SystemExit, match="was made with lr"):
         tables.gather([runs.Run("base", 0)], compared)
 

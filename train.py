@@ -60,9 +60,9 @@ class Stage:
 
 
 STAGES = (
-    Stage(0, "base", "base", None, {"steps": 1500, "lr": 2e-3}),
-    Stage(1, "stage1", "Stage I", score.stage1_returns, {"steps": 400, "lr": 1e-3}),
-    Stage(2, "stage2", "Stage II", score.stage2_returns, {"steps": 300, "lr": 5e-4}),
+    Stage(0, "base", "base", None, {"steps": 3000, "lr": 4e-3}),
+    Stage(1, "stage1", "Stage I", score.stage1_returns, {"steps": 400, "lr": 4e-3}),
+    Stage(2, "stage2", "Stage II", score.stage2_returns, {"steps": 400, "lr": 1e-3}),
 )
 # The paper's settings for other data; it gives the steps of both stages together, halved here.
 PAPER = {
@@ -93,7 +93,7 @@ class Run:
     warmup: int = 20  # steps until the peak; from there linearly down to 0 at the end
     layers: int = 3  # of the base model
     heads: int = 4  # of the base model
-    width: int = 64  # of the base model
+    width: int = 32  # of the base model
     transcripts: int = 256  # a step of base training
     device: str = "auto"  # auto takes cuda, then mps, then cpu
     dtype: str = "float32"  # float32, or bfloat16 for the forward passes (autocast)

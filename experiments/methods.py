@@ -103,15 +103,15 @@ METHODS = {
     "stage1": Method("SCoRe, Stage I", stage1_returns, STAGE1),
     "stage2": stage2("SCoRe, Stage II"),
     # Baselines. Their learning rates are provisional until tuning.json says which of LRS is best.
-    "naive": baseline("naive multi-turn RL", naive_returns, 5e-4),
+    "naive": baseline("naive multi-turn RL", naive_returns, 1e-3),
     "both": baseline("both rewarded", both_returns, 1e-3),
     "trajectory": baseline("trajectory reward, γ = 1", trajectory_returns, 1e-3),
     "single": baseline("single-turn RL", single_returns, 1e-3, samples=10, revisions=1),
-    "star": baseline("STaR", Imitation(wrong_to_right), 1e-3),
+    "star": baseline("STaR", Imitation(wrong_to_right), 2e-3),
     "star_plus": baseline("STaR, D+", Imitation(ends_right), 2e-3),
-    "pair_sft": baseline("Pair-SFT", Imitation(wrong_to_right, 1, both=False, paired=True), 1e-3),
+    "pair_sft": baseline("Pair-SFT", Imitation(wrong_to_right, 1, both=False, paired=True), 5e-4),
     "pair_sft_plus": baseline(
-        "Pair-SFT, D+", Imitation(ends_right, 1, both=False, paired=True), 1e-3
+        "Pair-SFT, D+", Imitation(ends_right, 1, both=False, paired=True), 5e-4
     ),
     # Ablations.
     "no_stage1": stage2("without Stage I", start="base", steps=STEPS),
@@ -134,7 +134,7 @@ MAIN = ("naive", "both", "single", "star_plus", "pair_sft")
 REST = ("trajectory", "star", "pair_sft_plus")
 ABLATIONS = ("no_stage1", "no_bonus", "rloo", "star_stage2", "offline_only", "offline_added")
 QUICK = (*SCORE, *MAIN)
-LRS = (3e-4, 5e-4, 1e-3, 2e-3, 4e-3)  # of which three are tried, around a method's best
+LRS = (3e-4, 5e-4, 1e-3, 2e-3, 4e-3, 8e-3)  # of which three are tried, around a method's best
 
 # One setting moved, by its value. A run from another base than the default is called BASE/METHOD.
 SWEEPS: dict[str, dict[str, str]] = {
@@ -142,7 +142,7 @@ SWEEPS: dict[str, dict[str, str]] = {
     "β2": {"0.03": "beta0.03", "0.1": "beta0.1", "0.3": "stage2", "1": "beta1"},
     # All of about 20 samples a problem.
     "K × M": {"10 × 1": "rloo", "7 × 2": "grid7x2", "4 × 4": "stage2", "2 × 9": "grid2x9"},
-    "width": {"32": "width32/stage2", "64": "stage2", "128": "width128/stage2"},
+    "width": {"16": "width16/stage2", "32": "stage2", "64": "width64/stage2"},
 }
 for alpha in (1.0, 3.0, 30.0):
     METHODS[f"alpha{alpha:g}"] = stage2(f"α = {alpha:g}", alpha=alpha)
@@ -175,6 +175,6 @@ BASES = {
     "habit_edits": Base("habit, edits", Corpus(copy_late=0.8)),
     "flat": Base("no habit, rare edits", Corpus(**FLAT)),
     "flat_edits": Base("no habit, edits", Corpus(**FLAT, copy_late=0.8)),
-    "width32": Base("width 32", shape={"width": 32}),
-    "width128": Base("width 128", shape={"width": 128}),
+    "width16": Base("width 16", shape={"width": 16}),
+    "width64": Base("width 64", shape={"width": 64}),
 }
