@@ -50,6 +50,7 @@ lengths, S slots of a packed rollout, C width. Rows of a problem are adjacent, a
 attempts to one first.
 """
 
+import math
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
@@ -122,7 +123,8 @@ def rollout(
     first_by: GPT | None = None,
 ) -> Rollout:
     """K first attempts a problem and M second attempts to each, sampled from the policy; first
-    attempts by another model where `first_by` is given (offline ones: the base model)."""
+    attempts by another model where `first_by` is given (offline ones: the base model). Raises
+    FloatingPointError where a model's weights have grown out of all bounds."""
     K, M = cfg.samples, cfg.revisions
     author = policy if first_by is None else first_by
     if first_by is not None:
@@ -136,6 +138,10 @@ def rollout(
     problems, keys = repeat(problems, K), row_keys(keys, K, seed)
     again = try_again(task, prompts, first)
     second = respond(policy, task, problems, again, keys, M, cfg.temperature, seed, shared=K)
+
+    for number, attempt in enumerate((first, second), 1):
+        if not attempt.logprobs.isfinite().all():
+            raise FloatingPointError(f"attempt {number} is drawn from scores that are not finite")
 
     y1, y2 = repeat(texts(task, first), M), texts(task, second)
     return Rollout(
@@ -425,9 +431,17 @@ def update(
         if part.on_policy:
             metrics["kl_1"] += kls[0].sum().item() / firsts
             metrics["kl_2"] += kls[1].sum().item() / len(rollouts[0].r2)
-    norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), cfg.clip)
+    return metrics | {"grad_norm": clipped_step(policy, optimizer, cfg.clip)}
+
+
+def clipped_step(policy: GPT, optimizer: torch.optim.Optimizer, clip: float) -> float:
+    """One step along the gradient, clipped to a norm of `clip`; returns the norm that it had.
+    Raises FloatingPointError, before a weight changes, if that is not finite."""
+    norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), clip).item()
+    if not math.isfinite(norm):
+        raise FloatingPointError("the gradient is not finite")
     optimizer.step()
-    return metrics | {"grad_norm": norm.item()}
+    return norm
 
 
 def train_step(

@@ -27,6 +27,7 @@ import sys
 import time
 import types
 import weakref
+import zipfile
 
 import numpy as np
 import pytest
@@ -1584,10 +1585,21 @@ def test_evaluation_is_repeatable(trained, few_steps):
         assert json.loads(results.read_text())["temperature"] == temperature
 
 
+@pytest.mark.parametrize("damaged", [False, True])
 @pytest.mark.parametrize("stage", [0, 1])
-def test_killed_and_resumed_equals_uninterrupted(stage, tmp_path, few_steps, monkeypatch):
+def test_killed_and_resumed_equals_uninterrupted(
+    stage, damaged, tmp_path, few_steps, monkeypatch, capsys
+):
     """Bit for bit: weights, optimizer, best checkpoint and log of a run killed between saves."""
-    monkeypatch.setattr(train, "SAVE_EVERY", 4)
+    save = train.Trainer.save
+
+    def some_steps(trainer):
+        if trainer.step in (2, 4, 8, trainer.job.run.steps):
+            save(trainer)
+
+    monkeypatch.setattr(train, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(train, "SAVE_SHARE", math.inf)
+    monkeypatch.setattr(train.Trainer, "save", some_steps)
     monkeypatch.setattr(train.Best, "WINDOW", 3)
     monkeypatch.setattr(train.Best, "EVERY", 2)
     for out in ("whole", "killed"):
@@ -1605,9 +1617,15 @@ def test_killed_and_resumed_equals_uninterrupted(stage, tmp_path, few_steps, mon
         with pytest.raises(MemoryError):
             run("--stage", stage, "--out", tmp_path / "killed", "--steps", 11)
     assert run("--stage", stage, "--out", tmp_path / "killed", "--steps", 11) == 2  # unfinished
-    assert run("--stage", stage, "--out", tmp_path / "killed", "--steps", 11, "--resume") == 0
     folder = train.STAGES[stage].folder
     whole, killed = (tmp_path / out / "puzzle" / folder for out in ("whole", "killed"))
+    if damaged:
+        flip_a_weight(killed / "state.pt")
+        capsys.readouterr()
+    assert run("--stage", stage, "--out", tmp_path / "killed", "--steps", 11, "--resume") == 0
+    said = capsys.readouterr().out
+    assert f"going on after step {2 if damaged else 4} of 11" in said
+    assert ("going back to" in said) == damaged
     assert same_weights(whole / "model.pt", killed / "model.pt")
     assert same_weights(whole / "state.pt", killed / "state.pt")
     assert without_times(whole / "metrics.jsonl") == without_times(killed / "metrics.jsonl")
@@ -1616,6 +1634,106 @@ def test_killed_and_resumed_equals_uninterrupted(stage, tmp_path, few_steps, mon
         assert torch.equal(moment, b["optimizer"]["state"][0][name])
     assert a["best"]["recent"] == b["best"]["recent"] and a["best"]["reward"] == b["best"]["reward"]
     assert len(a["best"]["recent"]) == (3 if stage else 0)
+
+
+def flip_a_weight(path: pathlib.Path) -> None:
+    """One bit of a tensor, as a bad disk may do it."""
+    content = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as file:
+        tensor = max(file.infolist(), key=lambda part: part.file_size)
+    content[tensor.header_offset + 200 + tensor.file_size // 2] ^= 1
+    path.write_bytes(content)
+
+
+def same(a, b) -> bool:
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[name], b[name]) for name in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+@pytest.mark.parametrize("name", ["model.pt", "state.pt"])
+def test_a_flipped_bit_is_refused_or_changes_nothing(name, trained, tmp_path):
+    path = tmp_path / name
+    whole = (trained / "stage1" / name).read_bytes()
+    wanted = torch.load(trained / "stage1" / name, weights_only=True)
+    rng, refused = random.Random(0), 0
+    for _ in range(100):
+        content = bytearray(whole)
+        content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+        path.write_bytes(content)
+        try:
+            read = train.read_pt(path, wanted.keys())
+        except ValueError as error:
+            assert str(path) in str(error)
+            refused += 1
+        else:
+            assert same(read, wanted)
+    assert 0 < refused < 100
+
+
+def test_adam_s_settings_are_the_run_s_own(trained, few_steps):
+    job = train.plan({"out": str(trained.parent), "difficulty": 2}, 1)[1]
+    task = train.load_task(job.run)
+    policy = train.stage_model(job, task, torch.device("cpu"))
+    trainer = train.Trainer(job, task, policy, None)
+    own = [group | {"params": None} for group in trainer.optimizer.param_groups]
+    path = job.folder / "state.pt"
+    whole = path.read_bytes()
+    state = torch.load(path, weights_only=True)
+    state["optimizer"]["param_groups"][0] |= {"lr": 9.0, "betas": (0.0, 0.0), "maximize": True}
+    torch.save(state, path)
+    trainer.restore()
+    path.write_bytes(whole)
+    assert [group | {"params": None} for group in trainer.optimizer.param_groups] == own
+
+
+def test_two_runs_in_one_folder_are_refused(tmp_path, few_steps, capsys):
+    (tmp_path / "puzzle").mkdir()
+    with train.locked(tmp_path / "puzzle"):
+        assert run("--stage", 0, "--out", tmp_path) == 2
+    assert f"process {os.getpid()} is training in" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("*.pt"))
+    (tmp_path / "puzzle" / ".lock").write_text("1")  # of a process that was killed
+    assert run("--stage", 0, "--out", tmp_path) == 0
+
+
+def test_saves_go_by_time_and_take_a_small_share_of_it(tmp_path, few_steps, monkeypatch):
+    """A step takes 10 s and a save 3 s: after a minute, and then every 150 s."""
+    clock, saved = [0.0], []
+    advance, save = train.Trainer.advance, train.Trainer.save
+
+    def slow_step(trainer):
+        clock[0] += 10
+        return advance(trainer)
+
+    def slow_save(trainer):
+        clock[0] += 3
+        saved.append(trainer.step)
+        save(trainer)
+
+    monkeypatch.setattr(train.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(train.Trainer, "advance", slow_step)
+    monkeypatch.setattr(train.Trainer, "save", slow_save)
+    assert run("--stage", 0, "--steps", 40, "--out", tmp_path) == 0
+    assert saved == [6, 21, 36, 40]
+
+
+@pytest.mark.parametrize("bad", [math.nan, 1e30])
+def test_weights_stay_as_they_were_where_a_step_is_not_finite(bad, trained, tmp_path, capsys):
+    """And the line says which stage, step and attempt."""
+    shutil.copytree(trained, tmp_path / "puzzle")
+    path = tmp_path / "puzzle" / "stage1" / "state.pt"
+    state = torch.load(path, weights_only=True)
+    state["model"]["positions.weight"][4] = bad
+    state |= {"step": 3, "settings": state["settings"] | {"steps": 6}}
+    torch.save(state, path)
+    before = path.read_bytes()
+    assert run("--stage", 1, "--steps", 6, "--resume", "--out", tmp_path) == 2
+    [line] = capsys.readouterr().err.strip().splitlines()[-1:]
+    assert "Stage I diverged at step 4: " in line and "try a lower --lr" in line
+    assert path.read_bytes() == before
 
 
 def test_interrupt_saves_and_says_how_to_go_on(tmp_path):
@@ -3291,7 +3409,8 @@ def test_the_comparison_s_score_is_the_command_line_s(compared, few_updates, mon
 
 @pytest.mark.parametrize("name", ["star_plus", "offline_only"])
 def test_a_stopped_method_goes_on_as_if_it_had_not(name, compared, few_updates, monkeypatch):
-    monkeypatch.setattr(train, "SAVE_EVERY", 1)
+    monkeypatch.setattr(train, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(train, "SAVE_SHARE", math.inf)
     for run in compare.planned_with_starts([runs.Run(name, 0)]):
         if not run.finished(compared):
             run.perform(compared)

@@ -22,18 +22,21 @@ os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 import argparse
 import contextlib
+import fcntl
 import inspect
 import json
 import math
 import re
 import resource
 import shlex
+import shutil
 import signal
 import sys
 import time
 import types
 import typing
-from collections.abc import Set
+import zipfile
+from collections.abc import Iterator, Set
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 
@@ -254,6 +257,26 @@ def checked(path: Path, settings: dict) -> dict:
 # ---------------------------------------------------------------------------------------------
 # Checkpoints and logs
 
+BEFORE = "state.before.pt"  # what state.pt was until the last save
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Raises ValueError while another process trains in this folder. The system lifts the lock of a
+    process when it ends, however it ends."""
+    with (folder / ".lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise ValueError(
+                f"process {file.read()} is training in {folder}; choose another --out"
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
 
 def write_atomically(path: Path, write) -> None:
     """A file is whole or absent: a kill in the middle leaves the old one; so does a full disk."""
@@ -280,20 +303,41 @@ def read_pt(path: Path, keys: Set[str], mmap: bool = False) -> dict:
     if not path.is_file():
         raise ValueError(f"no such file: {path}")
     try:
+        check_sums(path, "data.pkl" if mmap else "")
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # torch raises nearly anything for bytes that it did not write
         reason = one_line(error)
-        raise ValueError(f"{path} is truncated or not a checkpoint ({reason})") from None
+        raise ValueError(f"{path} is damaged or not a checkpoint ({reason})") from None
     if not isinstance(content, dict) or not keys <= content.keys():
         names = ", ".join(sorted(keys))
         raise ValueError(f"{path} is not a checkpoint of this program: no {names}")
     return content
 
 
+def check_sums(path: Path, ending: str) -> None:
+    """Raises BadZipFile where the parts of a checkpoint whose names end so are not the bytes that
+    were written: torch.load itself does not look at the sums that torch.save leaves."""
+    with zipfile.ZipFile(path) as file:
+        for name in file.namelist():
+            if name.endswith(ending):
+                with file.open(name) as part:
+                    while part.read(1 << 20):
+                        pass  # the sum is compared at the end
+
+
 def read_state(folder: Path, mmap: bool = False) -> dict | None:
-    """A folder's state.pt, or None if it has none."""
-    path = folder / "state.pt"
-    return read_pt(path, {"settings", "step"}, mmap) if path.exists() else None
+    """A folder's state.pt, or the one before where that is damaged, or None if it has none."""
+    path, before = folder / "state.pt", folder / BEFORE
+    if not path.exists():
+        return None
+    try:
+        return read_pt(path, {"settings", "step"}, mmap)
+    except ValueError as error:
+        if not before.exists():
+            raise
+        if not mmap:
+            say(f"{one_line(error)}: going back to {before}")
+        return read_pt(before, {"settings", "step"}, mmap)
 
 
 def read_settings(folder: Path) -> tuple[dict | None, int]:
@@ -303,7 +347,7 @@ def read_settings(folder: Path) -> tuple[dict | None, int]:
         return None, 0
     saved, step = state["settings"], state["step"]
     whole = isinstance(saved, dict) and isinstance(saved.get("steps"), int)
-    if not whole or not isinstance(step, int):
+    if not whole or not isinstance(step, int) or step < 0:
         raise ValueError(f"{folder / 'state.pt'} does not say which of how many steps it holds")
     return checked(folder / "state.pt", saved), step
 
@@ -410,6 +454,20 @@ class Best:
         if looked_at and mean > self.reward:
             self.reward, self.weights = mean, copy_weights(model)
 
+    def restore(self, saved: dict, model: dict) -> None:
+        """Goes on from vars() of another, of a model of these shapes. Raises ValueError for what
+        cannot be that."""
+        self.recent = [float(reward) for reward in saved["recent"]]
+        self.reward, self.weights = float(saved["reward"]), saved["weights"]
+        if not all(map(math.isfinite, self.recent)) or math.isnan(self.reward):
+            raise ValueError("the training rewards are not finite")
+        if self.weights is not None and shapes(self.weights) != shapes(model):
+            raise ValueError("the best weights have other shapes")
+
+
+def shapes(weights: dict) -> dict:
+    return {name: weight.shape for name, weight in weights.items()}
+
 
 # ---------------------------------------------------------------------------------------------
 # Training
@@ -455,9 +513,8 @@ def base_step(
     loss = F.cross_entropy(model.logits(hidden[scored[:, 1:]]), tokens[scored])
     optimizer.zero_grad()
     loss.backward()
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
-    optimizer.step()
-    return {"loss": loss.item(), "grad_norm": norm.item(), "tokens": int(scored.sum())}
+    norm = score.clipped_step(model, optimizer, clip)
+    return {"loss": loss.item(), "grad_norm": norm, "tokens": int(scored.sum())}
 
 
 def learning_rate(step: int, steps: int, warmup: int, peak: float) -> float:
@@ -488,7 +545,14 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "best": vars(self.best),
         }
-        write_atomically(self.job.folder / "state.pt", lambda p: torch.save(state, p))
+        path, before = self.job.folder / "state.pt", self.job.folder / BEFORE
+        if path.exists():
+            before.unlink(missing_ok=True)
+            try:
+                os.link(path, before)
+            except OSError:  # not every file system has links
+                shutil.copyfile(path, before)
+        write_atomically(path, lambda p: torch.save(state, p))
 
     def restore(self) -> None:
         """Goes on from what `save` has left in the folder. Raises ValueError if that is not of this
@@ -503,10 +567,10 @@ class Trainer:
             for weight, moment in zip(self.policy.parameters(), moments):
                 if moment["exp_avg"].shape != weight.shape:  # the fused Adam would read beyond it
                     raise ValueError("the optimizer's moments have other shapes")
+            own = self.optimizer.state_dict()["param_groups"]  # never the file's
+            state["optimizer"]["param_groups"] = own
             self.optimizer.load_state_dict(state["optimizer"])
-            best = state["best"]
-            self.best.recent, self.best.reward = best["recent"], best["reward"]
-            self.best.weights = best["weights"]
+            self.best.restore(state["best"], state["model"])
         except (RuntimeError, ValueError, KeyError, AttributeError, TypeError) as error:
             path = self.job.folder / "state.pt"
             raise ValueError(f"{path} does not fit its stage ({one_line(error)})") from None
@@ -548,7 +612,8 @@ class Trainer:
         return metrics
 
 
-SAVE_EVERY = 50
+SAVE_EVERY = 60.0  # s, or as much longer as keeps saving under SAVE_SHARE of the run's time
+SAVE_SHARE = 0.02
 
 
 def train(trainer: Trainer, precision) -> None:
@@ -572,6 +637,7 @@ def train(trainer: Trainer, precision) -> None:
         mininterval=1 if sys.stderr.isatty() else 30,
         dynamic_ncols=True,
     )
+    saved, took = time.monotonic(), 0.0  # when the last save ended, and its seconds
     try:
         with bar, precision:
             while trainer.step < steps and not interrupted:
@@ -579,8 +645,11 @@ def train(trainer: Trainer, precision) -> None:
                 log.add(metrics)
                 bar.set_postfix_str(progress(metrics), refresh=False)
                 bar.update()
-                if trainer.step % SAVE_EVERY == 0:
+                started = time.monotonic()
+                if started - saved >= max(SAVE_EVERY, took / SAVE_SHARE):
                     trainer.save()
+                    saved = time.monotonic()
+                    took = saved - started
             trainer.save()
     finally:
         for which, handler in old.items():
@@ -595,12 +664,13 @@ def finite_step(trainer: Trainer) -> dict:
     shown, for a ValueError that is not the user's doing."""
     title = trainer.job.stage.title
     try:
-        metrics = trainer.advance()
+        return trainer.advance()
+    except FloatingPointError as error:
+        raise ValueError(
+            f"{title} diverged at step {trainer.step}: {error}; try a lower --lr"
+        ) from None
     except ValueError as error:
         raise RuntimeError(f"{title} failed at step {trainer.step}") from error
-    if not math.isfinite(metrics["loss"] + metrics["grad_norm"]):
-        raise ValueError(f"{title} diverged at step {trainer.step}; try a lower --lr")
-    return metrics
 
 
 def progress(metrics: dict) -> str:
@@ -944,10 +1014,12 @@ def train_command(given: dict, last: int, resume: bool) -> None:
         check_writable(job.folder)
     if resume and all(job.saved is None for job in jobs):
         raise ValueError(f"nothing to resume: no state.pt in {jobs[0].folder.parent}")
-    for number in range(len(jobs)):
-        run_stage(jobs, number, resume, task, device)
-    for job in jobs:
-        result = evaluate(replace(job, run=run), task, device)  # the last one's is reported
+    with locked(jobs[0].folder.parent):
+        jobs = plan(given, last)  # again: another process may have ended just now
+        for number in range(len(jobs)):
+            run_stage(jobs, number, resume, task, device)
+        for job in jobs:
+            result = evaluate(replace(job, run=run), task, device)  # the last one's is reported
     folders = [(job.stage.title, job.folder) for job in jobs]
     report(folders, run.split, result, task, 0.0)
 
