@@ -62,6 +62,8 @@ from torch import Tensor
 from data import Problem, Task
 from model import GPT, Generation, generate, pad_left, row_keys
 
+MOST = 100_000  # of anything counted: more is a slip of the keyboard, and would seem to hang
+
 
 @dataclass(frozen=True)
 class Config:
@@ -87,10 +89,12 @@ class Config:
         if not 0 < self.clip < float("inf"):
             raise ValueError(f"clip must be finite and positive: {self.clip}")
         for name in ("problems", "revisions"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1: {getattr(self, name)}")
-        if self.samples < 2:
-            raise ValueError(f"samples must be at least 2, to leave one out: {self.samples}")
+            if not 1 <= getattr(self, name) <= MOST:
+                raise ValueError(f"{name} must be between 1 and {MOST}: {getattr(self, name)}")
+        if not 2 <= self.samples <= MOST:
+            raise ValueError(
+                f"samples must be between 2, to leave one out, and {MOST}: {self.samples}"
+            )
         if self.offline > 1:
             raise ValueError(f"offline is a share of the problems, at most 1: {self.offline}")
         if self.micro is not None and self.micro < 1:

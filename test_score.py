@@ -1420,7 +1420,7 @@ def test_a_full_disk_is_one_line_and_keeps_what_was_there(trained, monkeypatch, 
     assert run("--eval", trained / "stage1", "--temperature", 0.3) == 2
     monkeypatch.undo()
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1 and "No space left" in lines[0]
+    assert len(lines) == 1 and "No space left" in lines[0] and "MiB are free" in lines[0]
     assert (trained / "stage1" / "results.json").read_bytes() == before
     assert not list(trained.rglob("*.partial"))
 
@@ -1839,6 +1839,15 @@ def test_bad_checkpoint_is_one_line(how, trained, tmp_path, capsys):
         (["--stage", "0", "--resume"], "resume"),
         (["--stage", "0", "--task", "math"], "task"),
         (["--stage", "0", "--data", "puzzle", "--task", "puzzle"], "data"),
+        (["--stage", "1", "--task=--"], "--task"),
+        (["--stage", "0", "--dtype=--"], "--dtype"),
+        (["--stage", "1", "--lr=--"], "--lr"),
+        (["--eval=--"], "--eval"),
+        (["--stage", "0", "--width", "4294967296"], "width"),
+        (["--stage", "0", "--width", "100000"], "memory"),
+        (["--stage", "1", "--problems", "9999999999"], "problems"),
+        (["--stage", "1", "--samples", "9999999999"], "samples"),
+        (["--stage", "1", "--attempts", "9999999999"], "attempts"),
     ],
 )
 def test_bad_flag_is_one_line(args, named, tmp_path, capsys, monkeypatch):
@@ -1850,6 +1859,16 @@ def test_bad_flag_is_one_line(args, named, tmp_path, capsys, monkeypatch):
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and named in lines[0], lines
     assert not list(tmp_path.rglob("*.pt")) and not pathlib.Path("/nowhere").exists()
+
+
+def test_a_stop_in_an_evaluation_says_so(trained, monkeypatch, capsys):
+    def stopped(*args, **options):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+
+    monkeypatch.setattr(score, "evaluate", stopped)
+    assert run("--eval", trained / "stage1") == 130
+    assert "interrupted" in capsys.readouterr().err
 
 
 def test_other_settings_do_not_overwrite(trained, few_steps, capsys):
@@ -2937,6 +2956,12 @@ def test_base_models_end_where_their_answer_does(tmp_path):
     assert task.reward(y, "    return 0\nprint(oops") == 1.0
 
 
+def unsolvable(**fields: str) -> str:
+    """A record of HumanEval's that no program can pass."""
+    whole = {"task_id": "x", "prompt": "", "canonical_solution": "", "entry_point": "f"}
+    return json.dumps(whole | {"test": "def check(candidate): 0"} | fields)
+
+
 @pytest.mark.parametrize(
     "file, line, named",
     [
@@ -2944,6 +2969,9 @@ def test_base_models_end_where_their_answer_does(tmp_path):
         ("HumanEval.jsonl", "[]", "line 105: not a JSON object"),
         ("HumanEval.jsonl", '{"task_id": "a"}', "line 105: no field 'prompt'"),
         ("HumanEval.jsonl", None, "line 105: HumanEval/103 is there twice"),
+        ("HumanEval.jsonl", unsolvable(test="("), "line 105: no program can pass"),
+        ("HumanEval.jsonl", unsolvable(test="check = 1"), "line 105: no program can pass"),
+        ("HumanEval.jsonl", unsolvable(entry_point=""), "line 105: no program can pass"),
         ("mbpp.jsonl", '{"task_id": 1, "code": "", "test_list": []}', "line 16"),
         ("mbpp.jsonl", None, "line 16: task_id 611 is there twice"),
     ],
@@ -3119,6 +3147,21 @@ def test_bad_open_flag_is_one_line(flags, named, chatty, tmp_path, capsys, monke
     assert not list(tmp_path.rglob("*.pt"))
 
 
+@pytest.mark.parametrize(
+    "name", ["data/train/algebra/9.json", "data/test.jsonl", "init/vocab.json"]
+)
+def test_a_pipe_among_the_files_is_one_line(name, chatty, tmp_path, capsys):
+    """To read it would be to wait for ever."""
+    shutil.copytree(chatty, tmp_path / "init")
+    folder = write_math(tmp_path / "data")
+    (tmp_path / name).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / name)
+    flags = ["--stage", "1", "--data", "math", "--init", tmp_path / "init", "--data-dir", folder]
+    assert train.main([*map(str, flags), "--out", str(tmp_path / "out")]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert f"{tmp_path / name} is no file to read from" in line
+
+
 def test_a_problem_that_the_tokenizer_cannot_spell_is_one_line(chatty, tmp_path, capsys):
     init, folder = shutil.copytree(chatty, tmp_path / "init"), write_math(tmp_path / "data")
     without_bytes(init / "tokenizer.json", 4)
@@ -3276,6 +3319,9 @@ def test_programs_run_in_parallel_and_in_order():
     verdicts = rewards.run_many(items, workers=6)
     assert [verdict.passed for verdict in verdicts] == [False, True] * 3
     assert time.monotonic() - started < sum(verdict.seconds for verdict in verdicts) / 2
+    for workers in (0, -1):
+        with pytest.raises(ValueError, match="workers"):
+            rewards.run_many(items, workers)
 
 
 def test_the_sandbox_says_what_holds_and_refuses_elsewhere(monkeypatch, tmp_path, capsys):

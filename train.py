@@ -107,9 +107,13 @@ class Run:
 
     def __post_init__(self):
         for name in (
-            *("steps", "lr", "layers", "heads", "width", "transcripts", "limit"),
+            *("layers", "heads", "width", "transcripts", "limit"),
             *("max_new_tokens", "eval_problems", "eval_batch"),
         ):
+            value = getattr(self, name)
+            if value is not None and not 0 < value <= score.MOST:
+                raise ValueError(f"{name} must be between 1 and {score.MOST}: {value}")
+        for name in ("steps", "lr"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"{name} must be finite and positive: {value}")
@@ -121,8 +125,8 @@ class Run:
         ):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}: {getattr(self, name)}")
-        if self.attempts < 2 or self.warmup < 0:
-            raise ValueError("attempts must be at least 2, warmup not negative")
+        if not 2 <= self.attempts <= score.MOST or self.warmup < 0:
+            raise ValueError(f"attempts must be from 2 to {score.MOST}, warmup not negative")
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed must be between 0 and 2**32 - 1: {self.seed}")
 
@@ -285,8 +289,9 @@ def write_atomically(path: Path, write) -> None:
         write(partial)
         os.replace(partial, path)
     except (OSError, RuntimeError) as error:  # torch.save raises the latter where a write fails
+        free = shutil.disk_usage(path.parent).free >> 20
         partial.unlink(missing_ok=True)
-        raise ValueError(f"cannot write {path}: {one_line(error)}") from None
+        raise ValueError(f"cannot write {path}: {one_line(error)}; {free} MiB are free") from None
 
 
 def one_line(error: Exception) -> str:
@@ -394,7 +399,10 @@ def new_model(job: Job, task: data.Task, device: torch.device) -> GPT:
     """What the base model is before its training."""
     torch.manual_seed(job.run.seed)
     shape = {name: getattr(job.run, name) for name in ("layers", "heads", "width")}
-    return GPT(GPTConfig(vocab_size=task.encoding.n_vocab, **shape)).to(device)
+    try:
+        return GPT(GPTConfig(vocab_size=task.encoding.n_vocab, **shape)).to(device)
+    except RuntimeError as error:  # torch's own for too little memory
+        raise ValueError(f"no model of {shape}: {one_line(error)}") from None
 
 
 def frozen(model: GPT) -> GPT:
@@ -936,6 +944,9 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, dict]:
     given = vars(args).copy()
     for name in ("stage", "eval", "export", "resume"):
         del given[name]
+    for name, value in vars(args).items():
+        if value == []:  # what argparse makes of it
+            raise ValueError(f"--{name.replace('_', '-')}: -- is no value")
     return args, given
 
 
@@ -957,8 +968,12 @@ def source(run: Run) -> data.Source:
     init = Path(run.init)
     if not init.is_dir():
         raise ValueError(f"--init {init}: no such folder")
+    folder = Path(run.data_dir or f"data/{run.data}")
+    for path in (path for place in (folder, init) for path in place.rglob("*")):
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise ValueError(f"{path} is no file to read from")  # a device or pipe: it may not end
     return data.Source(
-        folder=Path(run.data_dir or f"data/{run.data}"),
+        folder=folder,
         init=init,
         layout=run.layout,
         max_new_tokens=run.max_new_tokens,
@@ -1069,6 +1084,7 @@ def report(
 
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what ^C does
     try:
         args, given = parse(argv)
         if args.eval is not None:

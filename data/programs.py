@@ -188,12 +188,26 @@ def read_humaneval(folder: Path) -> list[Program]:
                 canonical_solution=str,
             )
             refuse_duplicates(seen, name, where)
+            if not entry_point.isidentifier() or "check" not in defined_in(test):
+                raise ValueError(
+                    f"{where}: no program can pass: entry_point is no name, or test "
+                    "does not define check"
+                )
             problems.append(
                 Program(
                     prompt, gold=solution, id=name, test=test, entry_point=entry_point, head=prompt
                 )
             )
     return problems
+
+
+def defined_in(code: str) -> set[str]:
+    """The names of a module's functions; none where it is not Python."""
+    try:
+        nodes = ast.parse(code).body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return set()
+    return {node.name for node in nodes if isinstance(node, ast.FunctionDef)}
 
 
 def read_mbpp(folder: Path) -> tuple[dict[str, list[Program]], list[str]] | None:

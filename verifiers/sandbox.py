@@ -170,7 +170,9 @@ def run_tests(
 
 def run_many(items: list[tuple], workers: int | None = None) -> list[Verdict]:
     """run_tests for each item's arguments, on as many workers as there are cores by default."""
-    workers = workers or os.cpu_count() or 1
+    workers = (os.cpu_count() or 1) if workers is None else workers
+    if workers < 1:
+        raise ValueError(f"workers must be at least 1: {workers}")
     verdicts: list[Verdict | None] = [None] * len(items)
     waiting, busy, retried = list(range(len(items)))[::-1], [], set()
     try:
