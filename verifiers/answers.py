@@ -52,7 +52,8 @@ class Reading(NamedTuple):
     "matrix", of "row"          rows, entries                \begin{pmatrix} 1 & 2 \end{pmatrix}
     "base"                      two texts: digits, base      2516_8
 
-    Other brackets are kinds of their own, whatever opens and closes them: \lfloor\rfloor.
+    Other brackets are kinds of their own, whatever opens and closes them; so are \lfloor\rfloor
+    around a variable.
     """
 
     kind: str
@@ -260,6 +261,10 @@ def classify_bracket(tokens: list[str]) -> Reading:
         return Reading("matrix", tuple(Reading("row", row) for row in entries))
     if kind == r"\{\}" and not inside:
         return classify(["∅"])
+    if kind in (r"\lfloor\rfloor", r"\lceil\rceil"):
+        scalar = classify_scalar(tokens)
+        if scalar.kind != "text":
+            return scalar
     inner = members(split_at(inside, {","})[0])
     if len(inner) == 1 and (kind == "()" or inner[0].kind == "matrix"):
         return inner[0]
@@ -292,6 +297,58 @@ def as_text(tokens: list[str]) -> Reading:
     is_symbol = len(text) < 3 or "\\" in text or len(text) == 3 and text.isupper()
     keeps_case = is_symbol and text.lower() not in SHORT_WORDS
     return Reading("text", text if keeps_case else text.casefold())
+
+
+# ---- units ----
+
+UNIT_NAMES = (  # of one unit in each line, without the s of a plural
+    "$ dollar",
+    "cent",
+    "percent",
+    "° degree deg",
+    "radian rad",
+    "mm millimeter millimetre",
+    "cm centimeter centimetre",
+    "m meter metre",
+    "km kilometer kilometre",
+    "in inch inche",
+    "ft foot feet",
+    "yd yard",
+    "mi mile",
+    "g gram",
+    "kg kilogram",
+    "lb pound",
+    "oz ounce",
+    "l liter litre",
+    "ml milliliter millilitre",
+    "gal gallon",
+    "s second sec",
+    "min minute",
+    "h hour hr",
+    "day",
+    "wk week",
+    "month",
+    "yr year",
+)
+UNITS = {name: {names.split()[0]} for names in UNIT_NAMES for name in names.split()}
+UNITS |= {"mph": {"mi", "h"}, "kph": {"km", "h"}}
+POWERS = {"square": "2", "sq": "2", "cubic": "3", "cu": "3"}
+
+
+def units_of(text: str) -> set[str]:
+    """The units in an answer that are known here, and their powers; other nouns may differ."""
+    tokens = tokenize(text)
+    found = {"$"} if re.search(r"\\\$", text) else set()
+    for place, token in enumerate(tokens):
+        name = token.strip('"').lower()
+        name = name if name in UNITS else name.removesuffix("s")
+        if token == "°" or token[0] == '"' and name in UNITS:
+            found |= UNITS[name]
+            power = re.match(r"\^\{?([23])", "".join(tokens[place + 1 : place + 4]))
+            found |= {power[1]} if power else set()
+        elif token[0] == '"' and name in POWERS:
+            found.add(POWERS[name])
+    return found
 
 
 # ---- comparison ----
@@ -397,14 +454,16 @@ def math_equal(prediction: str, gold: str) -> bool:
     accepted  list members in any order, and a set for a list; an unreduced fraction or ratio; an
               exact decimal; a mixed number, never as a product; an expression that is identical
               (unsimplified, too: the grader does not see what was asked); 10 for 10%, $10, 10 cm
-              and 10°; "x = 5" and "x ∈ [1, 2]" for the bare value; ± for both values; "x > 5" for
-              (5, ∞) and "1 ≤ x < 2" for [1, 2); an equation in several variables with terms moved
-              to the other side; x^10 and 2^-1 for what their authors mean
+              and 10°, which are not the same as one another; "x = 5" and "x ∈ [1, 2]" for the bare
+              value; ± for both values; "x > 5" for (5, ∞) and "1 ≤ x < 2" for [1, 2); an equation
+              in several variables with terms moved to the other side; x^10 and 2^-1 for what their
+              authors mean
     refused   a rounded decimal; 0.1 for 10%; a member of a list, set or union missing, added or
               repeated; other brackets, (1, 2) for "1, 2", and "1 < x < 2" for (1, 2), which may be
               a point; a missing base, or a value for a numeral with one; one side of an equation;
-              "x = 5" for "y = 5"; 2x = 10 for x = 5; a row for a column; an identity of positive
-              variables only, √(x²) = x; "1 2" for 12; anything empty or undefined
+              "x = 5" for "y = 5"; 2x = 10 for x = 5; 10 cm for 10 m; a row for a column; an
+              identity of positive variables only, √(x²) = x; "1 2" for 12; anything empty or
+              undefined
     """
     prediction, gold = prediction.strip(), gold.strip()
     if prediction == gold or max(len(prediction), len(gold)) > LONGEST_ANSWER:
@@ -413,7 +472,10 @@ def math_equal(prediction: str, gold: str) -> bool:
     if re.sub(r",\s+", ",", prediction) == re.sub(r",\s+", ",", gold):
         return True
     first, second = read_answer(prediction), read_answer(gold)
-    return first is not None and second is not None and same(first, second)
+    if first is None or second is None or not same(first, second):
+        return False
+    units, others = units_of(prediction), units_of(gold)
+    return not units or not others or units == others
 
 
 # ---- the answer in a response ----

@@ -95,8 +95,8 @@ REWRITES = [
     (re.compile(r"\{([^{}]*)\\over(?![A-Za-z])([^{}]*)\}"), r"\\frac{\1}{\2}"),
     # {10 \choose 5} → \binom{10}{5}
     (re.compile(r"\{([^{}]*)\\choose(?![A-Za-z])([^{}]*)\}"), r"\\binom{\1}{\2}"),
-    # 1{,}234 → 1234, and so 1,\!234 and 1\,234
-    (re.compile(r"(?<=[0-9])(?:\{,\}|\\!,|,\\!|\\,)(?=[0-9]{3}(?![0-9]))"), ""),
+    # 1{,}234 → 1234, and so 1,\!234, 1,\! 234 and 1\,234
+    (re.compile(r"(?<=[0-9])(?:\{,\}|\\!,|,\\! ?|\\,)(?=[0-9]{3}(?![0-9]))"), ""),
     # a\,b → a b; \left. → a blank
     (re.compile(r"\\(?:left|right) ?\.|\\[,;:!> ]|\\q?quad(?![A-Za-z])|~"), " "),
     # 36^\circ → 36°, and so 36^{\circ} C
@@ -214,7 +214,7 @@ LETTERS = frozenset(
     r" \nu \xi \rho \sigma \tau \phi \varphi \chi \psi \omega \Gamma \Delta \Theta \Lambda \Xi \Pi"
     r" \Sigma \Phi \Psi \Omega \ell ∞ ∅".split()
 )
-GROUPS = {"(": ")", "[": "]", "{": "}", "|": "|"}
+GROUPS = {"(": ")", "[": "]", "{": "}", "|": "|", r"\lfloor": r"\rfloor", r"\lceil": r"\rceil"}
 STARTS_FACTOR = LETTERS | {*CONSTANTS, *FUNCTIONS, *GROUPS, r"\frac", r"\sqrt", r"\binom"}
 STARTS_OPERAND = STARTS_FACTOR - {*FUNCTIONS, *GROUPS}
 
@@ -298,6 +298,15 @@ def power(base, exponent):
     return checked(base ** complex(exponent))
 
 
+def rounded(value, opening: str) -> int:
+    """A number's floor or ceiling, unless a float is too near to a whole number to tell."""
+    if not is_exact(value):
+        if value.imag or abs(value.real - round(value.real)) < 1e-9 * max(1, abs(value)):
+            raise ArithmeticError("no floor that floats could tell")
+        value = value.real
+    return math.floor(value) if opening == r"\lfloor" else math.ceil(value)
+
+
 def divide(a, b):
     return multiply(a, power(b, -1))
 
@@ -337,8 +346,9 @@ class Evaluator:
     """Recursive descent over a scalar's tokens, which yields its value at one point.
 
     sum → product → factor → atom. Products may be implicit, 2x or (a)(b), but no number stands
-    right behind another factor: x2 and \\sqrt{2}3 are refused, and so are a^b^c, 2^3!,
-    \\sin(x)^2 and \\sin x/2, which TeX, or the next reader, takes differently than the author.
+    right behind another factor: x2, 2{3} and \\sqrt{2}3 are refused, and so are a^b^c, 2^3!,
+    \\sin(x)^2 and \\sin x/2, which TeX, or the next reader, takes differently than the author; and
+    a product with a zero but no sign, for "0 is not it" has the value 0.
     """
 
     def __init__(self, tokens: list[str], point: int):
@@ -382,11 +392,18 @@ class Evaluator:
             elif self.skip("/"):
                 value = divide(value, self.with_signs(self.factor))
             elif self.peek() in STARTS_FACTOR and not (self.in_bars and self.peek() == "|"):
+                if value == 0 or self.peek() == "{" and self.begins_in_braces():
+                    raise Unreadable
                 value = multiply(value, self.factor())
             elif is_number(self.peek()) and self.tokens[self.at - 1] == "!":  # 5!5!
                 value = multiply(value, self.factor())
             else:
                 return value
+
+    def begins_in_braces(self) -> bool:
+        """TeX shows 2{3} as 23 and 2{-3} as 2-3."""
+        inside = next((token for token in self.tokens[self.at :] if token != "{"), "")
+        return is_number(inside) or inside in ("+", "-")
 
     def factor(self):
         """An atom and what is written behind it: n!, x^2, 45°."""
@@ -455,11 +472,17 @@ class Evaluator:
         return value + part
 
     def group(self, opening: str):
-        outside, self.in_bars = self.in_bars, opening == "|"
+        outside = self.in_bars, self.has_variables
+        self.in_bars, self.has_variables = opening == "|", False
         value = self.sum()
         if not self.skip(GROUPS[opening]):
             raise Unreadable
-        self.in_bars = outside
+        if opening in (r"\lfloor", r"\lceil"):
+            if self.has_variables:  # the points are no whole numbers, where floor and ceiling meet
+                raise Unreadable
+            value = rounded(value, opening)
+        self.in_bars = outside[0]
+        self.has_variables |= outside[1]
         return abs(value) if opening == "|" else value
 
     def function(self, name: str):
