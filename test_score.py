@@ -3191,7 +3191,7 @@ def test_tables_are_read_whole():
         rows = [row for rows in try_grader.read_rows(name).values() for row in rows]
         assert min(map(len, rows)) > 1, name
     assert len(try_grader.BAIT) >= 140
-    assert len(try_sandbox.CONTROLS) >= 84 and len(try_sandbox.ATTACKS) >= 409 - 16  # x86's
+    assert len(try_sandbox.CONTROLS) >= 89 and len(try_sandbox.ATTACKS) >= 447 - 16  # x86's
 
 
 @pytest.mark.parametrize("category", try_grader.EQUAL)
@@ -3307,6 +3307,21 @@ def test_mbpp_records_without_a_test_are_named(tests, named):
     with pytest.raises(ValueError) as error:
         rewards.mbpp_test(tests)
     assert named in str(error.value)
+
+
+def test_a_worker_that_cannot_start_is_a_verdict_and_ends_a_run(chatty, tmp_path, monkeypatch):
+    """As where a machine runs out of processes: no exception, and no reward of 0 either."""
+
+    def fails(*args, **options):
+        raise OSError(11, "Resource temporarily unavailable")
+
+    task = data.load("humaneval", source=source(chatty, write_programs(tmp_path)))
+    sandbox.POOL.stop()
+    monkeypatch.setattr(sandbox.subprocess, "Popen", fails)
+    test = "def check(candidate):\n    assert candidate() == 1\n"
+    assert rewards.run_tests("def f(): return 1", test, "f").reason == "refused"
+    with pytest.raises(rewards.SandboxError, match="no longer"):
+        task.rewards(task.splits["test"][:1], ["    return 0"])
 
 
 def test_programs_run_in_parallel_and_in_order():

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from data.task import Problem, text_hash
 from data.text import Source, TextTask, read_lines, refuse_duplicates, require
-from rewards import mbpp_test, run_many
+from rewards import SandboxError, mbpp_test, run_many
 
 # The paper's instruction, word for word.
 REVISE = (
@@ -95,8 +95,10 @@ class ProgramTask(TextTask):
             program = x.head + self.completion(x, response)
             items.append((program, x.test, x.entry_point, self.timeout, x.head))
         different = list(dict.fromkeys(items))  # a trained policy often repeats itself
-        passed = {item: verdict.passed for item, verdict in zip(different, run_many(different))}
-        return [float(passed[item]) for item in items]
+        verdicts = dict(zip(different, run_many(different)))
+        if any(verdict.reason == "refused" for verdict in verdicts.values()):
+            raise SandboxError("programs can no longer be run here")  # no reward of 0
+        return [float(verdicts[item].passed) for item in items]
 
     def samples(self, problems: list[Program], responses: list[str]) -> list[dict]:
         return [

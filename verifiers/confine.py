@@ -1,5 +1,5 @@
-"""The confinement of a stranger's program. Each protection is tried out in a child before it is
-relied on; W (worker.py) reports which hold.
+"""The confinement of a stranger's program, and of the tests, which come from a file. Each
+protection is tried out in a child before it is relied on; W (worker.py) reports which hold.
 
   private root    a root directory that holds Python, its shared libraries and NumPy, read-only,
                   and a scratch tmpfs of 64 MiB: no secrets, no answers, no /proc, nothing to fill
@@ -11,6 +11,7 @@ relied on; W (worker.py) reports which hold.
 
 One SIGKILL ends U because it cannot fork. Seccomp is therefore required; the rest adds to it.
 Without a private root a program cannot write files, without Landlock either it cannot open any.
+The tests' process T may open files and never writes any.
 """
 
 import ctypes
@@ -37,9 +38,10 @@ LIMITS = {
 
 
 class Box(NamedTuple):
-    """What W found to work here and U applies to itself."""
+    """What W found to work here, and U and T apply to themselves."""
 
     filter: bytes | None  # seccomp's, compiled
+    tests_filter: bytes | None  # T's
     ruleset: int | None  # Landlock's, an open file
     uid: int | None  # a user id of U's own
     capabilities: int  # kept with that: at most the right to read Python below another's home
@@ -69,7 +71,7 @@ def set_limit(name: str, value: int) -> None:
 
 
 def enter_box(box: Box) -> None:
-    """All of U's confinement but the filter, which would forbid the rest."""
+    """All of the confinement but the filter, which would forbid the rest."""
     os.chdir(box.scratch)
     set_limit("RLIMIT_NPROC", box.threads)
     drop_rights(box.uid, box.capabilities)
@@ -267,6 +269,12 @@ def bind_read_only(path: str, root: str) -> None:
     mount(path, root + path, None, MS_BIND | MS_REC)
     flags = os.statvfs(path).f_flag & LOCKED
     mount(None, root + path, None, MS_REMOUNT | MS_BIND | MS_RDONLY | flags)
+    attributes = struct.pack("=4Q", 1, 0, 0, 0)  # MOUNT_ATTR_RDONLY
+    try:  # mount_setattr, for what is mounted below; AT_RECURSIVE
+        libc_call("syscall", 442, -1, (root + path).encode(), 0x8000, attributes, 32)
+    except OSError as error:
+        if error.errno != errno.ENOSYS:  # Linux before 5.12
+            raise
 
 
 def enter_namespaces() -> None:
@@ -306,6 +314,15 @@ def enter_private_root(paths: Paths) -> None:
     for path in ("/", *paths.hidden):
         mount(None, path, None, MS_REMOUNT | MS_BIND | MS_RDONLY | plain)
     os.chdir("/")
+    open_standard_files()  # a program could change the mode of those from outside
+
+
+def open_standard_files() -> None:
+    """The null device for standard input, output and errors."""
+    null = os.open(os.devnull, os.O_RDWR)
+    for standard in (0, 1, 2):
+        os.dup2(null, standard)
+    os.close(null)
 
 
 # ---- each tried out ----
@@ -385,10 +402,12 @@ def build_box(libraries: list[str]) -> tuple[Box, list[str], list[str]]:
         (off if uid is None else on).append("user id")
     if sys.platform == "linux":
         libc_call("prctl", 4, 0, 0, 0, 0)  # PR_SET_DUMPABLE: W and T cannot be traced by an equal
-    code = call_filter(may_open, rooted, may_thread=os.getuid() != 0 or uid is not None)
+    may_thread = os.getuid() != 0 or uid is not None
+    code = call_filter(may_open, rooted, may_thread)
+    tests_code = call_filter(True, False, may_thread)
     if not try_out("seccomp", refuse_unless_fork_is_denied, code):
-        code = None
-    return Box(code, ruleset, uid, capabilities, scratch or "/", threads), on, off
+        code = tests_code = None
+    return Box(code, tests_code, ruleset, uid, capabilities, scratch or "/", threads), on, off
 
 
 def choose_user(may_open: bool) -> tuple[int | None, int]:

@@ -37,17 +37,20 @@ class Worker:
         if not (sys.platform == "linux" or unsafe and hasattr(os, "fork")):
             raise SandboxError(f"programs are run on Linux only, not on {sys.platform}")
         options = json.dumps({"libraries": numpy_folders(), "unsafe": unsafe})
-        self.process = subprocess.Popen(
-            [sys.executable, "-B", "-s", "-S", "-m", "verifiers.worker", options],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            bufsize=0,
-            cwd=ROOT,  # where the module is found; the worker leaves it at once
-            start_new_session=True,  # a terminal's ^C is the trainer's to handle
-            # One hash seed, so that a program's verdict does not hang on the order of its sets.
-            env={"PYTHONHASHSEED": "0", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
-        )
+        try:
+            self.process = subprocess.Popen(
+                [sys.executable, "-B", "-s", "-S", "-m", "verifiers.worker", options],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                bufsize=0,
+                cwd=ROOT,  # where the module is found; the worker leaves it at once
+                start_new_session=True,  # a terminal's ^C is the trainer's to handle
+                # One hash seed, so that a verdict does not hang on the order of a program's sets.
+                env={"PYTHONHASHSEED": "0", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
+            )
+        except OSError as error:
+            raise SandboxError(f"programs cannot be run on this machine: {error}") from None
         self.inbox, self.outbox = self.process.stdout.fileno(), self.process.stdin.fileno()
         os.set_blocking(self.inbox, False)
         os.set_blocking(self.outbox, False)

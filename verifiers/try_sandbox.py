@@ -24,8 +24,8 @@ In a test, with a host per module (the trainer is then the test process):
 The programs are in cases/attacks/KIND.txt and their problems in cases/problems.txt. "#: name
 [problem] [timeout]" starts a program; "#: then" ends a first one, which is run in a call of its own
 so that the second may find what it left. In control.txt an honest program may be "optional", and
-"#? " stands before the lines of a check of its own. Names between @ signs are filled in by
-Host.fill.
+"#? " stands before the lines of a check of its own; in tests.txt that is the attack. Names between
+@ signs are filled in by Host.fill.
 """
 
 import argparse
@@ -199,6 +199,7 @@ ATTACKS += [Attack(name, "parser", program) for name, program in PARSER_ATTACKS.
 REPOSITORY = Path(__file__).resolve().parents[1]
 HOME = os.path.expanduser("~")
 LISTENED = "HUP INT QUIT ABRT TERM USR1 USR2 CONT WINCH".split()
+DEVICES = ["/dev/null", "/dev/zero", "/dev/urandom"]
 MARKED_PLACES = ["/", "/tmp", "/var/tmp", "/run", "/dev/shm", "/dev/mqueue"]
 MARKED_PLACES += [str(REPOSITORY), str(REPOSITORY / "verifiers")]
 MARKED_PLACES += [f"{HOME}/{name}" for name in ("", ".local/lib", ".config", ".cache")]
@@ -305,6 +306,7 @@ class Host:
     def facts(self) -> dict:
         return {
             "canary": self.look_at_canary(),
+            "devices": {path: kept_of(path) for path in DEVICES},
             "mounts": Path("/proc/self/mounts").read_text(),
             "host name": socket.gethostname(),
             "priority": os.getpriority(os.PRIO_PROCESS, 0),
@@ -404,6 +406,10 @@ class Host:
                 os.kill(pid, signal.SIGKILL)
         for path in self.marked():
             remove(path)
+        for path, (mode, uid, gid, _) in self.settings["devices"].items():
+            with suppress(OSError):
+                os.chown(path, uid, gid)
+                os.chmod(path, stat.S_IMODE(mode))
         self.remove_system_v()
         self.libc.umount2(self.vault.encode(), 2)
         os.close(self.watch)
@@ -424,6 +430,12 @@ class Host:
             number = getattr(self.libc, kind + "get")(self.key, *sizes)
             if number >= 0:
                 getattr(self.libc, kind + "ctl")(number, 0, 0, 0)  # IPC_RMID
+
+
+def kept_of(path: str) -> tuple:
+    """What a change of a file's inode would change."""
+    found = os.stat(path)
+    return found.st_mode, found.st_uid, found.st_gid, found.st_mtime
 
 
 def remove(path: str):

@@ -7,8 +7,9 @@
 W is a fresh interpreter with an empty environment, so that nothing of the trainer is inherited.
 It forks U and T before the task is read. T alone reads the task from the trainer's pipe, hands U
 the program, runs the tests with a stand-in for the candidate and says how they ended. U confines
-itself before it runs the program. Whatever U sends is a plain value or an error, never a verdict,
-and U dies before the verdict is given.
+itself before it runs the program, and T before it reads the tests, which were downloaded, too.
+Whatever U sends is a plain value or an error, never a verdict, and U dies before the verdict is
+given.
 
 Hard-coding the answers to tests that a policy has seen is outside any sandbox.
 
@@ -17,8 +18,10 @@ trainer's is in this process.
 """
 
 import builtins
+import fractions
 import gc
 import importlib
+import itertools
 import json
 import math
 import os
@@ -27,6 +30,8 @@ import select
 import signal
 import sys
 import types
+from collections.abc import Iterator
+from operator import index
 
 from verifiers.confine import (
     FILES,
@@ -37,12 +42,14 @@ from verifiers.confine import (
     die_with,
     enter_box,
     forbid_calls,
+    open_standard_files,
     set_limit,
     spawn,
 )
 
 MESSAGE_BYTES = 8 << 20  # what U may send at once
 DEPTH = 200  # of nested containers, in either direction
+ITEMS = 100_000  # of an iterator, which may have no end
 
 # Imported before the fork, so that a program does not pay for them.
 COMMON = """array bisect cmath collections copy dataclasses datetime decimal enum fractions
@@ -61,8 +68,9 @@ def to_json(value, depth: int = 0):
     """A plain value as JSON with tags: lists as they are, other containers as {type: items}.
 
     A subclass (Counter, namedtuple, IntEnum) becomes its plain base and a NumPy scalar a number,
-    for they compare so in a test; anything else (a match, a generator) becomes a bare object().
-    Who converts does not matter: from_json() alone is trusted.
+    for they compare so in a test; an iterator one over copies of its items, if they are not too
+    many; anything else (a match, an array) a bare object(). Who converts does not matter:
+    from_json() alone is trusted.
     """
     if value is None or type(value) in (bool, float, str):
         return value
@@ -80,11 +88,19 @@ def to_json(value, depth: int = 0):
         return {type(value).__name__: value.hex()}
     if type(value) is complex:
         return {"complex": [value.real, value.imag]}
+    if type(value) is range:
+        return {"range": to_json([value.start, value.stop, value.step], depth)}
+    if type(value) is fractions.Fraction:
+        return {"Fraction": to_json([value.numerator, value.denominator], depth)}
     if type(value).__module__ == "numpy" and hasattr(value, "dtype") and not value.shape:
         return to_json(value.item(), depth + 1)
     for base, plain in PLAIN.items():
         if isinstance(value, base):
             return to_json(plain(value), depth + 1)
+    if isinstance(value, Iterator):
+        items = list(itertools.islice(value, ITEMS + 1))
+        if len(items) <= ITEMS:
+            return {"iterator": to_json(items, depth)}
     return {"object": None}
 
 
@@ -101,6 +117,9 @@ BUILD = {
     "bytearray": lambda text, depth: bytearray.fromhex(text),
     "complex": lambda parts, depth: complex(*parts),
     "int": lambda text, depth: int(text, 16),
+    "range": lambda parts, depth: range(*from_json(parts, depth)),
+    "Fraction": lambda parts, depth: fractions.Fraction(*map(index, from_json(parts, depth))),
+    "iterator": lambda items, depth: iter(from_json(items, depth)),
     "object": lambda nothing, depth: object(),
 }
 
@@ -237,11 +256,9 @@ def rebuild(name: str, message: str) -> Exception:
 
 def runner(inbox: int, outbox: int, box: Box, parent: int) -> None:
     """U's life: confine itself, load the program, answer calls until killed."""
-    low, high = sorted((inbox, outbox))
     enter_box(box)
     die_with(parent)
-    for first, last in ((3, low), (low + 1, high), (high + 1, FILES)):
-        os.closerange(first, last)
+    close_all_but(inbox, outbox)
     task = receive(inbox)
     set_limit("RLIMIT_CPU", math.ceil(task["timeout"]) + 1)
     forbid_calls(box.filter)
@@ -261,6 +278,13 @@ def runner(inbox: int, outbox: int, box: Box, parent: int) -> None:
     reply(outbox, load)
     while True:
         reply(outbox, call)
+
+
+def close_all_but(*kept: int) -> None:
+    """Open files beyond the standard ones."""
+    ends = [2, *sorted(kept), FILES]
+    for before, after in zip(ends, ends[1:]):
+        os.closerange(before + 1, after)
 
 
 def reply(outbox: int, action) -> None:
@@ -325,10 +349,7 @@ def detach() -> tuple[int, int]:
         signal.signal(name, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
     pipes = os.dup(0), os.dup(1)
-    null = os.open(os.devnull, os.O_RDWR)
-    for standard in (0, 1, 2):
-        os.dup2(null, standard)
-    os.close(null)
+    open_standard_files()
     if sys.platform == "linux":
         with open("/proc/self/oom_score_adj", "w") as file:
             file.write("1000")  # where memory runs out, let the kernel end this before the trainer
@@ -344,9 +365,10 @@ def run_one(box: Box, task_fd: int) -> list[str] | None:
     verdicts, verdict = os.pipe()
 
     def test() -> None:
+        enter_box(box)
         die_with(parent)
-        for fd in (calls, results, verdicts):
-            os.close(fd)
+        close_all_but(task_fd, from_runner, to_runner, verdict)
+        forbid_calls(box.tests_filter)
         tester(task_fd, from_runner, to_runner, verdict)
 
     tester_pid = spawn(test)
