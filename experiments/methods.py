@@ -103,15 +103,15 @@ METHODS = {
     "stage1": Method("SCoRe, Stage I", stage1_returns, STAGE1),
     "stage2": stage2("SCoRe, Stage II"),
     # Baselines. Their learning rates are provisional until tuning.json says which of LRS is best.
-    "naive": baseline("naive multi-turn RL", naive_returns, 1e-3),
-    "both": baseline("both rewarded", both_returns, 1e-3),
+    "naive": baseline("naive multi-turn RL", naive_returns, 5e-4),
+    "both": baseline("both rewarded", both_returns, 5e-4),
     "trajectory": baseline("trajectory reward, γ = 1", trajectory_returns, 1e-3),
     "single": baseline("single-turn RL", single_returns, 1e-3, samples=10, revisions=1),
-    "star": baseline("STaR", Imitation(wrong_to_right), 2e-3),
-    "star_plus": baseline("STaR, D+", Imitation(ends_right), 2e-3),
-    "pair_sft": baseline("Pair-SFT", Imitation(wrong_to_right, 1, both=False, paired=True), 5e-4),
+    "star": baseline("STaR", Imitation(wrong_to_right), 4e-3),
+    "star_plus": baseline("STaR, D+", Imitation(ends_right), 4e-3),
+    "pair_sft": baseline("Pair-SFT", Imitation(wrong_to_right, 1, both=False, paired=True), 3e-4),
     "pair_sft_plus": baseline(
-        "Pair-SFT, D+", Imitation(ends_right, 1, both=False, paired=True), 5e-4
+        "Pair-SFT, D+", Imitation(ends_right, 1, both=False, paired=True), 3e-4
     ),
     # Ablations.
     "no_stage1": stage2("without Stage I", start="base", steps=STEPS),
@@ -134,7 +134,7 @@ MAIN = ("naive", "both", "single", "star_plus", "pair_sft")
 REST = ("trajectory", "star", "pair_sft_plus")
 ABLATIONS = ("no_stage1", "no_bonus", "rloo", "star_stage2", "offline_only", "offline_added")
 QUICK = (*SCORE, *MAIN)
-LRS = (3e-4, 5e-4, 1e-3, 2e-3, 4e-3, 8e-3)  # of which three are tried, around a method's best
+LRS = (2e-4, 3e-4, 5e-4, 1e-3, 2e-3, 4e-3, 8e-3)  # of which three are tried, around a method's best
 
 # One setting moved, by its value. A run from another base than the default is called BASE/METHOD.
 SWEEPS: dict[str, dict[str, str]] = {
