@@ -11,6 +11,7 @@
 
 import ast
 import dataclasses
+import fractions
 import gc
 import gzip
 import itertools
@@ -19,6 +20,7 @@ import math
 import os
 import pathlib
 import random
+import re
 import shutil
 import signal
 import statistics
@@ -29,8 +31,10 @@ import types
 import weakref
 import zipfile
 
+import hypothesis
 import numpy as np
 import pytest
+from hypothesis import strategies as st
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")
@@ -54,7 +58,7 @@ from model import GPT, GPTConfig, generate, row_keys
 from pretrained.chat import Layout, pick_layout
 from pretrained.tokenizer import QWEN_PATTERN, byte_characters, load_tokenizer
 from rewards import math_equal, math_reward, number_reward, puzzle_reward
-from verifiers import sandbox, try_grader, try_sandbox
+from verifiers import sandbox, try_grader, try_sandbox, worker
 
 HERE = pathlib.Path(__file__).parent
 sys.path.append(str(HERE / "experiments"))
@@ -3606,3 +3610,148 @@ def test_figures_are_drawn_from_what_was_kept(tmp_path, monkeypatch):
     figures.main()
     assert {path.stem for path in tmp_path.glob("*.png")} == figures.DRAWINGS.keys()
     assert all(f"(figures/{name}.png)" in tables.RESULTS.read_text() for name in figures.DRAWINGS)
+
+
+# ---------------------------------------------------------------------------------------------
+# 11. Anything at all: inputs that hypothesis draws, the same in every run
+
+
+def anything(examples: int):
+    """So many drawn inputs, without a limit on the time of one: a hang ends the whole suite."""
+    return hypothesis.settings(
+        max_examples=examples,
+        derandomize=True,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(hypothesis.HealthCheck),
+    )
+
+
+FLAGS = sorted({*train.names(train.Run), *train.names(score.Config)} - {"out", "unsafe_sandbox"})
+ODD = ["", "-", "--", "nan", "-inf", "1e999", "-1", "0", "1", "2", "3", "0.5", "٣", "1_0", "9" * 25]
+ODD += ["\0", "é", "None", "[]", "{}", "true", "cpu", "cuda:99", "math", "puzzle", "../..", "%s"]
+
+
+@anything(200)
+@hypothesis.given(
+    given=st.dictionaries(st.sampled_from(FLAGS), st.sampled_from(ODD) | st.text(max_size=3)),
+    stage=st.sampled_from(["0", "1", "2", "9", "x"]),
+    joined=st.booleans(),
+)
+def test_any_flags_end_in_one_line_or_none(given, stage, joined, tmp_path_factory, capsys):
+    """Up to the first step of training, which is another's test."""
+    args = ["--stage", stage, "--out", str(tmp_path_factory.mktemp("any"))]
+    for name, value in given.items():
+        flag = "--" + name.replace("_", "-")
+        args += [f"{flag}={value}"] if joined else [flag, value]
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("run_stage", "check_evaluation", "evaluate", "report"):
+            patch.setattr(train, name, lambda *args: None)
+        patch.setattr(data.ArithmeticTask, "batch", lambda *args: None)
+        code = train.main(args)
+    lines = capsys.readouterr().err.splitlines()
+    assert (code, len(lines)) in ((0, 0), (2, 1)), lines
+
+
+@st.composite
+def with_damage(draw, whole: bytes) -> bytes:
+    """A copy with a part overwritten, cut out or put in."""
+    place, length = draw(st.integers(0, len(whole))), draw(st.integers(0, 40))
+    return whole[:place] + draw(st.binary(max_size=40)) + whole[place + length :]
+
+
+@anything(150)
+@hypothesis.given(choice=st.data())
+def test_any_damage_to_a_checkpoint_is_one_line(choice, trained, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("any")
+    for name in ("model.pt", "state.pt"):
+        whole = (trained / "stage1" / name).read_bytes()
+        (folder / name).write_bytes(choice.draw(with_damage(whole)))
+        wanted = torch.load(trained / "stage1" / name, weights_only=True)
+        try:
+            read = train.read_pt(folder / name, wanted.keys())
+        except ValueError as error:
+            assert str(folder / name) in str(error) and "\n" not in str(error)
+        else:
+            assert same(read, wanted)
+    try:
+        train.read_settings(folder)
+    except ValueError as error:
+        assert str(folder) in str(error)
+
+
+PLAIN_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
+    max_leaves=5,
+)
+
+
+@anything(60)
+@hypothesis.given(settings=st.dictionaries(st.sampled_from([*FLAGS, "stage"]), PLAIN_JSON))
+def test_any_settings_of_a_checkpoint_are_one_line(settings, trained, tmp_path_factory):
+    """With the right sums: what somebody else's program might have written."""
+    folder = tmp_path_factory.mktemp("any") / "stage1"
+    folder.mkdir()
+    state = torch.load(trained / "stage1" / "state.pt", weights_only=True)
+    torch.save(state | {"settings": state["settings"] | settings}, folder / "state.pt")
+    try:
+        train.load_task(train.job_of(folder, {}).run)
+    except ValueError as error:
+        assert "\n" not in str(error)
+
+
+@anything(120)
+@hypothesis.given(choice=st.data())
+def test_any_damage_to_data_is_one_line(choice, chatty, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("any")
+    write_programs(folder)
+    write_math(folder)
+    files = ["HumanEval.jsonl", "mbpp.jsonl", "train/algebra/2.json"]
+    path = folder / choice.draw(st.sampled_from(files))
+    path.write_bytes(choice.draw(with_damage(path.read_bytes())))
+    for kind in data.OPEN:
+        try:
+            data.load(kind, source=source(chatty, folder))
+        except ValueError as error:
+            assert str(folder) in str(error) and "\n" not in str(error)
+
+
+PIECES = list("0123456789+-*/^_(){}[]|,.:=<>! xyzei\\$%°½²９") + " and |\n|\u202e|cm".split("|")
+PIECES += r"\frac \sqrt \left( \pi \text{ \cup \lfloor \rfloor \! \, \boxed{ \binom \infty".split()
+PIECES += [r"\begin{pmatrix}", r"\end{pmatrix}"]
+LATEX = st.lists(st.sampled_from(PIECES), max_size=25).map("".join)
+
+
+@anything(1500)
+@hypothesis.given(a=LATEX, b=LATEX)
+def test_any_answers_have_a_verdict(a, b):
+    """Without an exception, and the same either way round."""
+    assert math_equal(a, b) == math_equal(b, a)
+    rewards.extract_answer(a + b)
+
+
+@anything(3000)
+@hypothesis.given(
+    text=st.lists(st.sampled_from("0123456789+-*/() "), max_size=12).map("".join),
+    gold=st.integers(-9, 9),
+)
+def test_no_sum_is_taken_for_another_number(text, gold):
+    """Python's own arithmetic judges what is accepted."""
+    if math_equal(text, str(gold)):
+        explicit = re.sub(r"(?<=[\d)]) *(?=\()", "*", text.strip().rstrip("."))
+        exact = re.sub(r"\d+", lambda number: f"Fraction({int(number[0])})", explicit)
+        assert eval(exact, {"Fraction": fractions.Fraction}) == gold
+
+
+@anything(500)
+@hypothesis.given(
+    message=PLAIN_JSON
+    | st.dictionaries(st.sampled_from(sorted(worker.BUILD)), PLAIN_JSON, min_size=1, max_size=1)
+)
+def test_any_message_of_a_program_is_a_plain_value_or_refused(message):
+    try:
+        value = worker.from_json(message)
+    except (ValueError, TypeError, AttributeError, KeyError, ArithmeticError):
+        return
+    assert type(value).__module__ in ("builtins", "fractions")

@@ -255,6 +255,8 @@ def checked(path: Path, settings: dict) -> dict:
         resolve(STAGES[0], settings)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+    if not isinstance(settings.get("stage", 0), int):
+        raise ValueError(f"{path}: stage must be a number: {settings['stage']}")
     return settings
 
 
