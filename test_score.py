@@ -3592,6 +3592,12 @@ def test_a_failed_run_ends_the_comparison_and_names_its_log(tmp_path, monkeypatc
         compare.perform_all(compare.planned(["quick"], 1), tmp_path, workers=2)
 
 
+def test_a_run_that_another_process_makes_is_left_to_it(compared, few_updates):
+    run = runs.Run("base", 0)
+    with train.locked(run.folder(compared)), pytest.raises(ValueError, match="is training in"):
+        run.perform(compared)
+
+
 def test_comparison_refuses_runs_with_other_settings(compared, few_updates, monkeypatch):
     monkeypatch.setattr(tables, "EVALUATED", {"n": 20, "temperature": 0.0})
     [row] = tables.gather([runs.Run("base", 0)], compared)

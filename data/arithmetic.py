@@ -44,7 +44,7 @@ class Corpus:
     pretrained model without a word of self-correction. *Other mistakes* are harder to avoid:
     whether the signs hit the target is seen only when the last is drawn, too late for the first.
     They can be repaired afterwards, with the miss in sight, which a base that copies hardly ever
-    tries. So plain reward cures the habit first and comes to repair late.
+    tries. So plain reward on both attempts cures the habit and goes on copying.
     """
 
     right: float = 0.5  # of attempts at easy problems

@@ -84,6 +84,10 @@ class Run:
         """Trains and evaluates; goes on where it was stopped."""
         job = self.job(out)
         job.folder.mkdir(parents=True, exist_ok=True)
+        with train.locked(job.folder):
+            self.train_and_look(job, out)
+
+    def train_and_look(self, job: train.Job, out: Path) -> None:
         device, method = torch.device("cpu"), METHODS[self.method]
         task = ArithmeticTask(Puzzle, job.run.difficulty, BASES[self.base].corpus)
 
