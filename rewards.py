@@ -22,6 +22,7 @@ which one is right; nothing at all.
 
 import ast
 import builtins
+import re
 import textwrap
 
 from verifiers.answers import extract_answer, math_equal, math_reward
@@ -42,6 +43,7 @@ __all__ = [
     "run_tests",
     "sandbox_status",
     "signed",
+    "stated_number_reward",
 ]
 
 
@@ -81,6 +83,16 @@ def number_reward(prompt: str, response: str) -> float:
     left, right = prompt.removesuffix("=").split(operator)
     value = int(left) + int(right) if operator == "+" else int(left) * int(right)
     return float(response == str(value))
+
+
+STATED = re.compile(r"(?:[^=]*=)*\s*(-?[0-9]{1,40})\s*\.?\s*")
+
+
+def stated_number_reward(prompt: str, response: str) -> float:
+    """1.0 if the response states the value of "a+b=" or "a*b=": it is that number alone, or ends in
+    "= " and the number. What stands before the last "=" is working, and not read."""
+    stated = STATED.fullmatch(response)
+    return number_reward(prompt, stated[1]) if stated else 0.0
 
 
 def mbpp_test(test_list: list[str], setup: str = "") -> tuple[str, str]:

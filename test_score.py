@@ -3112,6 +3112,74 @@ def test_an_open_model_killed_and_resumed_equals_uninterrupted(chatty, tmp_path,
     assert any(not torch.equal(w, init[name]) for name, w in weights(one).items())
 
 
+def test_posed_arithmetic_reads_like_a_conversation(chatty, tmp_path):
+    task = data.load("addition", 2, source(chatty, tmp_path, shots=1))
+    [example] = data.load("addition", 2).batch(0, 0, 1)
+    said = task.decode(task.prompt(Problem("47+85=")))
+    left, right = example.prompt.removesuffix("=").split("+")
+    total = int(left) + int(right)
+    assert said.split("<|im_start|>")[2:] == [
+        f"user\nWhat is {left} + {right}?<|im_end|>\n",
+        f"assistant\n{left} + {right} = {total}<|im_end|>\n",
+        "user\nWhat is 47 + 85?<|im_end|>\n",
+        "assistant\n",
+    ]
+    task = data.load("multiplication", 2, source(chatty, tmp_path, layout="plain"))
+    assert task.decode(task.prompt(Problem("4*5="))) == "Question: What is 4 * 5?\nAnswer: "
+    assert task.over(None, "4 * 5 = 20\n") and not task.over(None, "4 * 5")
+
+
+def test_posed_arithmetic_has_the_splits_of_arithmetic(chatty, tmp_path):
+    task, own = data.load("addition", 2, source(chatty, tmp_path)), data.load("addition", 2)
+    assert task.held_out("test", 30) == own.held_out("test", 30)
+    assert task.batch(3, 2, 8) == own.batch(3, 2, 8)
+
+
+@pytest.mark.parametrize(
+    "response",
+    ["132", " 132 ", "132.", "47 + 85 = 132", "47+85=132.", "47 + 85 = 120 + 12 = 132\n"],
+)
+def test_a_stated_number_is_right(response):
+    assert rewards.stated_number_reward("47+85=", response) == 1.0
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        *("", "=", "131", "13 2", "132 or 131", "131 = 132 = 131", "47 + 85", "132 =", "132, 131"),
+        *("The answer is 132.", "132 is right", "= 132 or so", "0132", "+132", "132.0", "1,32"),
+        *(
+            "-132",
+            "--132",
+            "1_32",
+            "١٣٢",
+            "１３２",
+            "= 1" + "0" * 5000,
+            "132\x00",
+            "132..",
+            "$132$",
+        ),
+    ],
+)
+def test_what_states_no_number_or_another_is_refused(response):
+    assert rewards.stated_number_reward("47+85=", response) == 0.0
+
+
+def test_arithmetic_is_learned_by_an_open_model(chatty, tmp_path, capsys):
+    """Both stages, from the command line; the second knows the model and the examples."""
+    flags = ["--data", "arithmetic", "--task", "addition", "--difficulty", "2", "--steps", "1"]
+    flags += ["--problems", "2", "--samples", "2", "--revisions", "2", "--eval-problems", "4"]
+    flags += ["--max-new-tokens", "6", "--device", "cpu", "--out", str(tmp_path)]
+    assert train.main(["--stage", "1", "--init", str(chatty), "--shots", "1", *flags]) == 0
+    assert train.main(["--stage", "2", *flags]) == 0
+    results = json.loads((tmp_path / "addition" / "stage2" / "results.json").read_text())
+    assert (results["config"]["shots"], results["config"]["lr"]) == (1, 2e-5)
+    assert results["config"]["init"] == str(chatty) and results["n"] == 4
+    capsys.readouterr()
+    assert train.main(["--stage", "2", "--shots", "3", *flags]) == 2
+    assert "made with shots 1, not 3" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "flags, named",
     [
@@ -3132,7 +3200,13 @@ def test_an_open_model_killed_and_resumed_equals_uninterrupted(chatty, tmp_path,
         ("--data math --init INIT --data-dir DATA --task puzzle", "--task"),
         ("--data humaneval --init INIT --levels 1", "--levels"),
         ("--data chess", "chess"),
-        ("--init INIT", "--init"),
+        ("--init INIT", "puzzle cannot be posed"),
+        ("--init INIT --task addition --width 16", "--width"),
+        ("--init INIT --task addition --shots 999", "999 examples"),
+        ("--init INIT --task addition --limit 3", "--limit"),
+        ("--shots 3", "--shots"),
+        ("--layout plain", "--layout"),
+        ("--data math --init INIT --data-dir DATA --shots 3", "--shots"),
         ("--limit 3", "--limit"),
         ("--data math --init DATA --data-dir DATA", "tokenizer"),
     ],

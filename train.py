@@ -72,6 +72,8 @@ PAPER = {
     "math": {"steps": 1500, "lr": 5e-6, "beta1": 0.01, "beta2": 0.1},
     "humaneval": {"steps": 750, "lr": 1e-5, "beta1": 0.01, "beta2": 0.25},
 }
+# Of arithmetic that is posed to an open model: what two cores can do in an hour or two.
+POSED = {"steps": 40, "lr": 2e-5, "beta1": 0.01, "beta2": 0.1, "problems": 8, "eval_problems": 500}
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,8 @@ class Run:
     data: str = "arithmetic"  # where problems come from: arithmetic, math, humaneval
     task: str = "puzzle"  # family of arithmetic: puzzle, addition, multiplication
     difficulty: int | None = None  # of the family's problems; its own default if not given
-    init: str | None = None  # folder of an open model, for math and humaneval
+    init: str | None = None  # folder of an open model, the base; math and humaneval need one
+    shots: int = 2  # solved examples before a problem of arithmetic that is posed to an open model
     data_dir: str | None = None  # folder of MATH or of HumanEval and MBPP; data/NAME if not given
     limit: int | None = None  # most problems of a split
     levels: str | None = None  # of MATH: 1-3, or 1,5; all if not given
@@ -134,12 +137,14 @@ class Run:
 # ---------------------------------------------------------------------------------------------
 # Settings
 
-# Flags of an open model's problems; --data arithmetic refuses them.
-OPEN_FLAGS = ("init", "data_dir", "limit", "levels", "subjects", "layout", "max_new_tokens")
-# Flags of arithmetic; --data math and humaneval refuse them.
-ARITHMETIC_FLAGS = ("task", "difficulty", "layers", "heads", "width", "transcripts")
+# Flags of an open model, of problems from files, of arithmetic, and of a base model of our own.
+OPEN_FLAGS = ("init", "layout", "max_new_tokens", "shots")
+FILE_FLAGS = ("data_dir", "limit", "levels", "subjects")
+ARITHMETIC_FLAGS = ("task", "difficulty")
+OWN_FLAGS = ("layers", "heads", "width", "transcripts")
 # What the stages of a run have in common: a later one takes it from an earlier one's folder.
-SHARED = {"data", "seed", "task", "difficulty", "layers", "heads", "width", *OPEN_FLAGS}
+SHARED = {"data", "seed", "layers", "heads", "width"}
+SHARED |= {*OPEN_FLAGS, *FILE_FLAGS, *ARITHMETIC_FLAGS}
 # What may differ where a stage goes on or is evaluated: nothing that it learns depends on it.
 FREE = {"out", "device", "attempts", "split", "eval_problems", "eval_batch"}
 FREE |= {"unsafe_sandbox", "micro"}
@@ -150,7 +155,9 @@ def resolve(stage: Stage, known: dict) -> tuple[Run, score.Config]:
     known, from the command line or of a folder. Raises ValueError for an impossible value."""
     known = {name: value for name, value in known.items() if value is not None}
     try:
-        own = stage.own | PAPER.get(known.get("data"), {})
+        kind = known.get("data", Run.data)
+        posed = kind == "arithmetic" and "init" in known
+        own = stage.own | (POSED if posed else PAPER.get(kind, {}))
         run = Run(**pick(own | known, names(Run)))
         if run.data == "arithmetic" and run.difficulty is None:
             run = replace(run, difficulty=data.FAMILIES[run.task].default)
@@ -227,6 +234,10 @@ def plan(given: dict, last: int) -> list[Job]:
         if not job.finished or stage.number == last:
             agree(folder, saved or {}, wanted)
         jobs.append(job)
+    for name in OWN_FLAGS if jobs[0].run.init is not None else OPEN_FLAGS:
+        if name in given:
+            kind = "an open model" if name in OWN_FLAGS else "a model of our own: add --init"
+            raise ValueError(f"--{name.replace('_', '-')} is not a setting of {kind}")
     if jobs[0].run.init is not None and (folders[0] / "model.pt").exists():
         raise ValueError(f"{folders[0]}/model.pt is in the way: --init is the base of this run")
     return jobs
@@ -953,11 +964,12 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, dict]:
 
 
 def load_task(run: Run) -> data.Task:
-    if run.data == "arithmetic":
+    if run.data == "arithmetic" and run.init is None:
         return data.load(run.task, run.difficulty)
     if run.data == "humaneval":
         say(rewards.sandbox_status(run.unsafe_sandbox))
-    task = data.load(run.data, source=source(run))
+    name = run.task if run.data == "arithmetic" else run.data
+    task = data.load(name, run.difficulty, source(run))
     for note in task.notes:
         say(note)
     return task
@@ -983,6 +995,7 @@ def source(run: Run) -> data.Source:
         limit=run.limit,
         levels=None if run.levels is None else parse_levels(run.levels),
         subjects=None if run.subjects is None else frozenset(run.subjects.split(",")),
+        shots=run.shots,
     )
 
 
@@ -999,7 +1012,7 @@ def parse_levels(text: str) -> frozenset[int]:
 
 def check_belong(given: dict, kind: str) -> None:
     """A flag that the data has no use for is a misunderstanding, better said than ignored."""
-    foreign = OPEN_FLAGS if kind == "arithmetic" else ARITHMETIC_FLAGS
+    foreign = FILE_FLAGS if kind == "arithmetic" else (*ARITHMETIC_FLAGS, "shots")
     if kind == "humaneval":
         foreign += ("levels", "subjects")
     for name in foreign:

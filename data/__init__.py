@@ -6,6 +6,7 @@ ids for them and for the instruction between the attempts, text for what the mod
 
 from data.arithmetic import FAMILIES, ArithmeticTask
 from data.hendrycks import MathTask
+from data.posed import PosedArithmetic
 from data.programs import ProgramTask
 from data.task import Problem, Task
 from data.text import Source, TextTask
@@ -17,10 +18,12 @@ OPEN = {task.name: task for task in (MathTask, ProgramTask)}
 
 def load(name: str, difficulty: int | None = None, source: Source | None = None) -> Task:
     """The task of that name: a family of synthetic arithmetic, at a difficulty or its default, or
-    one for open models, whose problems come from a source. Raises ValueError for an unknown name, a
-    difficulty out of the family's range, and files that do not fit."""
+    MATH or programs for open models. A source, which says where those come from, poses arithmetic
+    to an open model, too. Raises ValueError for an unknown name, a difficulty out of the family's
+    range, and files that do not fit."""
     if name in OPEN:
         return OPEN[name](source)
     if name not in FAMILIES:
         raise ValueError(f"no task named {name!r}; there are {', '.join([*FAMILIES, *OPEN])}")
-    return ArithmeticTask(FAMILIES[name], difficulty)
+    arithmetic = ArithmeticTask(FAMILIES[name], difficulty)
+    return PosedArithmetic(source, arithmetic) if source else arithmetic

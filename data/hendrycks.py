@@ -14,8 +14,8 @@ from pathlib import Path
 
 from data.task import Problem
 from data.text import (
+    FileTask,
     Source,
-    TextTask,
     parse_record,
     read_lines,
     refuse_duplicates,
@@ -47,7 +47,7 @@ class MathProblem(Problem):
     subject: str = ""  # such as counting_and_probability
 
 
-class MathTask(TextTask):
+class MathTask(FileTask):
     """Raises ValueError for malformed files, in one line with file and line."""
 
     name = "math"

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.task import Problem, text_hash
-from data.text import Source, TextTask, read_lines, refuse_duplicates, require
+from data.text import FileTask, Source, read_lines, refuse_duplicates, require
 from rewards import SandboxError, mbpp_test, run_many
 
 # The paper's instruction, word for word.
@@ -44,7 +44,7 @@ class Program(Problem):
     head: str = ""  # HumanEval: the code that the answer completes; trusted
 
 
-class ProgramTask(TextTask):
+class ProgramTask(FileTask):
     """Raises ValueError for malformed files, in one line with file and line."""
 
     name = "humaneval"

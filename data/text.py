@@ -1,4 +1,4 @@
-"""Tasks whose problems are read from files and whose tokens are those of an open model."""
+"""Tasks for open models: problems as text in a model's own layout, most of them from files."""
 
 import json
 import zlib
@@ -18,7 +18,7 @@ from pretrained.weights import read_shape
 class Source:
     """Where an open task's problems and tokens come from."""
 
-    folder: Path  # of the data
+    folder: Path  # of the data, where it comes from files
     init: Path  # of the model
     layout: str = "auto"  # of prompts: chatml, llama3, plain; auto goes by the model's tokenizer
     context: int | None = None  # most tokens of a problem and its attempts. None: the model's
@@ -27,47 +27,29 @@ class Source:
     limit: int | None = None  # most problems of a split
     levels: frozenset[int] | None = None  # of MATH. None: all
     subjects: frozenset[str] | None = None  # of MATH. None: all
+    shots: int = 0  # of arithmetic: solved examples before each problem
 
 
 class TextTask(Task):
-    """Problems by split, laid out for a model, in an order that has nothing to do with the files'.
-
-    Problems have an `id`, which may be empty. A subclass sets `system`, `instruction` (p),
-    `plain_revise` and `max_new_tokens`, and says how a problem reads to a chat model (`user`) and
-    to a base model (`plain`).
-    """
+    """Problems laid out for a model. A subclass sets `system`, `instruction` (p), `plain_revise`
+    and `max_new_tokens`, and says how a problem reads to a chat model (`user`) and to a base model
+    (`plain`)."""
 
     system: str  # the system turn
     instruction: str  # p, as a chat model's user turn
     plain_revise: str  # p, as a base model's running text
+    examples: list[tuple[str, str]] = []  # of user and assistant: turns before a chat model's first
 
-    def __init__(self, source: Source, splits: dict[str, list[Problem]], notes: list[str]):
+    def __init__(self, source: Source):
         self.layout = pick_layout(load_tokenizer(source.init), source.layout)
         self.encoding, self.eos = self.layout.tokenizer.encoding, self.layout.eos
-        context = source.context or read_shape(source.init)["context"]
+        self.context = source.context or read_shape(source.init)["context"]
         self.runs_on = self.layout.style == "plain"  # base models seldom end a text
         self.close = [] if self.runs_on else [self.eos]
         self.revise = self.layout.revise(self.instruction, self.plain_revise)
         self.max_new_tokens = source.max_new_tokens or self.max_new_tokens
-        self.notes = notes + [f"layout: {self.layout.style}"]
+        self.notes = [f"layout: {self.layout.style}"]
         self._pieces = token_bytes(self.encoding)
-        self.splits, self.skipped = {}, {}
-        for name, problems in splits.items():
-            # An evaluation of more attempts must not change what is trained on.
-            attempts = 2 if name == "train" else source.attempts
-            room = context - self.room(attempts)
-            fit = [x for x in problems if self._length(x) <= room]
-            self.skipped[name] = len(problems) - len(fit)
-            if self.skipped[name]:
-                self.notes.append(
-                    f"{self.skipped[name]} of {len(problems)} {name} problems are skipped: prompt "
-                    f"and {attempts} attempts exceed the context of {context}"
-                )
-            if problems and not fit:
-                raise ValueError(f"{self.name}: {self.notes[-1]}")
-            self.splits[name] = sorted(fit, key=lambda x: x.key)[: source.limit]
-        sizes = ", ".join(f"{len(x)} {name}" for name, x in self.splits.items() if x)
-        self.notes.append(f"{self.name}: {sizes or 'no'} problems from {source.folder}")
 
     def user(self, problem: Problem) -> str:
         """The user turn that poses a problem."""
@@ -78,7 +60,40 @@ class TextTask(Task):
         raise NotImplementedError
 
     def prompt(self, problem: Problem) -> list[int]:
-        return self.layout.prompt(self.system, self.user(problem), self.plain(problem))
+        return self.layout.prompt(
+            self.system, self.user(problem), self.plain(problem), self.examples
+        )
+
+    def decode(self, tokens: list[int]) -> str:
+        # Models have rows in their vocabulary that their tokenizer does not name.
+        unknown = "\ufffd".encode()
+        return b"".join(self._pieces.get(t, unknown) for t in tokens).decode(errors="replace")
+
+
+class FileTask(TextTask):
+    """Problems by split, in an order that has nothing to do with the files'. They have an `id`,
+    which may be empty."""
+
+    def __init__(self, source: Source, splits: dict[str, list[Problem]], notes: list[str]):
+        super().__init__(source)
+        self.notes = notes + self.notes
+        self.splits, self.skipped = {}, {}
+        for name, problems in splits.items():
+            # An evaluation of more attempts must not change what is trained on.
+            attempts = 2 if name == "train" else source.attempts
+            room = self.context - self.room(attempts)
+            fit = [x for x in problems if self._length(x) <= room]
+            self.skipped[name] = len(problems) - len(fit)
+            if self.skipped[name]:
+                self.notes.append(
+                    f"{self.skipped[name]} of {len(problems)} {name} problems are skipped: prompt "
+                    f"and {attempts} attempts exceed the context of {self.context}"
+                )
+            if problems and not fit:
+                raise ValueError(f"{self.name}: {self.notes[-1]}")
+            self.splits[name] = sorted(fit, key=lambda x: x.key)[: source.limit]
+        sizes = ", ".join(f"{len(x)} {name}" for name, x in self.splits.items() if x)
+        self.notes.append(f"{self.name}: {sizes or 'no'} problems from {source.folder}")
 
     def _length(self, problem: Problem) -> int:
         """Of its prompt. Raises ValueError, naming it, where the tokenizer cannot spell it."""
@@ -87,11 +102,6 @@ class TextTask(Task):
         except ValueError as error:
             name = problem.id or repr(problem.prompt[:60])
             raise ValueError(f"{self.name}, problem {name}: {error}") from None
-
-    def decode(self, tokens: list[int]) -> str:
-        # Models have rows in their vocabulary that their tokenizer does not name.
-        unknown = "\ufffd".encode()
-        return b"".join(self._pieces.get(t, unknown) for t in tokens).decode(errors="replace")
 
     def batch(self, seed: int, step: int, count: int) -> list[Problem]:
         """Each training problem at most once an epoch, in an order drawn for the epoch; a rest that

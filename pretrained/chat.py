@@ -9,6 +9,7 @@ and for Qwen3's, which drops the empty thoughts of an earlier answer. Control to
 from text, so that a problem which spells one does not become one.
 """
 
+import itertools
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -64,12 +65,16 @@ class Layout:
             return self.tokenizer.eos
         return self.tokenizer.encoding.encode_single_token(STYLES[self.style].end)
 
-    def prompt(self, system: str, user: str, plain: str) -> list[int]:
-        """[x]: system and user turns and the opening of the assistant's, or else `plain`."""
+    def prompt(
+        self, system: str, user: str, plain: str, examples: list[tuple[str, str]] = ()
+    ) -> list[int]:
+        """[x]: the system turn, those of examples (user and assistant), the user's and the opening
+        of the assistant's, or else `plain`."""
         if self.style == "plain":
             bos = [self.tokenizer.bos] if self.tokenizer.adds_bos else []
             return bos + self.tokenizer.encoding.encode_ordinary(plain)
-        turns = [("system", system), ("user", user), ("assistant", None)]
+        shown = zip(("user", "assistant") * len(examples), itertools.chain(*examples))
+        turns = [("system", system), *shown, ("user", user), ("assistant", None)]
         ids = self._encode(STYLES[self.style].before, turns)
         if self.style == "chatml" and "bos_token" in self.tokenizer.chat:
             return [self.tokenizer.bos, *ids]

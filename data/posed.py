@@ -1,0 +1,72 @@
+"""Arithmetic posed to an open model: the problems of arithmetic.py in words, in the model's layout.
+
+    user       What is 47 + 85?
+    assistant  47 + 85 = 132
+
+Problems and splits are arithmetic.py's. Solved examples, which are training problems, come first,
+as turns of the conversation. Families whose answer is one number can be posed.
+"""
+
+from data.arithmetic import ArithmeticTask, Numbers
+from data.task import Problem
+from data.text import Source, TextTask
+from rewards import stated_number_reward
+
+# The paper's instruction for MATH, of an answer in place of a solution.
+REVISE = (
+    "There might be an error in the answer above because of lack of understanding of the question. "
+    "Please correct the error, if any, and rewrite the answer."
+)
+
+
+class PosedArithmetic(TextTask):
+    """Raises ValueError for a family that cannot be posed, and for a context that is too short."""
+
+    system, instruction = "You answer questions of arithmetic.", REVISE
+    plain_revise = f"\n\n{REVISE}\nAnswer: "
+    max_new_tokens = 32
+
+    def __init__(self, source: Source, arithmetic: ArithmeticTask):
+        if not isinstance(arithmetic.family, Numbers):
+            raise ValueError(f"{arithmetic.name} cannot be posed to an open model: it is no number")
+        self.arithmetic, self.name = arithmetic, arithmetic.name
+        shown = arithmetic.batch(0, 0, source.shots) if source.shots else []
+        self.examples = [(self.user(x), self.solved(x)) for x in shown]
+        super().__init__(source)
+        longest = Problem("{0}{1}{0}=".format("9" * arithmetic.family.difficulty, self.operator))
+        needed = len(self.prompt(longest)) + self.room(source.attempts)
+        if needed > self.context:
+            raise ValueError(
+                f"{source.shots} examples and {source.attempts} attempts take {needed} tokens, "
+                f"more than the context of {self.context}"
+            )
+
+    @property
+    def operator(self) -> str:
+        return self.arithmetic.family.operator
+
+    def expression(self, problem: Problem) -> str:
+        return problem.prompt.removesuffix("=").replace(self.operator, f" {self.operator} ")
+
+    def user(self, problem: Problem) -> str:
+        return f"What is {self.expression(problem)}?"
+
+    def solved(self, problem: Problem) -> str:
+        right = self.arithmetic.family.attempt(problem.prompt, None, None, None)
+        return f"{self.expression(problem)} = {right}"
+
+    def plain(self, problem: Problem) -> str:
+        shown = [f"Question: {user}\nAnswer: {answer}\n\n" for user, answer in self.examples]
+        return "".join(shown) + f"Question: {self.user(problem)}\nAnswer: "
+
+    def over(self, problem: Problem, response: str) -> bool:
+        return "\n" in response.lstrip("\n")
+
+    def batch(self, seed: int, step: int, count: int) -> list[Problem]:
+        return self.arithmetic.batch(seed, step, count)
+
+    def held_out(self, split: str, count: int | None) -> list[Problem]:
+        return self.arithmetic.held_out(split, count)
+
+    def reward(self, problem: Problem, response: str) -> float:
+        return stated_number_reward(problem.prompt, response)
