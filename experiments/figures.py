@@ -95,6 +95,8 @@ def draw_condition(runs: Runs):
         axis.plot(odds, ratio, ".-", color=COLOURS[arm], label=title, markersize=3)
     axis.plot([0.15, 1], [0.15, 1], "k--", linewidth=1)
     axis.set(xscale="log", yscale="log", xlabel="odds p/(1 − p)", ylabel="f/b", title="f/b")
+    axis.set_xticks([0.2, 0.4, 0.8], ["0.2", "0.4", "0.8"])
+    axis.set_xticks([], minor=True)
     axis.legend(fontsize=7)
     return figure
 
@@ -138,7 +140,8 @@ def draw_votes(runs: Runs):
             axis.plot(*zip(*points), f"{style}o", color=COLOURS[arm], label=label, markersize=3)
     axis.set(xscale="log", xlabel="samples", ylabel="majority vote right, %")
     axis.set_xticks([1, 2, 4, 8, 16, 32], ["1", "2", "4", "8", "16", "32"])
-    axis.legend(fontsize=7)
+    axis.set_ylim(top=axis.get_ylim()[1] + 15)  # room for the legend
+    axis.legend(fontsize=7, ncol=2, loc="upper left")
     axis.grid(alpha=0.3)
     return figure
 
