@@ -2021,6 +2021,7 @@ def test_run_time_packages_are_the_four_named():
         "data/task.py": set(),
         "data/arithmetic.py": {"data", "rewards"},
         "data/hendrycks.py": {"data", "rewards"},
+        "data/posed.py": {"data", "rewards"},
         "data/programs.py": {"data", "rewards"},
         "data/text.py": {"data", "pretrained"},
         "pretrained/__init__.py": set(),
