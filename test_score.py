@@ -1677,6 +1677,16 @@ def test_a_flipped_bit_is_refused_or_changes_nothing(name, trained, tmp_path):
     assert 0 < refused < 100
 
 
+def test_a_damaged_state_is_not_kept_as_the_one_before(trained, tmp_path):
+    """A disk that is full at the next save must not leave the damaged one twice."""
+    good = (trained / "stage1" / "state.pt").read_bytes()
+    for name in ("state.pt", "state.before.pt"):
+        (tmp_path / name).write_bytes(good)
+    flip_a_weight(tmp_path / "state.pt")
+    assert train.read_state(tmp_path)["step"] == 6
+    assert (tmp_path / "state.pt").read_bytes() == good
+
+
 def test_adam_s_settings_are_the_run_s_own(trained, few_steps):
     job = train.plan({"out": str(trained.parent), "difficulty": 2}, 1)[1]
     task = train.load_task(job.run)
@@ -3204,6 +3214,7 @@ def test_arithmetic_is_learned_by_an_open_model(chatty, tmp_path, capsys):
         ("--init INIT", "puzzle cannot be posed"),
         ("--init INIT --task addition --width 16", "--width"),
         ("--init INIT --task addition --shots 999", "999 examples"),
+        ("--init INIT --task addition --shots -1", "shots"),
         ("--init INIT --task addition --limit 3", "--limit"),
         ("--shots 3", "--shots"),
         ("--layout plain", "--layout"),

@@ -72,7 +72,7 @@ PAPER = {
     "math": {"steps": 1500, "lr": 5e-6, "beta1": 0.01, "beta2": 0.1},
     "humaneval": {"steps": 750, "lr": 1e-5, "beta1": 0.01, "beta2": 0.25},
 }
-# Of arithmetic that is posed to an open model: what two cores can do in an hour or two.
+# Of arithmetic that is posed to an open model. Provisional: no stage has been run with them.
 POSED = {"steps": 40, "lr": 2e-5, "beta1": 0.01, "beta2": 0.1, "problems": 8, "eval_problems": 500}
 
 
@@ -128,8 +128,10 @@ class Run:
         ):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}: {getattr(self, name)}")
-        if not 2 <= self.attempts <= score.MOST or self.warmup < 0:
-            raise ValueError(f"attempts must be from 2 to {score.MOST}, warmup not negative")
+        if not 2 <= self.attempts <= score.MOST or not 0 <= self.shots <= score.MOST:
+            raise ValueError(f"attempts must be from 2 to {score.MOST}, shots from 0")
+        if self.warmup < 0:
+            raise ValueError(f"warmup must not be negative: {self.warmup}")
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed must be between 0 and 2**32 - 1: {self.seed}")
 
@@ -344,7 +346,8 @@ def check_sums(path: Path, ending: str) -> None:
 
 
 def read_state(folder: Path, mmap: bool = False) -> dict | None:
-    """A folder's state.pt, or the one before where that is damaged, or None if it has none."""
+    """A folder's state.pt, or the one before where that is damaged, or None if it has none. Without
+    mmap the one before takes the damaged one's place, or the next save would keep the wrong one."""
     path, before = folder / "state.pt", folder / BEFORE
     if not path.exists():
         return None
@@ -353,9 +356,11 @@ def read_state(folder: Path, mmap: bool = False) -> dict | None:
     except ValueError as error:
         if not before.exists():
             raise
+        state = read_pt(before, {"settings", "step"}, mmap)
         if not mmap:
-            say(f"{one_line(error)}: going back to {before}")
-        return read_pt(before, {"settings", "step"}, mmap)
+            os.replace(before, path)
+            say(f"{one_line(error)}: going back to the state of step {state['step']}")
+        return state
 
 
 def read_settings(folder: Path) -> tuple[dict | None, int]:

@@ -28,9 +28,11 @@ class PosedArithmetic(TextTask):
 
     def __init__(self, source: Source, arithmetic: ArithmeticTask):
         if not isinstance(arithmetic.family, Numbers):
-            raise ValueError(f"{arithmetic.name} cannot be posed to an open model: it is no number")
+            raise ValueError(
+                f"{arithmetic.name} cannot be posed to an open model: its answers are no numbers"
+            )
         self.arithmetic, self.name = arithmetic, arithmetic.name
-        shown = arithmetic.batch(0, 0, source.shots) if source.shots else []
+        shown = arithmetic.batch(0, 0, source.shots)
         self.examples = [(self.user(x), self.solved(x)) for x in shown]
         super().__init__(source)
         longest = Problem("{0}{1}{0}=".format("9" * arithmetic.family.difficulty, self.operator))

@@ -154,12 +154,18 @@ def extract_code(response: str, entry_point: str) -> str:
 
 def only_defines(code: str, entry_point: str) -> bool:
     """A block of imports, functions, classes and constants, none of them the entry point."""
-    try:
-        nodes = ast.parse(code).body
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return False
+    nodes = statements(code)
     kinds = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign)
-    return all(isinstance(node, kinds) for node in nodes) and not defines(code, entry_point)
+    whole = nodes is not None and all(isinstance(node, kinds) for node in nodes)
+    return whole and not defines(code, entry_point)
+
+
+def statements(code: str) -> list[ast.stmt] | None:
+    """A module's own; None where it is not Python."""
+    try:
+        return ast.parse(code).body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
 
 
 # ---------------------------------------------------------------------------------------------
@@ -190,7 +196,7 @@ def read_humaneval(folder: Path) -> list[Program]:
                 canonical_solution=str,
             )
             refuse_duplicates(seen, name, where)
-            if not entry_point.isidentifier() or "check" not in defined_in(test):
+            if not entry_point.isidentifier() or not defines_check(test):
                 raise ValueError(
                     f"{where}: no program can pass: entry_point is no name, or test "
                     "does not define check"
@@ -203,13 +209,9 @@ def read_humaneval(folder: Path) -> list[Program]:
     return problems
 
 
-def defined_in(code: str) -> set[str]:
-    """The names of a module's functions; none where it is not Python."""
-    try:
-        nodes = ast.parse(code).body
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return set()
-    return {node.name for node in nodes if isinstance(node, ast.FunctionDef)}
+def defines_check(test: str) -> bool:
+    nodes = statements(test) or []
+    return any(isinstance(node, ast.FunctionDef) and node.name == "check" for node in nodes)
 
 
 def read_mbpp(folder: Path) -> tuple[dict[str, list[Program]], list[str]] | None:
