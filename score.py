@@ -62,7 +62,7 @@ from torch import Tensor
 from data import Problem, Task
 from model import GPT, Generation, generate, pad_left, row_keys
 
-MOST = 100_000  # of anything counted: more is a slip of the keyboard, and would seem to hang
+MOST = 10_000  # of what is made one by one: more is a slip of the keyboard, and would seem to hang
 
 
 @dataclass(frozen=True)

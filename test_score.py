@@ -1858,7 +1858,7 @@ def test_bad_checkpoint_is_one_line(how, trained, tmp_path, capsys):
         (["--stage", "1", "--lr=--"], "--lr"),
         (["--eval=--"], "--eval"),
         (["--stage", "0", "--width", "4294967296"], "width"),
-        (["--stage", "0", "--width", "100000"], "memory"),
+        (["--stage", "0", "--layers", "100000"], "layers"),
         (["--stage", "1", "--problems", "9999999999"], "problems"),
         (["--stage", "1", "--samples", "9999999999"], "samples"),
         (["--stage", "1", "--attempts", "9999999999"], "attempts"),

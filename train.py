@@ -109,14 +109,11 @@ class Run:
     eval_batch: int = 512  # problems answered at a time in the evaluation
 
     def __post_init__(self):
-        for name in (
-            *("layers", "heads", "width", "transcripts", "limit"),
-            *("max_new_tokens", "eval_problems", "eval_batch"),
-        ):
+        for name in ("layers", "heads", "width", "transcripts", "eval_problems", "eval_batch"):
             value = getattr(self, name)
             if value is not None and not 0 < value <= score.MOST:
                 raise ValueError(f"{name} must be between 1 and {score.MOST}: {value}")
-        for name in ("steps", "lr"):
+        for name in ("steps", "lr", "limit", "max_new_tokens"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"{name} must be finite and positive: {value}")
@@ -417,10 +414,7 @@ def new_model(job: Job, task: data.Task, device: torch.device) -> GPT:
     """What the base model is before its training."""
     torch.manual_seed(job.run.seed)
     shape = {name: getattr(job.run, name) for name in ("layers", "heads", "width")}
-    try:
-        return GPT(GPTConfig(vocab_size=task.encoding.n_vocab, **shape)).to(device)
-    except RuntimeError as error:  # torch's own for too little memory
-        raise ValueError(f"no model of {shape}: {one_line(error)}") from None
+    return GPT(GPTConfig(vocab_size=task.encoding.n_vocab, **shape)).to(device)
 
 
 def frozen(model: GPT) -> GPT:
