@@ -136,7 +136,8 @@ def rollout(
         # the policy's very answers. Steps' seeds are not negative, this one is.
         seed = ~seed
     prompts, keys = [task.prompt(x) for x in problems], [x.key for x in problems]
-    first = respond(author, task, problems, prompts, keys, K, cfg.temperature, seed)
+    P = len(problems)
+    first = respond(author, task, problems, prompts, keys, K, cfg.temperature, seed, shared=P)
 
     # A second attempt is drawn by the key of the first one's row.
     problems, keys = repeat(problems, K), row_keys(keys, K, seed)
@@ -168,11 +169,11 @@ def respond(
     samples: int,
     temperature: float,
     seed: int,
-    shared: int = 1,
+    shared: int,
 ) -> Generation:
     """`samples` attempts after each prompt, [x] or [x, y1, p] → len(prompts) · samples rows, those
     of a prompt adjacent. There is a problem and a key for each prompt; groups of `shared` adjacent
-    prompts begin alike, which is read once."""
+    prompts begin alike (all with the same solved examples, say), which is read once."""
     attempt = generate(
         model,
         prompts,
@@ -532,7 +533,9 @@ def evaluate(
         some = problems[start : start + batch]
         prompts, keys = [task.prompt(x) for x in some], [x.key for x in some]
         for index in range(attempts):
-            attempt = respond(policy, task, some, prompts, keys, 1, temperature, seed)
+            attempt = respond(
+                policy, task, some, prompts, keys, 1, temperature, seed, shared=len(some)
+            )
             responses[index] += texts(task, attempt)
             rewards[index, start : start + batch] = grade(task, some, attempt)
             ended[index, start : start + batch] = attempt.ended

@@ -931,15 +931,21 @@ def test_tokens_do_not_depend_on_the_batch():
     assert keyed[0] != keyed[1]
 
 
-def test_a_shared_start_is_read_once_and_changes_nothing(monkeypatch):
-    """Whether groups of prompts have much in common, nothing, or everything."""
-    gpt, read, extend = ragged_gpt(), [], GPT.extend
+def tokens_read(monkeypatch) -> list[int]:
+    """Will hold the number of tokens of each call of `extend` from now on."""
+    read, extend = [], GPT.extend
 
     def counted(gpt: GPT, cache, tokens: torch.Tensor, ok: torch.Tensor) -> torch.Tensor:
         read.append(int(ok.sum()))
         return extend(gpt, cache, tokens, ok)
 
     monkeypatch.setattr(GPT, "extend", counted)
+    return read
+
+
+def test_a_shared_start_is_read_once_and_changes_nothing(monkeypatch):
+    """Whether groups of prompts have much in common, nothing, or everything."""
+    gpt, read = ragged_gpt(), tokens_read(monkeypatch)
     prompts = [[1, 2, 3, 4], [1, 2, 3, 5, 6], [7, 8], [9], [3, 3, 3], [3, 3, 3]]
     alone = generate(gpt, prompts, 12, samples=3, eos=0)
     assert read[0] == sum(map(len, prompts))
@@ -950,6 +956,19 @@ def test_a_shared_start_is_read_once_and_changes_nothing(monkeypatch):
     assert torch.allclose(together.logprobs, alone.logprobs, atol=1e-5)
     keyed = generate(gpt, [[4], [4]], 12, samples=3, keys=[1, 2], shared=2)
     assert answers(keyed) == answers(generate(gpt, [[4], [4]], 12, samples=3, keys=[1, 2]))
+
+
+def test_solved_examples_are_read_once_for_all_problems(monkeypatch):
+    """By an evaluation for each attempt, by a rollout for the first: its second reads a problem's
+    prompt once for the problem's first attempts."""
+    gpt, read = ragged_gpt(), tokens_read(monkeypatch)
+    problems = toy_problems([[1, 2, 3, 4, 5], [1, 2, 3, 4, 6], [1, 2, 3, 4, 7, 8]])
+    score.evaluate(gpt, Toy(), problems)
+    assert read[:2] == [4, 1 + 1 + 2]
+    assert read.count(4) >= 2
+    read.clear()
+    score.rollout(gpt, Toy(), problems, score.Config(samples=2, revisions=2), seed=1)
+    assert read[:2] == [4, 1 + 1 + 2]
 
 
 def test_rollout_does_not_depend_on_the_batch():
