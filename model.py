@@ -265,13 +265,29 @@ class Cache:
         return Cache(layers, self.ok[rows], self.used)
 
 
+class Start:
+    """Keys and values of the tokens with which all rows of a forward begin, kept as they are, with
+    their gradient: what is written first is the start, and what follows is read behind it."""
+
+    def __init__(self):
+        self.layers: list[tuple[Tensor, Tensor]] = []  # (1, G, S, D) each
+
+    def write(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """k, v (B, G, T, D) → those that the layer's queries meet, (B, G, S + T, D)."""
+        if layer == len(self.layers):
+            self.layers.append((k, v))
+            return k, v
+        before = (part.expand(len(k), -1, -1, -1) for part in self.layers[layer])
+        return tuple(torch.cat(pair, 2) for pair in zip(before, (k, v)))
+
+
 class Seen(NamedTuple):
     """What the tokens of one call attend to, the same in every layer."""
 
     mask: Tensor  # (B, T, S) bool
     bias: Tensor | None  # of the scores, for `attend_one`: where one query a row meets a cache
     rotation: tuple[Tensor, Tensor] | None  # cos and sin, (B, 1, T, D/2); None: no rotary positions
-    cache: Cache | None  # takes the tokens' keys and values and gives all that it holds
+    cache: Cache | Start | None  # takes the tokens' keys and values and gives all that it holds
 
 
 # ---------------------------------------------------------------------------------------------
@@ -456,19 +472,30 @@ class GPT(nn.Module):
         return self.logits(self.hidden(tokens, ok, branch))
 
     def hidden(
-        self, tokens: Tensor, ok: Tensor | None = None, branch: Tensor | None = None
+        self,
+        tokens: Tensor,
+        ok: Tensor | None = None,
+        branch: Tensor | None = None,
+        start: Tensor | None = None,
     ) -> Tensor:
-        """The normed final states, (B, T, C), for callers that need the head at few of them."""
+        """The normed final states, (B, T, C), for callers that need the head at few of them. All
+        rows may go on from one `start`, (S,) int64, which is read once for them."""
         if ok is None:
             assert tokens.shape[1] <= self.config.context, "more tokens than the context holds"
             ok = torch.ones_like(tokens, dtype=torch.bool)
-        return self._blocks(tokens, visible(ok, branch), None)
+        mask = visible(ok, branch)
+        if start is None or len(start) == 0:
+            return self._blocks(tokens, mask)
+        store = Start()
+        self._blocks(start[None], visible(torch.ones_like(start[None]).bool()), store)
+        seen = mask.new_ones(*tokens.shape, len(start))
+        return self._blocks(tokens, torch.cat([seen, mask], 2), store)
 
     def extend(self, cache: Cache, tokens: Tensor, ok: Tensor) -> Tensor:
         """Reads tokens (B, T), valid where ok (B, T), after what `cache` holds, and adds them to it
         → the state of the last of them, (B, C). Prompts, what follows a start that they share, and
         single tokens are all read here."""
-        return self._blocks(tokens, cache.append(ok), cache)[:, -1]
+        return self._blocks(tokens, cache.append(ok), cache, last_only=True)[:, 0]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden (…, C) → (…, V) in float32, also where the blocks ran in less."""
@@ -483,9 +510,15 @@ class GPT(nn.Module):
         heads = hidden, self.head.weight, ref_hidden, ref.head.weight
         return HeadScores.apply(*heads, tokens, temperature)
 
-    def _blocks(self, tokens: Tensor, mask: Tensor, cache: Cache | None) -> Tensor:
-        """tokens (B, T), which see mask (B, T, S) → their normed final states, (B, T, C). With a
-        cache only the last token's, (B, 1, C): nobody asks for the others."""
+    def _blocks(
+        self,
+        tokens: Tensor,
+        mask: Tensor,
+        cache: "Cache | Start | None" = None,
+        last_only: bool = False,
+    ) -> Tensor:
+        """tokens (B, T), which see mask (B, T, S) → their normed final states, (B, T, C), or the
+        last token's alone, (B, 1, C)."""
         config, rotation = self.config, None
         x = self.tokens(tokens)  # (B, T, C)
         position = mask.sum(-1) - 1  # (B, T), rule 2
@@ -495,11 +528,10 @@ class GPT(nn.Module):
         else:
             angle = position[:, None, :, None] * frequencies(config, tokens.device)
             rotation = angle.cos(), angle.sin()  # (B, 1, T, D/2) each
-        one_query = cache is not None and tokens.shape[1] == 1
+        one_query = isinstance(cache, Cache) and tokens.shape[1] == 1
         seen = Seen(mask, as_bias(mask, cache) if one_query else None, rotation, cache)
         for layer, block in enumerate(self.blocks):
-            last_only = cache is not None and layer == config.layers - 1
-            x = block(x, seen, layer, last_only)
+            x = block(x, seen, layer, last_only and layer == config.layers - 1)
         return self.norm(x)
 
 

@@ -46,7 +46,7 @@ on-policy), entropy bonuses, advantage normalisation, training on more than two 
 `evaluate` takes any number).
 
 Dimensions: P problems, N = P·K first attempts, N·M second attempts, T1 and T2 their longest
-lengths, S slots of a packed rollout, C width. Rows of a problem are adjacent, and so are second
+lengths, S slots of a packed row, C width. Rows of a problem are adjacent, and so are second
 attempts to one first.
 """
 
@@ -60,7 +60,7 @@ import torch
 from torch import Tensor
 
 from data import Problem, Task
-from model import GPT, Generation, generate, pad_left, row_keys
+from model import GPT, Generation, common_start, generate, pad_left, row_keys
 
 MOST = 10_000  # of what is made one by one: more is a slip of the keyboard, and would seem to hang
 
@@ -169,7 +169,7 @@ def respond(
     samples: int,
     temperature: float,
     seed: int,
-    shared: int,
+    shared: int = 1,
 ) -> Generation:
     """`samples` attempts after each prompt, [x] or [x, y1, p] → len(prompts) · samples rows, those
     of a prompt adjacent. There is a problem and a key for each prompt; groups of `shared` adjacent
@@ -248,8 +248,10 @@ def over_after(task: Task, problem: Problem, tokens: list[int]) -> int | None:
 @dataclass(frozen=True)
 class Packed:
     """Rollouts laid out for one forward. A row is [x, y1, p, y2·1, …, y2·M]: a first attempt and
-    all its seconds, each a branch that sees the trunk [x, y1, p] and itself."""
+    all its seconds, each a branch that sees the trunk [x, y1, p] and itself. What all prompts begin
+    with, solved examples for instance, stands before all rows, once."""
 
+    start: Tensor  # (S0,) int64, perhaps none
     tokens: Tensor  # (N, S) int64
     ok: Tensor  # (N, S) bool: the slots that hold a token
     branch: Tensor  # (S,) int64: 0 for the trunk, m for the m-th second attempt
@@ -264,21 +266,23 @@ def pack(
     prompts [x, y1, p] (N) of `try_again`."""
     device, (N, T1), T2 = first.tokens.device, first.tokens.shape, second.tokens.shape[1]
     M = len(second.tokens) // N
-    trunk, trunk_ok = pad_left(again, device)  # (N, S1)
+    start = common_start(prompts)
+    trunk, trunk_ok = pad_left([row[len(start) :] for row in again], device)  # (N, S1)
     S1 = trunk.shape[1]
     # All trunks end at S1, so in a row [x, y1, p] y1 begins this far before it.
     back = [len(row) - len(x) for x, row in zip(repeat(prompts, N // len(prompts)), again)]
-    start = S1 - torch.tensor(back, device=device)  # (N,)
+    begin = S1 - torch.tensor(back, device=device)  # (N,)
     slots = S1 + torch.arange(M * T2, device=device).view(M, T2)  # of the second attempts
     # Rows are padded on their left and attempts have no gaps, so the slot before a token always
     # holds the token that it is drawn after.
     last = torch.full((M, 1), S1 - 1, device=device)
     branch = torch.arange(1, M + 1, device=device).repeat_interleave(T2)
     return Packed(
+        start=torch.tensor(start, dtype=torch.int64, device=device),
         tokens=torch.cat([trunk, second.tokens.reshape(N, M * T2)], 1),
         ok=torch.cat([trunk_ok, second.mask.reshape(N, M * T2)], 1),
         branch=torch.cat([torch.zeros(S1, dtype=torch.int64, device=device), branch]),
-        before1=(start[:, None] - 1 + torch.arange(T1, device=device)).clamp(max=S1 - 1),
+        before1=(begin[:, None] - 1 + torch.arange(T1, device=device)).clamp(max=S1 - 1),
         before2=torch.cat([last, slots[:, :-1]], 1),
     )
 
@@ -307,7 +311,7 @@ def attempt_scores(policy: GPT, ref: GPT, rolled: Rollout, temperature: float) -
 def attempt_states(model: GPT, rolled: Rollout) -> Pair:
     """The model's final states before each token of the attempts, (N, T1, C), (N·M, T2, C)."""
     packed = rolled.packed
-    hidden = model.hidden(packed.tokens, packed.ok, packed.branch)  # (N, S, C)
+    hidden = model.hidden(packed.tokens, packed.ok, packed.branch, packed.start)  # (N, S, C)
     rows = torch.arange(len(hidden), device=hidden.device)[:, None]
     return hidden[rows, packed.before1], hidden[:, packed.before2].flatten(0, 1)
 

@@ -119,7 +119,9 @@ def padded(attempts: list[list[int]]) -> model_module.Generation:
     return model_module.Generation(tokens, mask, torch.zeros(tokens.shape), ended)
 
 
-def exact_gradient(policy: GPT, ref: GPT, stage: int, cfg: score.Config) -> torch.Tensor:
+def exact_gradient(
+    policy: GPT, ref: GPT, stage: int, cfg: score.Config, prompt: list[int] = PROMPT
+) -> torch.Tensor:
     """Autograd of the γ = 0 objective, from unpadded forwards of one sequence each. Attempt 2's
     term does not differentiate the probability of attempt 1: that is what γ = 0 means."""
 
@@ -130,13 +132,13 @@ def exact_gradient(policy: GPT, ref: GPT, stage: int, cfg: score.Config) -> torc
 
     objective = torch.zeros((), dtype=torch.float64)
     for y1, r1 in zip(ATTEMPTS, REWARDS):
-        mine, other = (logprob(gpt, PROMPT, y1) for gpt in (policy, ref))
+        mine, other = (logprob(gpt, prompt, y1) for gpt in (policy, ref))
         if stage == 1:
             objective = objective - mine.exp() * cfg.beta2 * (mine - other)
         else:
             objective = objective + mine.exp() * (r1 - cfg.beta1 * (mine - other))
         for y2, r2 in zip(ATTEMPTS, REWARDS):
-            mine2, other2 = (logprob(gpt, PROMPT + y1 + REVISE, y2) for gpt in (policy, ref))
+            mine2, other2 = (logprob(gpt, prompt + y1 + REVISE, y2) for gpt in (policy, ref))
             gain = r2 if stage == 1 else r2 + cfg.alpha * (r2 - r1)
             value = gain - cfg.beta1 * (mine2 - other2)
             objective = objective + mine.exp().detach() * mine2.exp() * value
@@ -144,7 +146,9 @@ def exact_gradient(policy: GPT, ref: GPT, stage: int, cfg: score.Config) -> torc
     return torch.cat([grad.flatten() for grad in grads])
 
 
-def expected_gradient(code, policy: GPT, ref: GPT, stage: int, K: int, M: int) -> torch.Tensor:
+def expected_gradient(
+    code, policy: GPT, ref: GPT, stage: int, K: int, M: int, prompt: list[int]
+) -> torch.Tensor:
     """The gradient that the module `code` (score.py or a mutant) follows, averaged over every
     possible draw of K first attempts and M second attempts to each, weighted by its probability."""
     cfg = code.Config(alpha=3.0, beta1=0.3, beta2=0.7, samples=K, revisions=M)
@@ -152,7 +156,7 @@ def expected_gradient(code, policy: GPT, ref: GPT, stage: int, K: int, M: int) -
     # Each packed row holds one first attempt and all seven second attempts to it.
     first, second = padded(ATTEMPTS), padded(ATTEMPTS * n)
     world = types.SimpleNamespace(close=[], revise=REVISE)
-    packed = code.pack([PROMPT], first, code.try_again(world, [PROMPT], first), second)
+    packed = code.pack([prompt], first, code.try_again(world, [prompt], first), second)
     every = code.Rollout(
         first, second, REWARDS, REWARDS.repeat(n), torch.zeros(n * n), True, packed
     )
@@ -177,7 +181,7 @@ def expected_gradient(code, policy: GPT, ref: GPT, stage: int, K: int, M: int) -
     return torch.cat([grad.flatten() for grad in grads])
 
 
-def relative_error(code, stage: int, K: int, M: int) -> float:
+def relative_error(code, stage: int, K: int, M: int, prompt: list[int] = PROMPT) -> float:
     policy, ref = toy_gpt(0), toy_gpt(1)
     cfg = code.Config(alpha=3.0, beta1=0.3, beta2=0.7)
     exact = exact_gradient(policy, ref, stage, cfg)
@@ -188,8 +192,10 @@ def relative_error(code, stage: int, K: int, M: int) -> float:
 
 @pytest.mark.parametrize("K, M", [(2, 1), (3, 1), (2, 2)])
 @pytest.mark.parametrize("stage", [1, 2])
-def test_expected_gradient_is_exact(stage, K, M):
-    assert relative_error(score, stage, K, M) < 1e-9
+@pytest.mark.parametrize("prompt", [PROMPT, PROMPT[:1]], ids=["start", "no start"])
+def test_expected_gradient_is_exact(stage, K, M, prompt):
+    """Where the rows have tokens in common, read once, and where they have none."""
+    assert relative_error(score, stage, K, M, prompt) < 1e-9
 
 
 MUTANTS = {
@@ -235,7 +241,8 @@ MUTANTS = {
     "eos not trained": (
         2, 2, 1, "mask = attempt.mask", "mask = attempt.mask & (attempt.tokens != 2)"
     ),
-    "first states one late": (2, 2, 1, "start[:, None] - 1 +", "start[:, None] +"),
+    "first states one late": (2, 2, 1, "begin[:, None] - 1 +", "begin[:, None] +"),
+    "start left out": (2, 2, 1, "packed.branch, packed.start", "packed.branch, packed.start[:0]"),
     "second states one early": (2, 2, 1, "(M, 1), S1 - 1", "(M, 1), S1 - 2"),
     "branches see each other": (2, 2, 2, "repeat_interleave(T2)", "repeat_interleave(T2) * 0"),
     "instruction left out": (2, 2, 1, "x + y + end + task.revise", "x + y + end"),
