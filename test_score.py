@@ -3166,7 +3166,7 @@ def test_posed_arithmetic_reads_like_a_conversation(chatty, tmp_path):
     assert task.over(None, "4 * 5 = 20\n") and not task.over(None, "4 * 5")
 
 
-def test_posed_arithmetic_has_the_splits_of_arithmetic(chatty, tmp_path):
+def test_posed_arithmetic_has_the_problems_of_arithmetic(chatty, tmp_path):
     task, own = data.load("addition", 2, source(chatty, tmp_path)), data.load("addition", 2)
     assert task.held_out("test", 30) == own.held_out("test", 30)
     assert task.batch(3, 2, 8) == own.batch(3, 2, 8)
@@ -3337,6 +3337,58 @@ def test_bait_neither_hangs_nor_crashes_nor_pays():
 
 def test_every_reference_answer_equals_itself():
     answers = {gold for cases in try_grader.EQUAL.values() for pair in cases for gold in pair}
+def test_an_open_model_is_warmed_up(chatty, tmp_path, capsys):
+    """Stage 0 teaches it second attempts; it is then the base and the reference of the stages."""
+    flags = ["--task", "addition", "--difficulty", "2", "--max-new-tokens", "6", "--device", "cpu"]
+    flags += ["--problems", "2", "--samples", "2", "--revisions", "2", "--eval-problems", "4"]
+    flags += ["--out", str(tmp_path), "--init", str(chatty)]
+    folder = tmp_path / "addition"
+    assert train.main(["--stage", "1", "--steps", "1", *flags]) == 0
+    assert not (folder / "base" / "model.pt").exists()
+    shutil.rmtree(folder)
+    assert train.main(["--stage", "0", "--steps", "3", "--transcripts", "4", *flags]) == 0
+    assert not same_model(folder / "base" / "model.pt", GPT.from_pretrained(chatty))
+    capsys.readouterr()
+    assert train.main(["--stage", "1", "--steps", "1", *flags]) == 0
+    assert "base: using" in (said := capsys.readouterr().out) and "finished after 3" in said
+    [row] = map(json.loads, (folder / "stage1" / "metrics.jsonl").open())
+    assert abs(row["kl_1"]) < 1e-4  # of the policy and its reference, before the first update
+    assert train.main(["--stage", "0", *flags[:-2]]) == 0  # it is known whose warm-up it is
+    assert train.main(["--eval", str(folder / "base"), "--eval-problems", "4"]) == 0
+    assert json.loads((folder / "base" / "results.json").read_text())["steps"] == 3
+
+
+def same_model(path: pathlib.Path, gpt: GPT) -> bool:
+    saved = torch.load(path, weights_only=True)["model"]
+    return all(torch.equal(saved[name], weight) for name, weight in gpt.state_dict().items())
+
+
+def test_transcripts_of_a_warm_up_repeat_or_answer_anew(chatty, tmp_path):
+    task = data.load("addition", 2, source(chatty, tmp_path))
+    rows = task.transcripts(0, 1, 400, 0.5)
+    assert rows == task.transcripts(0, 1, 400, 0.5) != task.transcripts(0, 2, 400, 0.5)
+    firsts, seconds = ([task.reward(Problem(row[0]), row[n]) for row in rows] for n in (1, 2))
+    assert 0.4 < sum(firsts) / 400 < 0.6 and 0.4 < sum(seconds) / 400 < 0.6
+    assert 0.75 < sum(first == second for _, first, second in rows) / 400 < 0.95
+    assert all(re.fullmatch(r"\d+ \+ \d+ = \d+", text) for row in rows for text in row[1:])
+
+
+def test_a_warm_up_trains_second_attempts_alone(chatty, tmp_path):
+    """Its loss is that of second attempts under an unpadded forward, whatever prompts share."""
+    task, gpt = data.load("addition", 2, source(chatty, tmp_path)), GPT.from_pretrained(chatty)
+    rows = task.transcripts(0, 1, 5, 0.0)
+    losses = []
+    for prompt, first, second in rows:
+        y1, y2 = (task.encode(text) + [task.eos] for text in (first, second))
+        ids = task.prompt(Problem(prompt)) + y1 + task.revise + y2
+        logprobs = gpt(torch.tensor([ids[:-1]]))[0].log_softmax(-1)[-len(y2) :]
+        losses += (-logprobs[range(len(y2)), y2]).tolist()
+    optimizer = torch.optim.SGD(gpt.parameters(), lr=0.0)
+    metrics = train.base_step(gpt, optimizer, task, rows, clip=1.0, both=False)
+    assert metrics["loss"] == pytest.approx(np.mean(losses), abs=1e-5)
+    assert metrics["tokens"] == len(losses)
+
+
     assert all(math_equal(gold, gold) for gold in answers)
     lines = shared("gsm8k_test.jsonl").read_text(encoding="utf-8").splitlines()
     golds = [json.loads(line)["answer"].rpartition("#### ")[2] for line in lines]

@@ -47,7 +47,7 @@ from tqdm import tqdm
 import data
 import rewards
 import score
-from model import GPT, GPTConfig
+from model import GPT, GPTConfig, common_start
 from pretrained.weights import copy_companions, read_json
 
 
@@ -76,6 +76,7 @@ PAPER = {
 POSED = {"steps": 40, "lr": 2e-5, "beta1": 0.01, "beta2": 0.1, "problems": 8, "eval_problems": 500}
 
 
+POSED |= {"transcripts": 32}
 @dataclass(frozen=True)
 class Run:
     """The settings of a run beside the algorithm's own (score.Config)."""
@@ -140,7 +141,7 @@ class Run:
 OPEN_FLAGS = ("init", "layout", "max_new_tokens", "shots")
 FILE_FLAGS = ("data_dir", "limit", "levels", "subjects")
 ARITHMETIC_FLAGS = ("task", "difficulty")
-OWN_FLAGS = ("layers", "heads", "width", "transcripts")
+OWN_FLAGS = ("layers", "heads", "width")
 # What the stages of a run have in common: a later one takes it from an earlier one's folder.
 SHARED = {"data", "seed", "layers", "heads", "width"}
 SHARED |= {*OPEN_FLAGS, *FILE_FLAGS, *ARITHMETIC_FLAGS}
@@ -194,14 +195,17 @@ class Job:
     step: int  # of that state
 
     @property
+    last: bool = False  # of those that are asked for
     def finished(self) -> bool:
         return self.saved is not None and self.step >= self.saved["steps"]
 
     @property
     def is_init(self) -> bool:
-        """The stage is the open model of --init itself: nothing is trained or kept here."""
+        """The stage is the open model of --init itself: nothing is trained or kept here. With
+        arithmetic, --stage 0 warms it up."""
         trained = (self.folder / "model.pt").exists()
-        return self.stage.number == 0 and self.run.init is not None and not trained
+        warms = self.last and self.run.data == "arithmetic"
+        return self.stage.number == 0 and self.run.init is not None and not (trained or warms)
 
     def settings(self) -> dict:
         """What a resumed or reused stage must agree on."""
@@ -229,7 +233,7 @@ def plan(given: dict, last: int) -> list[Job]:
         agree(folder, saved or {}, {"stage": stage.number})
         wanted = given if stage.number == last else pick(given, given.keys() - {"steps", "lr"})
         run, cfg = resolve(stage, shared | (saved or {}) | wanted)
-        job = Job(stage, run, cfg, folder, saved, step)
+        job = Job(stage, run, cfg, folder, saved, step, last=stage.number == last)
         if not job.finished or stage.number == last:
             agree(folder, saved or {}, wanted)
         jobs.append(job)
@@ -237,7 +241,8 @@ def plan(given: dict, last: int) -> list[Job]:
         if name in given:
             kind = "an open model" if name in OWN_FLAGS else "a model of our own: add --init"
             raise ValueError(f"--{name.replace('_', '-')} is not a setting of {kind}")
-    if jobs[0].run.init is not None and (folders[0] / "model.pt").exists():
+    filed = asked.data != "arithmetic"  # problems from files, of which there are no transcripts
+    if filed and (folders[0] / "model.pt").exists():
         raise ValueError(f"{folders[0]}/model.pt is in the way: --init is the base of this run")
     return jobs
 
@@ -414,6 +419,8 @@ def new_model(job: Job, task: data.Task, device: torch.device) -> GPT:
     """What the base model is before its training."""
     torch.manual_seed(job.run.seed)
     shape = {name: getattr(job.run, name) for name in ("layers", "heads", "width")}
+    if job.run.init is not None:
+        return stage_model(replace(job, last=False), task, device)
     return GPT(GPTConfig(vocab_size=task.encoding.n_vocab, **shape)).to(device)
 
 
@@ -520,16 +527,16 @@ def base_step(
     """Cross-entropy on both attempts' tokens, eos included, laid out as in a rollout; or on the
     second's alone."""
     rows, weights = [], []
-    for prompt, first, second in transcripts:
-        x = task.encode(prompt)
-        y1, y2 = (task.encode(text) + [task.eos] for text in (first, second))
+    for x, (_, *attempts) in zip(prompts, transcripts):
+        x = x[len(start) :]
+        y1, y2 = (task.encode(text) + [task.eos] for text in attempts)
         rows.append(x + y1 + task.revise + y2)
         weights.append([0] * len(x) + [both] * len(y1) + [0] * len(task.revise) + [1] * len(y2))
     T = max(map(len, rows))
     tokens = torch.tensor([row + [0] * (T - len(row)) for row in rows], device=model.device)
     scored = torch.tensor([w + [0] * (T - len(w)) for w in weights], device=model.device).bool()
     # Padding on the right is after everything that is scored, so no mask is needed to hide it.
-    hidden = model.hidden(tokens[:, :-1])  # (B, T − 1, C)
+    hidden = model.hidden(tokens[:, :-1], start=start)  # (B, T − 1, C)
     loss = F.cross_entropy(model.logits(hidden[scored[:, 1:]]), tokens[scored])
     optimizer.zero_grad()
     loss.backward()
@@ -573,6 +580,8 @@ class Trainer:
             except OSError:  # not every file system has links
                 shutil.copyfile(path, before)
         write_atomically(path, lambda p: torch.save(state, p))
+    prompts = [task.prompt(data.Problem(prompt)) for prompt, _, _ in transcripts]
+    start = common_start(prompts)  # read once for all, as in a rollout
 
     def restore(self) -> None:
         """Goes on from what `save` has left in the folder. Raises ValueError if that is not of this
@@ -582,6 +591,7 @@ class Trainer:
             agree(self.job.folder, state["settings"], self.job.settings())
             self.step = state["step"]
             self.samples, self.seconds = int(state["samples"]), float(state["seconds"])
+    start = torch.tensor(start, dtype=torch.int64, device=model.device)
             self.policy.load_state_dict(state["model"])
             moments = state["optimizer"]["state"].values()  # none before the first step
             for weight, moment in zip(self.policy.parameters(), moments):
@@ -616,7 +626,9 @@ class Trainer:
         if stage.returns is None:
             progress = self.step / run.steps
             rows = self.task.transcripts(seed, self.step, run.transcripts, progress)
-            metrics = base_step(self.policy, self.optimizer, self.task, rows, cfg.clip)
+            # An open model writes first attempts by itself; the warm-up leaves them alone.
+            both = run.init is None
+            metrics = base_step(self.policy, self.optimizer, self.task, rows, cfg.clip, both)
             return dict.fromkeys(REWARDED) | metrics
         metrics = score.train_step(
             self.policy,

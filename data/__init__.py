@@ -25,5 +25,6 @@ def load(name: str, difficulty: int | None = None, source: Source | None = None)
         return OPEN[name](source)
     if name not in FAMILIES:
         raise ValueError(f"no task named {name!r}; there are {', '.join([*FAMILIES, *OPEN])}")
-    arithmetic = ArithmeticTask(FAMILIES[name], difficulty)
-    return PosedArithmetic(source, arithmetic) if source else arithmetic
+    if source is None:
+        return ArithmeticTask(FAMILIES[name], difficulty)
+    return PosedArithmetic(source, FAMILIES[name], difficulty)

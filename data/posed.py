@@ -7,7 +7,7 @@ Problems and splits are arithmetic.py's. Solved examples, which are training pro
 as turns of the conversation. Families whose answer is one number can be posed.
 """
 
-from data.arithmetic import ArithmeticTask, Numbers
+from data.arithmetic import ArithmeticTask, Corpus, Numbers
 from data.task import Problem
 from data.text import Source, TextTask
 from rewards import stated_number_reward
@@ -19,15 +19,20 @@ REVISE = (
 )
 
 
+# Of the warm-up, which teaches second attempts alone: to repeat the first, or to answer anew.
+CORPUS = Corpus(copy=0.8, copy_late=0.8)
+
+
 class PosedArithmetic(TextTask):
     """Raises ValueError for a family that cannot be posed, and for a context that is too short."""
 
     system, instruction = "You answer questions of arithmetic.", REVISE
     plain_revise = f"\n\n{REVISE}\nAnswer: "
-    max_new_tokens = 32
+    spare = 5  # tokens of an answer beyond those of the longest right one: its end, and some blanks
 
-    def __init__(self, source: Source, arithmetic: ArithmeticTask):
-        if not isinstance(arithmetic.family, Numbers):
+    def __init__(self, source: Source, family: type, difficulty: int | None = None):
+        arithmetic = ArithmeticTask(family, difficulty, CORPUS)
+        if not issubclass(family, Numbers):
             raise ValueError(
                 f"{arithmetic.name} cannot be posed to an open model: its answers are no numbers"
             )
@@ -36,6 +41,8 @@ class PosedArithmetic(TextTask):
         self.examples = [(self.user(x), self.solved(x)) for x in shown]
         super().__init__(source)
         longest = Problem("{0}{1}{0}=".format("9" * arithmetic.family.difficulty, self.operator))
+        if source.max_new_tokens is None:
+            self.max_new_tokens = len(self.encode(self.solved(longest))) + self.spare
         needed = len(self.prompt(longest)) + self.room(source.attempts)
         if needed > self.context:
             raise ValueError(
@@ -53,9 +60,19 @@ class PosedArithmetic(TextTask):
     def user(self, problem: Problem) -> str:
         return f"What is {self.expression(problem)}?"
 
+    def stated(self, problem: Problem, answer: str) -> str:
+        return f"{self.expression(problem)} = {answer}"
+
     def solved(self, problem: Problem) -> str:
         right = self.arithmetic.family.attempt(problem.prompt, None, None, None)
-        return f"{self.expression(problem)} = {right}"
+        return self.stated(problem, right)
+
+    def transcripts(
+        self, seed: int, step: int, count: int, progress: float
+    ) -> list[tuple[str, str, str]]:
+        """(prompt, first attempt, second attempt), as ArithmeticTask's."""
+        rows = self.arithmetic.transcripts(seed, step, count, progress)
+        return [(x, *(self.stated(Problem(x), y) for y in attempts)) for x, *attempts in rows]
 
     def plain(self, problem: Problem) -> str:
         shown = [f"Question: {user}\nAnswer: {answer}\n\n" for user, answer in self.examples]
@@ -69,6 +86,9 @@ class PosedArithmetic(TextTask):
 
     def held_out(self, split: str, count: int | None) -> list[Problem]:
         return self.arithmetic.held_out(split, count)
+
+    def problem(self, text: str) -> Problem:
+        return self.arithmetic.problem(text)
 
     def reward(self, problem: Problem, response: str) -> float:
         return stated_number_reward(problem.prompt, response)

@@ -31,12 +31,11 @@ class Source:
 
 
 class TextTask(Task):
-    """Problems laid out for a model. A subclass sets `system`, `instruction` (p), `plain_revise`
-    and `max_new_tokens`, and says how a problem reads to a chat model (`user`) and to a base model
-    (`plain`)."""
+    """Problems laid out for a model. A subclass sets `system`, `instruction` (a chat model's user
+    turn), `plain_revise` and `max_new_tokens`, and says how a problem reads to a chat model
+    (`user`) and to a base model (`plain`)."""
 
     system: str  # the system turn
-    instruction: str  # p, as a chat model's user turn
     plain_revise: str  # p, as a base model's running text
     examples: list[tuple[str, str]] = []  # of user and assistant: turns before a chat model's first
 
@@ -47,7 +46,8 @@ class TextTask(Task):
         self.runs_on = self.layout.style == "plain"  # base models seldom end a text
         self.close = [] if self.runs_on else [self.eos]
         self.revise = self.layout.revise(self.instruction, self.plain_revise)
-        self.max_new_tokens = source.max_new_tokens or self.max_new_tokens
+        if source.max_new_tokens is not None:
+            self.max_new_tokens = source.max_new_tokens
         self.notes = [f"layout: {self.layout.style}"]
         self._pieces = token_bytes(self.encoding)
 
@@ -63,6 +63,10 @@ class TextTask(Task):
         return self.layout.prompt(
             self.system, self.user(problem), self.plain(problem), self.examples
         )
+
+    def encode(self, text: str) -> list[int]:
+        """The token ids of an attempt."""
+        return self.encoding.encode_ordinary(text)
 
     def decode(self, tokens: list[int]) -> str:
         # Models have rows in their vocabulary that their tokenizer does not name.
@@ -120,6 +124,14 @@ class FileTask(TextTask):
         if count is not None and count > len(problems):
             raise ValueError(f"the {split} split of {self.name} has {len(problems)}, not {count}")
         return problems[:count]
+
+    def problem(self, text: str) -> Problem:
+        """The problem of that id."""
+        every = {x.id: x for problems in self.splits.values() for x in problems if x.id}
+        if text not in every:
+            known = f"; one of its ids is {next(iter(every))}" if every else ", for none has an id"
+            raise ValueError(f"{self.name} has no problem {text!r}{known}")
+        return every[text]
 
 
 def token_bytes(encoding) -> dict[int, bytes]:
