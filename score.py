@@ -398,13 +398,15 @@ def policy_loss(
 def rollout_metrics(rolled: Rollout, returns: Returns, cfg: Config) -> dict:
     """What a step reports of its rollout. `reward` is what the stage maximises, without KL and
     bonus; `entropy` is the mean of −log π over the tokens drawn, which estimates the policy's own,
-    in nats a token at the temperature of sampling."""
+    in nats a token at the temperature of sampling; `tied` is the share of the groups in which
+    second attempts are compared whose rewards are all the same, so that they teach nothing."""
     r1, r2 = rolled.r1.repeat_interleave(cfg.revisions), rolled.r2
     zero = torch.zeros_like(r2)
     plain = replace(cfg, alpha=0.0, beta1=0.0, beta2=0.0)
     ended = torch.cat([rolled.first.ended, rolled.second.ended])
     attempts = rolled.first, rolled.second
     drawn = torch.cat([attempt.logprobs[attempt.mask] for attempt in attempts])
+    compared = r2.view(-1, cfg.revisions if cfg.revisions > 1 else cfg.samples)
     return {
         "reward": sum(part.mean().item() for part in returns(r1, r2, zero, zero, plain)),
         "acc_t1": r1.mean().item(),
@@ -415,6 +417,7 @@ def rollout_metrics(rolled: Rollout, returns: Returns, cfg: Config) -> dict:
         "entropy": -drawn.mean().item(),
         "changed": rolled.changed.float().mean().item(),
         "truncated": 1 - ended.float().mean().item(),
+        "tied": (compared == compared[:, :1]).all(1).float().mean().item(),
     }
 
 

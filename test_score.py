@@ -881,6 +881,18 @@ def test_entropy_of_a_step_is_that_of_the_policy():
     estimate = score.rollout_metrics(rolled, score.stage1_returns, cfg)["entropy"]
     assert estimate == pytest.approx((exact + error).mean().item(), abs=1e-5)
 
+@pytest.mark.parametrize("revisions, tied", [(2, 3 / 6), (1, 1 / 3)])
+def test_tied_groups_are_counted(revisions, tied):
+    """Seconds are compared with those of their first, or where it has one, of their problem."""
+    gpt, cfg = ragged_gpt(), score.Config(samples=2, revisions=revisions)
+    rolled = score.rollout(gpt, Toy(), toy_problems(RAGGED[:3]), cfg, seed=1)
+    r2 = torch.tensor([1.0, 1, 0, 0, 1, 0, 0, 1, 1, 0, 0, 0])
+    r2 = r2 if revisions == 2 else torch.tensor([1.0, 0, 0, 0, 0, 1])
+    rolled = dataclasses.replace(rolled, r2=r2)
+    metrics = score.rollout_metrics(rolled, score.stage1_returns, cfg)
+    assert metrics["tied"] == pytest.approx(tied)
+
+
 
 def test_a_cut_attempt_earns_nothing():
     gpt, task = ragged_gpt(), Toy()
@@ -1912,6 +1924,105 @@ def test_a_stop_in_an_evaluation_says_so(trained, monkeypatch, capsys):
 
 
 def test_other_settings_do_not_overwrite(trained, few_steps, capsys):
+GOOD = {"changed": 0.2, "truncated": 0.0, "tied": 0.5, "kl_1": 0.1, "kl_2": 2.0}
+
+
+@pytest.mark.parametrize(
+    "bad, said",
+    [
+        ({"changed": 0.004}, "second attempts change 0.4 % of answers"),
+        ({"truncated": 0.25}, "the length limit cuts 25 % of attempts"),
+        ({"tied": 0.99}, "99 % of the groups of second attempts have one reward and teach nothing"),
+        ({"kl_1": 30.0}, "kl_1 has gone to 30.0 nats an attempt"),
+        ({"kl_2": 30.0}, "kl_2 has gone to 30.0 nats an attempt"),
+        ({"reward": 0.3}, "the reward is 0.300, +0.000 from the start"),
+    ],
+)
+def test_alarms_ring_once(bad, said):
+    """After a window of steps, with the number; a stage that learns rings none."""
+    good = [{"reward": 0.3 + step / 1000} | GOOD for step in range(400)]
+    heard = train.Alarms(400)
+    assert not [text for row in good for text in heard.look(row)]
+    heard = train.Alarms(400)
+    rung = [heard.look(row | bad) for row in good]
+    [step] = [step for step, texts in enumerate(rung, 1) if texts]
+    assert step == (200 if "reward" in bad else 50)
+    assert rung[step - 1] == [f"alarm, steps {step - 49} to {step}: {said}"]
+    heard = train.Alarms(40)  # a quarter of them
+    [step] = [step for step in range(1, 41) if heard.look(good[step] | bad)]
+    assert step == (20 if "reward" in bad else 10)
+
+
+def test_alarms_come_again_in_the_report(tmp_path, few_steps, monkeypatch, capsys):
+    """And do not ring anew where a run goes on."""
+    monkeypatch.setattr(train.Alarms, "ringing", lambda heard: iter([("x", "it rings")]))
+    advance = train.Trainer.advance
+
+    def interrupted(trainer: train.Trainer) -> dict:
+        if trainer.job.stage.number == 1 and trainer.step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return advance(trainer)
+
+    monkeypatch.setattr(train.Trainer, "advance", interrupted)
+    assert run("--stage", 1, "--out", tmp_path) == 130
+    assert capsys.readouterr().err.count("alarm, steps 1 to 1: it rings") == 1
+    monkeypatch.setattr(train.Trainer, "advance", advance)
+    assert run("--stage", 1, "--out", tmp_path, "--resume") == 0
+    out, err = capsys.readouterr()
+    assert "it rings" not in err
+    assert out.endswith("\nStage I: alarm, steps 1 to 1: it rings\n")
+
+
+def test_a_problem_can_be_asked(trained, monkeypatch, capsys):
+    """Each attempt has its verdict, and what changed is marked; nothing is written."""
+    files = sorted(trained.rglob("*"))
+    attempts = [["+02+04"], ["+02-06"], ["\x1b[31m+02"]]
+    monkeypatch.setattr(score, "evaluate", lambda model, task, problems, **options: (
+        score.Evaluation({}, problems, attempts[: options["attempts"]],
+                         torch.tensor([[0.0], [1.0], [0.0]]),
+                         torch.tensor([[True], [True], [False]]))))  # fmt: skip
+    ask = ["--ask", str(trained / "stage1"), "53=02", "--device", "cpu", "--attempts", "3"]
+    assert train.main(ask) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "problem    53=02",
+        "attempt 1  +02+04",
+        "           wrong",
+        "           There might be an error. Try again.",
+        "attempt 2  +02-06",
+        "              ^^^",
+        "           right",
+        "           There might be an error. Try again.",
+        "attempt 3  \ufffd[31m+02",
+        "           ^^^^^   ",
+        "           wrong, cut by the length limit",
+    ]
+    assert sorted(trained.rglob("*")) == files
+    pieces = train.changes("a 12 b", "a 13\nb")
+    assert pieces == [("a ", False), ("13\n", True), ("b", False)]
+    assert train.marked(pieces, colour=True) == "a \033[7m13\n\033[27mb"
+    assert train.marked(pieces, colour=False) == "a 13\n  ^^\nb"
+
+
+def test_problems_can_be_asked_one_after_the_other(trained, monkeypatch, capsys):
+    """By the model itself, until the input ends; a slip is said and does no harm."""
+    lines = iter(["53=02", "53=2", "53=0٣", "03=02", "53=16", " 53=02 "])
+
+    def typed(prompt: str) -> str:
+        try:
+            return next(lines)
+        except StopIteration:
+            raise EOFError from None
+
+    monkeypatch.setattr("builtins.input", typed)
+    assert train.main(["--ask", str(trained / "stage2"), "--device", "cpu"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("is no problem of this puzzle; one is") == 4
+    first, *_, last = out.split("problem    53=02\n")[1:]
+    assert first.startswith("attempt 1") and "\nattempt 2" in last
+    assert train.main(["--ask", str(trained / "stage2"), "417+85="]) == 2
+    assert "'417+85=' is no problem" in capsys.readouterr().err
+
+
     """A finished stage is not trained over with other settings, nor reused for another seed."""
     before = (trained / "stage1" / "model.pt").read_bytes()
     assert run("--stage", 1, "--out", trained.parent, "--beta2", 0.7) == 2

@@ -41,6 +41,7 @@ from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 
 import torch
+from statistics import pvariance
 import torch.nn.functional as F
 from tqdm import tqdm
 
@@ -465,6 +466,52 @@ class Log:
 
 class Best:
     """The weights with the highest training reward, averaged over the last WINDOW steps (a single
+class Alarms:
+    """What is likely wrong in a stage, said once each, from the metrics of its steps: means over
+    the last WINDOW of them, or a quarter of the stage where that is less."""
+
+    WINDOW = 50
+
+    def __init__(self, steps: int):
+        self.window = min(self.WINDOW, max(1, steps // 4))
+        self.halfway = max(steps // 2, 2 * self.window)
+        self.rows: list[dict] = []
+        self.rung: set[str] = set()
+
+    def look(self, metrics: dict) -> list[str]:
+        """The alarms that the next step's metrics set off."""
+        self.rows.append(metrics)
+        if metrics["reward"] is None or len(self.rows) < self.window:
+            return []
+        new = {name: text for name, text in self.ringing() if name not in self.rung}
+        self.rung |= new.keys()
+        where = f"steps {len(self.rows) - self.window + 1} to {len(self.rows)}"
+        return [f"alarm, {where}: {text}" for text in new.values()]
+
+    def ringing(self) -> Iterator[tuple[str, str]]:
+        recent = self.rows[-self.window :]
+
+        def mean(name: str, rows: list[dict] = recent) -> float:
+            return sum(row.get(name, 0.0) for row in rows) / len(rows)
+
+        if mean("changed") < 0.01:
+            yield "changed", f"second attempts change {100 * mean('changed'):.1f} % of answers"
+        if mean("truncated") > 0.1:
+            yield "truncated", f"the length limit cuts {100 * mean('truncated'):.0f} % of attempts"
+        if mean("tied") > 0.95:
+            tied = f"{100 * mean('tied'):.0f} % of the groups of second attempts"
+            yield "tied", f"{tied} have one reward and teach nothing"
+        for name in ("kl_1", "kl_2"):
+            if mean(name) > 20:
+                yield name, f"{name} has gone to {mean(name):.1f} nats an attempt"
+        if len(self.rows) >= self.halfway:
+            first = self.rows[: self.window]
+            gain = mean("reward") - mean("reward", first)
+            spread = sum(pvariance([row["reward"] for row in rows]) for rows in (first, recent))
+            if gain <= 2 * math.sqrt(spread / self.window):
+                yield "reward", f"the reward is {mean('reward'):.3f}, {gain:+.3f} from the start"
+
+
     step's is too noisy to choose by) and looked at every EVERY steps and after the last one."""
 
     WINDOW, EVERY = 50, 10
@@ -515,6 +562,7 @@ REWARDED = (
     "truncated",
 )
 
+    "tied",
 
 def base_step(
     model: GPT,
@@ -662,6 +710,9 @@ def train(trainer: Trainer, precision) -> None:
     log = Log(trainer.job.folder / "metrics.jsonl", trainer.step)
     old = {which: signal.signal(which, note) for which in (signal.SIGINT, signal.SIGTERM)}
     bar = tqdm(
+    heard = Alarms(steps)
+    for metrics in read_log(trainer.job.folder):
+        heard.look(metrics)  # what rang before this run was stopped
         total=steps,
         initial=trainer.step,
         desc=trainer.job.stage.title,
@@ -677,6 +728,8 @@ def train(trainer: Trainer, precision) -> None:
                 log.add(metrics)
                 bar.set_postfix_str(progress(metrics), refresh=False)
                 bar.update()
+                for text in heard.look(metrics):
+                    bar.write(text, file=sys.stderr)
                 started = time.monotonic()
                 if started - saved >= max(SAVE_EVERY, took / SAVE_SHARE):
                     trainer.save()
@@ -716,8 +769,20 @@ def progress(metrics: dict) -> str:
 
 def cost(trainer: Trainer) -> str:
     """What the stage's steps cost, from its own log."""
-    log = trainer.job.folder / "metrics.jsonl"
-    rows = [json.loads(line) for line in log.read_text().splitlines()]
+def read_log(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def alarms(folder: Path) -> list[str]:
+    """All that rang in a stage, if it was trained here and its log is left."""
+    saved, _ = read_settings(folder)
+    if saved is None or not (folder / "metrics.jsonl").exists():
+        return []
+    heard = Alarms(saved["steps"])
+    return [text for row in read_log(folder) for text in heard.look(row)]
+
+
+    rows = read_log(trainer.job.folder)
 
     def mean(name: str) -> float:
         return sum(row[name] for row in rows) / len(rows)
@@ -1134,3 +1199,6 @@ def main(argv: list[str] | None = None) -> int:
 
 if __name__ == "__main__":
     sys.exit(main())
+    rung = [f"{title}: {text}" for title, folder in folders for text in alarms(folder)]
+    if rung:
+        say("\n" + "\n".join(rung))
