@@ -184,10 +184,9 @@ def expected_gradient(
 def relative_error(code, stage: int, K: int, M: int, prompt: list[int] = PROMPT) -> float:
     policy, ref = toy_gpt(0), toy_gpt(1)
     cfg = code.Config(alpha=3.0, beta1=0.3, beta2=0.7)
-    exact = exact_gradient(policy, ref, stage, cfg)
-    return (
-        (expected_gradient(code, policy, ref, stage, K, M) - exact).norm() / exact.norm()
-    ).item()
+    exact = exact_gradient(policy, ref, stage, cfg, prompt)
+    expected = expected_gradient(code, policy, ref, stage, K, M, prompt)
+    return ((expected - exact).norm() / exact.norm()).item()
 
 
 @pytest.mark.parametrize("K, M", [(2, 1), (3, 1), (2, 2)])
@@ -881,6 +880,7 @@ def test_entropy_of_a_step_is_that_of_the_policy():
     estimate = score.rollout_metrics(rolled, score.stage1_returns, cfg)["entropy"]
     assert estimate == pytest.approx((exact + error).mean().item(), abs=1e-5)
 
+
 @pytest.mark.parametrize("revisions, tied", [(2, 3 / 6), (1, 1 / 3)])
 def test_tied_groups_are_counted(revisions, tied):
     """Seconds are compared with those of their first, or where it has one, of their problem."""
@@ -891,7 +891,6 @@ def test_tied_groups_are_counted(revisions, tied):
     rolled = dataclasses.replace(rolled, r2=r2)
     metrics = score.rollout_metrics(rolled, score.stage1_returns, cfg)
     assert metrics["tied"] == pytest.approx(tied)
-
 
 
 def test_a_cut_attempt_earns_nothing():
@@ -1895,6 +1894,8 @@ def test_bad_checkpoint_is_one_line(how, trained, tmp_path, capsys):
         (["--stage", "0", "--dtype=--"], "--dtype"),
         (["--stage", "1", "--lr=--"], "--lr"),
         (["--eval=--"], "--eval"),
+        (["--ask", "/nowhere"], "/nowhere"),
+        (["--ask=--"], "--ask"),
         (["--stage", "0", "--width", "4294967296"], "width"),
         (["--stage", "0", "--layers", "100000"], "layers"),
         (["--stage", "1", "--problems", "9999999999"], "problems"),
@@ -1923,7 +1924,6 @@ def test_a_stop_in_an_evaluation_says_so(trained, monkeypatch, capsys):
     assert "interrupted" in capsys.readouterr().err
 
 
-def test_other_settings_do_not_overwrite(trained, few_steps, capsys):
 GOOD = {"changed": 0.2, "truncated": 0.0, "tied": 0.5, "kl_1": 0.1, "kl_2": 2.0}
 
 
@@ -2023,6 +2023,7 @@ def test_problems_can_be_asked_one_after_the_other(trained, monkeypatch, capsys)
     assert "'417+85=' is no problem" in capsys.readouterr().err
 
 
+def test_other_settings_do_not_overwrite(trained, few_steps, capsys):
     """A finished stage is not trained over with other settings, nor reused for another seed."""
     before = (trained / "stage1" / "model.pt").read_bytes()
     assert run("--stage", 1, "--out", trained.parent, "--beta2", 0.7) == 2
@@ -2875,6 +2876,9 @@ def test_math_reads_hendrycks_folders(chatty, tmp_path):
     by_id = {x.id: x for x in task.held_out("test", None)}
     first = by_id["test/algebra/1.json"]
     assert (first.prompt, first.gold, first.level) == ("What is $1 + 7$?", "8", 2)
+    assert task.problem("test/algebra/1.json") is first
+    with pytest.raises(ValueError, match="no problem 'x'; one of its ids is train/"):
+        task.problem("x")
     assert len({x.subject for x in task.held_out("test", 6)}) == 2  # not the files' order
     text = task.decode(task.prompt(first))
     assert text.startswith("<|im_start|>system\nYou are a math expert.")
@@ -3279,6 +3283,11 @@ def test_posed_arithmetic_reads_like_a_conversation(chatty, tmp_path):
 
 def test_posed_arithmetic_has_the_problems_of_arithmetic(chatty, tmp_path):
     task, own = data.load("addition", 2, source(chatty, tmp_path)), data.load("addition", 2)
+    for text in ("47+85=", "0+9="):
+        assert task.problem(text) == own.problem(text) == Problem(text)
+    for text in ("", "47+85", "47+ 85=", "047+85=", "47*85=", "470+85=", "٤7+85=", "47+85=\n"):
+        with pytest.raises(ValueError, match="is no problem of this addition; one is"):
+            task.problem(text)
     assert task.held_out("test", 30) == own.held_out("test", 30)
     assert task.batch(3, 2, 8) == own.batch(3, 2, 8)
 
@@ -3326,6 +3335,58 @@ def test_arithmetic_is_learned_by_an_open_model(chatty, tmp_path, capsys):
     capsys.readouterr()
     assert train.main(["--stage", "2", "--shots", "3", *flags]) == 2
     assert "made with shots 1, not 3" in capsys.readouterr().err
+
+
+def test_an_open_model_is_warmed_up(chatty, tmp_path, capsys):
+    """Stage 0 teaches it second attempts; it is then the base and the reference of the stages."""
+    flags = ["--task", "addition", "--difficulty", "2", "--max-new-tokens", "6", "--device", "cpu"]
+    flags += ["--problems", "2", "--samples", "2", "--revisions", "2", "--eval-problems", "4"]
+    flags += ["--out", str(tmp_path), "--init", str(chatty)]
+    folder = tmp_path / "addition"
+    assert train.main(["--stage", "1", "--steps", "1", *flags]) == 0
+    assert not (folder / "base" / "model.pt").exists()
+    shutil.rmtree(folder)
+    assert train.main(["--stage", "0", "--steps", "3", "--transcripts", "4", *flags]) == 0
+    assert not same_model(folder / "base" / "model.pt", GPT.from_pretrained(chatty))
+    capsys.readouterr()
+    assert train.main(["--stage", "1", "--steps", "1", *flags]) == 0
+    assert "base: using" in (said := capsys.readouterr().out) and "finished after 3" in said
+    [row] = map(json.loads, (folder / "stage1" / "metrics.jsonl").open())
+    assert abs(row["kl_1"]) < 1e-4  # of the policy and its reference, before the first update
+    assert train.main(["--stage", "0", *flags[:-2]]) == 0  # it is known whose warm-up it is
+    assert train.main(["--eval", str(folder / "base"), "--eval-problems", "4"]) == 0
+    assert json.loads((folder / "base" / "results.json").read_text())["steps"] == 3
+
+
+def same_model(path: pathlib.Path, gpt: GPT) -> bool:
+    saved = torch.load(path, weights_only=True)["model"]
+    return all(torch.equal(saved[name], weight) for name, weight in gpt.state_dict().items())
+
+
+def test_transcripts_of_a_warm_up_repeat_or_answer_anew(chatty, tmp_path):
+    task = data.load("addition", 2, source(chatty, tmp_path))
+    rows = task.transcripts(0, 1, 400, 0.5)
+    assert rows == task.transcripts(0, 1, 400, 0.5) != task.transcripts(0, 2, 400, 0.5)
+    firsts, seconds = ([task.reward(Problem(row[0]), row[n]) for row in rows] for n in (1, 2))
+    assert 0.4 < sum(firsts) / 400 < 0.6 and 0.4 < sum(seconds) / 400 < 0.6
+    assert 0.75 < sum(first == second for _, first, second in rows) / 400 < 0.95
+    assert all(re.fullmatch(r"\d+ \+ \d+ = \d+", text) for row in rows for text in row[1:])
+
+
+def test_a_warm_up_trains_second_attempts_alone(chatty, tmp_path):
+    """Its loss is that of second attempts under an unpadded forward, whatever prompts share."""
+    task, gpt = data.load("addition", 2, source(chatty, tmp_path)), GPT.from_pretrained(chatty)
+    rows = task.transcripts(0, 1, 5, 0.0)
+    losses = []
+    for prompt, first, second in rows:
+        y1, y2 = (task.encode(text) + [task.eos] for text in (first, second))
+        ids = task.prompt(Problem(prompt)) + y1 + task.revise + y2
+        logprobs = gpt(torch.tensor([ids[:-1]]))[0].log_softmax(-1)[-len(y2) :]
+        losses += (-logprobs[range(len(y2)), y2]).tolist()
+    optimizer = torch.optim.SGD(gpt.parameters(), lr=0.0)
+    metrics = train.base_step(gpt, optimizer, task, rows, clip=1.0, both=False)
+    assert metrics["loss"] == pytest.approx(np.mean(losses), abs=1e-5)
+    assert metrics["tokens"] == len(losses)
 
 
 @pytest.mark.parametrize(
@@ -3448,58 +3509,6 @@ def test_bait_neither_hangs_nor_crashes_nor_pays():
 
 def test_every_reference_answer_equals_itself():
     answers = {gold for cases in try_grader.EQUAL.values() for pair in cases for gold in pair}
-def test_an_open_model_is_warmed_up(chatty, tmp_path, capsys):
-    """Stage 0 teaches it second attempts; it is then the base and the reference of the stages."""
-    flags = ["--task", "addition", "--difficulty", "2", "--max-new-tokens", "6", "--device", "cpu"]
-    flags += ["--problems", "2", "--samples", "2", "--revisions", "2", "--eval-problems", "4"]
-    flags += ["--out", str(tmp_path), "--init", str(chatty)]
-    folder = tmp_path / "addition"
-    assert train.main(["--stage", "1", "--steps", "1", *flags]) == 0
-    assert not (folder / "base" / "model.pt").exists()
-    shutil.rmtree(folder)
-    assert train.main(["--stage", "0", "--steps", "3", "--transcripts", "4", *flags]) == 0
-    assert not same_model(folder / "base" / "model.pt", GPT.from_pretrained(chatty))
-    capsys.readouterr()
-    assert train.main(["--stage", "1", "--steps", "1", *flags]) == 0
-    assert "base: using" in (said := capsys.readouterr().out) and "finished after 3" in said
-    [row] = map(json.loads, (folder / "stage1" / "metrics.jsonl").open())
-    assert abs(row["kl_1"]) < 1e-4  # of the policy and its reference, before the first update
-    assert train.main(["--stage", "0", *flags[:-2]]) == 0  # it is known whose warm-up it is
-    assert train.main(["--eval", str(folder / "base"), "--eval-problems", "4"]) == 0
-    assert json.loads((folder / "base" / "results.json").read_text())["steps"] == 3
-
-
-def same_model(path: pathlib.Path, gpt: GPT) -> bool:
-    saved = torch.load(path, weights_only=True)["model"]
-    return all(torch.equal(saved[name], weight) for name, weight in gpt.state_dict().items())
-
-
-def test_transcripts_of_a_warm_up_repeat_or_answer_anew(chatty, tmp_path):
-    task = data.load("addition", 2, source(chatty, tmp_path))
-    rows = task.transcripts(0, 1, 400, 0.5)
-    assert rows == task.transcripts(0, 1, 400, 0.5) != task.transcripts(0, 2, 400, 0.5)
-    firsts, seconds = ([task.reward(Problem(row[0]), row[n]) for row in rows] for n in (1, 2))
-    assert 0.4 < sum(firsts) / 400 < 0.6 and 0.4 < sum(seconds) / 400 < 0.6
-    assert 0.75 < sum(first == second for _, first, second in rows) / 400 < 0.95
-    assert all(re.fullmatch(r"\d+ \+ \d+ = \d+", text) for row in rows for text in row[1:])
-
-
-def test_a_warm_up_trains_second_attempts_alone(chatty, tmp_path):
-    """Its loss is that of second attempts under an unpadded forward, whatever prompts share."""
-    task, gpt = data.load("addition", 2, source(chatty, tmp_path)), GPT.from_pretrained(chatty)
-    rows = task.transcripts(0, 1, 5, 0.0)
-    losses = []
-    for prompt, first, second in rows:
-        y1, y2 = (task.encode(text) + [task.eos] for text in (first, second))
-        ids = task.prompt(Problem(prompt)) + y1 + task.revise + y2
-        logprobs = gpt(torch.tensor([ids[:-1]]))[0].log_softmax(-1)[-len(y2) :]
-        losses += (-logprobs[range(len(y2)), y2]).tolist()
-    optimizer = torch.optim.SGD(gpt.parameters(), lr=0.0)
-    metrics = train.base_step(gpt, optimizer, task, rows, clip=1.0, both=False)
-    assert metrics["loss"] == pytest.approx(np.mean(losses), abs=1e-5)
-    assert metrics["tokens"] == len(losses)
-
-
     assert all(math_equal(gold, gold) for gold in answers)
     lines = shared("gsm8k_test.jsonl").read_text(encoding="utf-8").splitlines()
     golds = [json.loads(line)["answer"].rpartition("#### ")[2] for line in lines]

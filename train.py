@@ -3,6 +3,7 @@
     python train.py --stage 1            Stage I of SCoRe, training the base model first
     python train.py --stage 2            Stage II, running first whatever is missing
     python train.py --eval out/puzzle/stage2
+    python train.py --ask out/puzzle/stage2 737152=11      two attempts at a problem of yours
     python train.py --stage 1 --data math --init DIR       the same with an open model on MATH
     python train.py --export out/math/stage1               a folder that transformers loads
 
@@ -22,6 +23,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 import argparse
 import contextlib
+import difflib
 import fcntl
 import inspect
 import json
@@ -39,9 +41,9 @@ import zipfile
 from collections.abc import Iterator, Set
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
+from statistics import pvariance
 
 import torch
-from statistics import pvariance
 import torch.nn.functional as F
 from tqdm import tqdm
 
@@ -75,9 +77,9 @@ PAPER = {
 }
 # Of arithmetic that is posed to an open model. Provisional: no stage has been run with them.
 POSED = {"steps": 40, "lr": 2e-5, "beta1": 0.01, "beta2": 0.1, "problems": 8, "eval_problems": 500}
-
-
 POSED |= {"transcripts": 32}
+
+
 @dataclass(frozen=True)
 class Run:
     """The settings of a run beside the algorithm's own (score.Config)."""
@@ -92,7 +94,7 @@ class Run:
     levels: str | None = None  # of MATH: 1-3, or 1,5; all if not given
     subjects: str | None = None  # of MATH: algebra,number_theory; all if not given
     layout: str = "auto"  # of prompts: chatml, llama3, plain; auto goes by the model's tokenizer
-    max_new_tokens: int | None = None  # of an open model's attempt; 512 of math, 384 of humaneval
+    max_new_tokens: int | None = None  # of an open model's attempt; its task's own if not given
     unsafe_sandbox: bool = False  # run programs even where they cannot be confined
     out: str = "out"  # folder for all that is written
     seed: int = 0  # of the initial weights and of everything drawn
@@ -194,9 +196,9 @@ class Job:
     folder: Path
     saved: dict | None  # the settings in its state.pt, if there is one
     step: int  # of that state
+    last: bool = False  # of those that are asked for
 
     @property
-    last: bool = False  # of those that are asked for
     def finished(self) -> bool:
         return self.saved is not None and self.step >= self.saved["steps"]
 
@@ -418,10 +420,10 @@ def stage_model(job: Job, task: data.Task, device: torch.device) -> GPT:
 
 def new_model(job: Job, task: data.Task, device: torch.device) -> GPT:
     """What the base model is before its training."""
-    torch.manual_seed(job.run.seed)
-    shape = {name: getattr(job.run, name) for name in ("layers", "heads", "width")}
     if job.run.init is not None:
         return stage_model(replace(job, last=False), task, device)
+    torch.manual_seed(job.run.seed)
+    shape = {name: getattr(job.run, name) for name in ("layers", "heads", "width")}
     return GPT(GPTConfig(vocab_size=task.encoding.n_vocab, **shape)).to(device)
 
 
@@ -464,8 +466,6 @@ class Log:
         self.file.flush()
 
 
-class Best:
-    """The weights with the highest training reward, averaged over the last WINDOW steps (a single
 class Alarms:
     """What is likely wrong in a stage, said once each, from the metrics of its steps: means over
     the last WINDOW of them, or a quarter of the stage where that is less."""
@@ -512,6 +512,8 @@ class Alarms:
                 yield "reward", f"the reward is {mean('reward'):.3f}, {gain:+.3f} from the start"
 
 
+class Best:
+    """The weights with the highest training reward, averaged over the last WINDOW steps (a single
     step's is too noisy to choose by) and looked at every EVERY steps and after the last one."""
 
     WINDOW, EVERY = 50, 10
@@ -560,9 +562,9 @@ REWARDED = (
     "kl_2",
     "changed",
     "truncated",
+    "tied",
 )
 
-    "tied",
 
 def base_step(
     model: GPT,
@@ -574,6 +576,8 @@ def base_step(
 ) -> dict:
     """Cross-entropy on both attempts' tokens, eos included, laid out as in a rollout; or on the
     second's alone."""
+    prompts = [task.prompt(data.Problem(prompt)) for prompt, _, _ in transcripts]
+    start = common_start(prompts)  # read once for all, as in a rollout
     rows, weights = [], []
     for x, (_, *attempts) in zip(prompts, transcripts):
         x = x[len(start) :]
@@ -583,6 +587,7 @@ def base_step(
     T = max(map(len, rows))
     tokens = torch.tensor([row + [0] * (T - len(row)) for row in rows], device=model.device)
     scored = torch.tensor([w + [0] * (T - len(w)) for w in weights], device=model.device).bool()
+    start = torch.tensor(start, dtype=torch.int64, device=model.device)
     # Padding on the right is after everything that is scored, so no mask is needed to hide it.
     hidden = model.hidden(tokens[:, :-1], start=start)  # (B, T − 1, C)
     loss = F.cross_entropy(model.logits(hidden[scored[:, 1:]]), tokens[scored])
@@ -628,8 +633,6 @@ class Trainer:
             except OSError:  # not every file system has links
                 shutil.copyfile(path, before)
         write_atomically(path, lambda p: torch.save(state, p))
-    prompts = [task.prompt(data.Problem(prompt)) for prompt, _, _ in transcripts]
-    start = common_start(prompts)  # read once for all, as in a rollout
 
     def restore(self) -> None:
         """Goes on from what `save` has left in the folder. Raises ValueError if that is not of this
@@ -639,7 +642,6 @@ class Trainer:
             agree(self.job.folder, state["settings"], self.job.settings())
             self.step = state["step"]
             self.samples, self.seconds = int(state["samples"]), float(state["seconds"])
-    start = torch.tensor(start, dtype=torch.int64, device=model.device)
             self.policy.load_state_dict(state["model"])
             moments = state["optimizer"]["state"].values()  # none before the first step
             for weight, moment in zip(self.policy.parameters(), moments):
@@ -708,11 +710,11 @@ def train(trainer: Trainer, precision) -> None:
 
     steps = trainer.job.run.steps
     log = Log(trainer.job.folder / "metrics.jsonl", trainer.step)
-    old = {which: signal.signal(which, note) for which in (signal.SIGINT, signal.SIGTERM)}
-    bar = tqdm(
     heard = Alarms(steps)
     for metrics in read_log(trainer.job.folder):
         heard.look(metrics)  # what rang before this run was stopped
+    old = {which: signal.signal(which, note) for which in (signal.SIGINT, signal.SIGTERM)}
+    bar = tqdm(
         total=steps,
         initial=trainer.step,
         desc=trainer.job.stage.title,
@@ -726,10 +728,10 @@ def train(trainer: Trainer, precision) -> None:
             while trainer.step < steps and not interrupted:
                 metrics = finite_step(trainer)
                 log.add(metrics)
-                bar.set_postfix_str(progress(metrics), refresh=False)
-                bar.update()
                 for text in heard.look(metrics):
                     bar.write(text, file=sys.stderr)
+                bar.set_postfix_str(progress(metrics), refresh=False)
+                bar.update()
                 started = time.monotonic()
                 if started - saved >= max(SAVE_EVERY, took / SAVE_SHARE):
                     trainer.save()
@@ -767,8 +769,6 @@ def progress(metrics: dict) -> str:
     )
 
 
-def cost(trainer: Trainer) -> str:
-    """What the stage's steps cost, from its own log."""
 def read_log(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
@@ -782,6 +782,8 @@ def alarms(folder: Path) -> list[str]:
     return [text for row in read_log(folder) for text in heard.look(row)]
 
 
+def cost(trainer: Trainer) -> str:
+    """What the stage's steps cost, from its own log."""
     rows = read_log(trainer.job.folder)
 
     def mean(name: str) -> float:
@@ -892,6 +894,44 @@ def leaning(diagnosis: dict) -> str:
     if abs(gain) <= 2 * math.sqrt((fixed + broken - gain**2) / n):
         return "would find copying about as good as editing"
     return f"would learn to {'edit' if gain > 0 else 'copy'}"
+
+
+def dialogue(result: score.Evaluation, task: data.Task, colour: bool) -> str:
+    """The attempts at one problem with the verifier's verdicts. What an attempt does not have from
+    the one before is reversed on a terminal, and has carets below it elsewhere."""
+    parts, before = [("problem", result.problems[0].prompt)], None
+    for number, [response] in enumerate(result.responses, 1):
+        response = printable(response)
+        pieces = [(response, False)] if before is None else changes(before, response)
+        verdict = "right" if result.rewards[number - 1] else "wrong"
+        verdict += "" if result.ended[number - 1] else ", cut by the length limit"
+        parts += [(f"attempt {number}", marked(pieces, colour)), ("", verdict)]
+        if number < len(result.responses):
+            parts.append(("", task.instruction))
+        before = response
+    return "\n".join(f"{name:11}" + text.replace("\n", "\n" + " " * 11) for name, text in parts)
+
+
+def printable(text: str) -> str:
+    """Without what would steer a terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text)
+
+
+def changes(before: str, after: str) -> list[tuple[str, bool]]:
+    """`after` in pieces, and whether each of them is new, by words and signs."""
+    old, new = (re.findall(r"\w+|\W", text) for text in (before, after))
+    codes = difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes()
+    return [("".join(new[i:j]), kind != "equal") for kind, _, _, i, j in codes if i < j]
+
+
+def marked(pieces: list[tuple[str, bool]], colour: bool) -> str:
+    """The pieces as one text, the new ones marked."""
+    if colour:
+        return "".join(f"\033[7m{text}\033[27m" if new else text for text, new in pieces)
+    text = "".join(text for text, _ in pieces)
+    below = "".join(re.sub(r".", "^" if new else " ", text) for text, new in pieces)
+    lines = zip(text.split("\n"), below.split("\n"))
+    return "\n".join(line for pair in lines for line in pair if line is pair[0] or "^" in line)
 
 
 def examples(result: score.Evaluation, task: data.Task) -> str:
@@ -1025,13 +1065,14 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, dict]:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--stage", type=int, choices=range(len(STAGES)), help="train up to a stage")
     what.add_argument("--eval", metavar="DIR", help="evaluate the checkpoint in a stage's folder")
+    what.add_argument("--ask", nargs="+", metavar=("DIR", "PROBLEM"), help="see it answer twice")
     what.add_argument("--export", metavar="DIR", help="write DIR/pretrained for transformers")
     parser.add_argument("--resume", action="store_true", help="go on where a run was stopped")
     add_flags(parser.add_argument_group("run"), Run)
     add_flags(parser.add_argument_group("algorithm (score.Config)"), score.Config)
     args = parser.parse_args(argv)
     given = vars(args).copy()
-    for name in ("stage", "eval", "export", "resume"):
+    for name in ("stage", "eval", "ask", "export", "resume"):
         del given[name]
     for name, value in vars(args).items():
         if value == []:  # what argparse makes of it
@@ -1130,17 +1171,52 @@ def train_command(given: dict, last: int, resume: bool) -> None:
     report(folders, run.split, result, task, 0.0)
 
 
-def eval_command(given: dict, folder: Path) -> None:
-    # In training --temperature is that of sampling; an evaluation is greedy unless it is given.
+def evaluation_temperature(given: dict) -> float:
+    """Takes it from the settings: in training it is that of sampling, elsewhere 0 if not given."""
     temperature = given.pop("temperature", 0.0)
     if not (temperature == 0 or 1e-3 <= temperature < math.inf):
         raise ValueError(f"temperature must be 0, or finite and at least 0.001: {temperature}")
+    return temperature
+
+
+def eval_command(given: dict, folder: Path) -> None:
+    temperature = evaluation_temperature(given)
     job = job_of(folder, given)
     if job.is_init:
         check_writable(folder)  # it may be new: the base of an open model leaves nothing before
     task = load_task(job.run)
     result = evaluate(job, task, pick_device(job.run.device), temperature)
     report([(folder.resolve().name, folder)], job.run.split, result, task, temperature)
+
+
+def ask_command(given: dict, folder: Path, problems: list[str]) -> None:
+    """Shows attempts at problems: those given, or one a line of the standard input."""
+    temperature = evaluation_temperature(given)
+    job = job_of(folder, given)
+    device, task = pick_device(job.run.device), load_task(job.run)
+    model, colour = stage_model(job, task, device), sys.stdout.isatty()
+
+    def answer(text: str) -> str:
+        with precision(job.run, device):
+            result = score.evaluate(
+                model,
+                task,
+                [task.problem(text)],
+                attempts=job.run.attempts,
+                temperature=temperature,
+                seed=job.run.seed,
+            )
+        return dialogue(result, task, colour)
+
+    for text in problems:
+        say(answer(text))
+    while not problems:
+        try:
+            say(answer(input("problem> ").strip()))
+        except EOFError:
+            return say("")
+        except ValueError as error:
+            say(one_line(error))
 
 
 def export_command(given: dict, folder: Path) -> None:
@@ -1171,6 +1247,9 @@ def report(
     say("\nsampled at temperature 1: p right at first, f right after wrong, b wrong after right")
     say(diagnoses(folders))
     say("\n" + examples(result, task))
+    rung = [f"{title}: {text}" for title, folder in folders for text in alarms(folder)]
+    if rung:
+        say("\n" + "\n".join(rung))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -1180,6 +1259,8 @@ def main(argv: list[str] | None = None) -> int:
         args, given = parse(argv)
         if args.eval is not None:
             eval_command(given, Path(args.eval))
+        elif args.ask is not None:
+            ask_command(given, Path(args.ask[0]), args.ask[1:])
         elif args.export is not None:
             export_command(given, Path(args.export))
         else:
@@ -1188,17 +1269,13 @@ def main(argv: list[str] | None = None) -> int:
         print(f"train.py: {one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        flags = [arg for arg in argv if arg != "--resume"]
-        again = shlex.join(["python", "train.py", *flags])
-        print(
-            f"train.py: interrupted; what is saved goes on with: {again} --resume", file=sys.stderr
-        )
+        again = shlex.join(["python", "train.py", *(arg for arg in argv if arg != "--resume")])
+        trained = any(arg.startswith("--stage") for arg in argv)
+        saved = f"; what is saved goes on with: {again} --resume" if trained else ""
+        print(f"train.py: interrupted{saved}", file=sys.stderr)
         return 130
     return 0
 
 
 if __name__ == "__main__":
     sys.exit(main())
-    rung = [f"{title}: {text}" for title, folder in folders for text in alarms(folder)]
-    if rung:
-        say("\n" + "\n".join(rung))

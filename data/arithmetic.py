@@ -75,8 +75,9 @@ class Puzzle:
         self.choices = 1 - 2 * (bits & 1)  # (2^k, k): every way to sign k digits
         # One token a target and one a step, which keeps an attempt as short as it has digits.
         steps = range(-9 * difficulty, self.top + 9 * difficulty + 1)
-        self.words = [f"={target:02d}" for target in range(self.top + 1)]
-        self.words += [sign + signed(remains) for sign in "+-" for remains in steps]
+        targets = [f"={target:02d}" for target in range(self.top + 1)]
+        self.form = f"[1-9]{{{difficulty}}}({'|'.join(targets)})"  # of a prompt
+        self.words = targets + [sign + signed(remains) for sign in "+-" for remains in steps]
 
     def draw(self, rng: np.random.Generator) -> str:
         """A solvable prompt: digits and signs are drawn, the target is what they make."""
@@ -139,6 +140,8 @@ class Numbers:
 
     def __init__(self, difficulty: int):
         self.difficulty = difficulty
+        number = rf"(0|[1-9][0-9]{{0,{difficulty - 1}}})"
+        self.form = rf"{number}\{self.operator}{number}="  # of a prompt
         self.max_new_tokens = 2 * difficulty + 1
 
     def draw(self, rng: np.random.Generator) -> str:
@@ -197,7 +200,7 @@ class ArithmeticTask(Task):
         self.name = family.name
         self.encoding = arithmetic_encoding(self.family)
         self.eos, retry = (self.encoding.encode_single_token(text) for text in (END, RETRY))
-        self.revise = [retry]
+        self.instruction, self.revise = RETRY.strip("<|>"), [retry]
         self.max_new_tokens = self.family.max_new_tokens
         self._foreign = re.compile(f"[^{re.escape(family.alphabet)}]")
 
@@ -250,6 +253,12 @@ class ArithmeticTask(Task):
                 second = self.family.attempt(prompt, corpus.mistake(hard, rng), first, rng)
             rows.append((prompt, first, second))
         return rows
+
+    def problem(self, text: str) -> Problem:
+        if not re.fullmatch(self.family.form, text):
+            example = self.held_out("test", 1)[0].prompt
+            raise ValueError(f"{text!r} is no problem of this {self.name}; one is {example}")
+        return Problem(text)
 
     def reward(self, problem: Problem, response: str) -> float:
         return self.family.reward(problem.prompt, response)

@@ -33,7 +33,8 @@ class Task(ABC):
     encoding: tiktoken.Encoding
     eos: int  # ends an attempt; an action like any other
     close: list[int] = []  # stands in for eos before p where the length limit cut an attempt
-    revise: list[int]  # p: the instruction after attempt 1; never says whether that was right
+    instruction: str  # p: asks for another attempt; never says whether the last was right
+    revise: list[int]  # p as it stands between the attempts
     max_new_tokens: int  # of one attempt, eos included
     runs_on: bool = False  # the model may write on after its answer, to be cut by `over`
     notes: list[str] = []  # what a user should know of how the data was read
@@ -52,6 +53,11 @@ class Task(ABC):
     def held_out(self, split: str, count: int | None) -> list[Problem]:
         """The first `count` problems of "val" or "test": different ones, the same for every seed.
         None: as many as are usual. Raises ValueError where the split holds fewer."""
+
+    def problem(self, text: str) -> Problem:
+        """The problem that a person means by this. Raises ValueError where it is none of the
+        task's."""
+        raise ValueError(f"{self.name} takes no problems from outside: {text!r}")
 
     @abstractmethod
     def reward(self, problem: Problem, response: str) -> float:

@@ -108,7 +108,7 @@ METHODS = {
     "both": baseline("both rewarded", both_returns, 5e-4),
     "trajectory": baseline("trajectory reward, γ = 1", trajectory_returns, 1e-3),
     "single": baseline("single-turn RL", single_returns, 3e-4, samples=10, revisions=1),
-    "star": baseline("STaR", Imitation(wrong_to_right), 4e-3),
+    "star": baseline("STaR", Imitation(wrong_to_right), 8e-3),
     "star_plus": baseline("STaR, D+", Imitation(ends_right), 4e-3),
     "pair_sft": baseline("Pair-SFT", Imitation(wrong_to_right, 1, both=False, paired=True), 4e-3),
     "pair_sft_plus": baseline(
@@ -135,7 +135,8 @@ MAIN = ("naive", "both", "single", "star_plus", "pair_sft")
 REST = ("trajectory", "star", "pair_sft_plus")
 ABLATIONS = ("no_stage1", "no_bonus", "rloo", "star_stage2", "offline_only", "offline_added")
 QUICK = (*SCORE, *MAIN)
-LRS = (2e-4, 3e-4, 5e-4, 1e-3, 2e-3, 4e-3, 8e-3)  # of which three are tried, around a method's best
+# Learning rates; of each method its best and the two beside it are tried.
+LRS = (2e-4, 3e-4, 5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)
 
 # One setting moved, by its value. A run from another base than the default is called BASE/METHOD.
 SWEEPS: dict[str, dict[str, str]] = {
