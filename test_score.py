@@ -68,6 +68,7 @@ import methods
 import runs
 import speed
 import tables
+import transcripts
 
 
 @pytest.fixture(scope="module")
@@ -1955,6 +1956,7 @@ def test_alarms_ring_once(bad, said):
 
 def test_alarms_come_again_in_the_report(tmp_path, few_steps, monkeypatch, capsys):
     """And do not ring anew where a run goes on."""
+    monkeypatch.setattr(train.Alarms, "LEAST", 1)
     monkeypatch.setattr(train.Alarms, "ringing", lambda heard: iter([("x", "it rings")]))
     advance = train.Trainer.advance
 
@@ -2021,6 +2023,76 @@ def test_problems_can_be_asked_one_after_the_other(trained, monkeypatch, capsys)
     assert first.startswith("attempt 1") and "\nattempt 2" in last
     assert train.main(["--ask", str(trained / "stage2"), "417+85="]) == 2
     assert "'417+85=' is no problem" in capsys.readouterr().err
+
+
+def test_transcripts_show_what_the_evaluation_counts(trained, tmp_path, monkeypatch, capsys):
+    folder, to = trained / "stage1", tmp_path / "page.html"
+    command = ["transcripts.py", str(folder), "--problems", "20", "--to", str(to)]
+    monkeypatch.setattr(sys, "argv", command + ["--device", "cpu"])
+    transcripts.main()
+    content = re.search(r"const content = (.*);", to.read_text())[1]
+    shown = json.loads(content)["shown"]
+    task, gpt = data.load("puzzle", 2), train.load_model(folder, None, torch.device("cpu"))
+    result = score.evaluate(gpt, task, task.held_out("test", 20))
+    assert [x["problem"] for x in shown] == [x.prompt for x in result.problems]
+    assert [x["right"] for x in shown] == (result.rewards.T == 1).tolist()
+    for x, *said in zip(shown, *result.responses):
+        rows = zip(*(column["rows"] for column in x["columns"]))
+        assert ["".join(text for part in row for text, _ in part) for row in rows] == said
+        assert all(column["new"] or len({t for [[t, _]] in column["rows"]}) == 1
+                   for column in x["columns"])  # fmt: skip
+    first = score.respond(gpt, task, result.problems[:1], [task.prompt(result.problems[0])], [0],
+                          1, 0.0, 0)  # fmt: skip
+    logprobs = [p for column in shown[0]["columns"] for _, p in column["rows"][0]]
+    assert logprobs == pytest.approx(first.logprobs[0, : len(logprobs)].tolist(), abs=1e-5)
+    monkeypatch.setattr(sys, "argv", ["transcripts.py", str(tmp_path)])
+    with pytest.raises(SystemExit) as ended:
+        transcripts.main()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == f"transcripts.py: no such file: {tmp_path}/model.pt\n"
+
+
+def test_pieces_of_a_page_are_whole_characters(chatty, tmp_path):
+    task = data.load("math", source=source(chatty, write_math(tmp_path)))
+    ids = task.encoding.encode_ordinary("é🙂x") + [task.eos]
+    tokens = torch.tensor([ids, ids[:2] + [task.eos] + [0] * (len(ids) - 3)])
+    mask = torch.tensor([[True] * len(ids), [True] * 3 + [False] * (len(ids) - 3)])
+    attempt = model_module.Generation(tokens, mask, -0.25 * mask.float(), torch.ones(2).bool())
+    row, short = transcripts.pieces(task, attempt)
+    assert "".join(text for text, _ in row) == "é🙂x"
+    assert sum(logprob for _, logprob in row) == -0.25 * (len(ids) - 1)
+    assert all("\ufffd" not in text for text, _ in row) and len(short) <= 2
+
+
+SHOWN = [
+    {"problem": "<b>1</b></script>", "right": [False, True], "columns": [
+        {"new": False, "rows": [[["a\n", -0.1]], [["a\n", -0.2]]]},
+        {"new": True, "rows": [[], [["<i>", -3.0]]]}]},
+    {"problem": "2", "right": [True, True], "columns": [
+        {"new": False, "rows": [[["c", -0.1]], [["c", -0.2]]]}]},
+]  # fmt: skip
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium")
+@pytest.mark.parametrize("keys, kinds", [("", ["fixed", "kept"]), ("f", ["fixed"]), ("u", ["kept"]),
+                                         ("b", []), ("faj", ["fixed", "kept"])])  # fmt: skip
+def test_the_page_works_in_a_browser(keys, kinds, tmp_path):
+    """Its counts, its filters by key, the place that j goes to, and text that stays text."""
+    press = "".join(f'document.onkeydown({{key: "{key}"}});' for key in keys)
+    page = transcripts.page("two", SHOWN).replace('show("all");\n', f'show("all");{press}\n')
+    (tmp_path / "page.html").write_text(page)
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
+    command += [f"--user-data-dir={tmp_path / 'browser'}", (tmp_path / "page.html").as_uri()]
+    dom = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
+    for count in ("all 2", "fixed 1", "kept 1", "broken 0", "unchanged 1"):
+        assert f">{count}</button>" in dom
+    articles = re.findall(r'<article class="(.*?)"', dom)
+    assert [name.split()[0] for name in articles] == kinds
+    current = [number for number, name in enumerate(articles) if "current" in name]
+    assert current == ([1] if keys.endswith("j") else [0] if kinds else [])
+    if "fixed" in kinds:
+        assert "&lt;b&gt;1&lt;/b&gt;&lt;/script&gt;" in dom and "&lt;i&gt;</span>" in dom
+        assert 'title="log π = -3.000"' in dom
 
 
 def test_other_settings_do_not_overwrite(trained, few_steps, capsys):

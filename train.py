@@ -468,12 +468,12 @@ class Log:
 
 class Alarms:
     """What is likely wrong in a stage, said once each, from the metrics of its steps: means over
-    the last WINDOW of them, or a quarter of the stage where that is less."""
+    the last MOST of them, or over a quarter of a short stage, but no less than LEAST."""
 
-    WINDOW = 50
+    LEAST, MOST = 10, 50
 
     def __init__(self, steps: int):
-        self.window = min(self.WINDOW, max(1, steps // 4))
+        self.window = min(self.MOST, max(self.LEAST, steps // 4))
         self.halfway = max(steps // 2, 2 * self.window)
         self.rows: list[dict] = []
         self.rung: set[str] = set()

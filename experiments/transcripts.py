@@ -1,0 +1,111 @@
+"""An HTML page to look through an evaluation's attempts with.
+
+    python experiments/transcripts.py out/puzzle/stage2
+    python experiments/transcripts.py DIR --problems 500 --split val --to page.html
+
+It answers the problems again, greedily, as `train.py --eval` does, and writes DIR/transcripts.html,
+which needs nothing else. Both attempts stand above one another, token by token; what differs is
+underlined, and the redder a token, the less likely the model held it. Buttons or keys choose what
+is shown: f fixed, k kept right, b broken, u unchanged, a all; j and n go on, J and p back.
+"""
+
+import argparse
+import difflib
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+
+import score
+import train
+from data import Problem, Task
+from model import GPT, Generation
+
+PAGE = Path(__file__).with_suffix(".html")
+
+
+def pieces(task: Task, attempt: Generation) -> list[list[tuple[str, float]]]:
+    """(text, log-probability) of the tokens of every row, without its end; tokens that are part of
+    one character stand together, with the sum of theirs."""
+    rows = []
+    for ids, logprobs in zip(score.answers(attempt), attempt.logprobs.tolist()):
+        ids = ids[:-1] if ids[-1] == task.eos else ids
+        row, begin, total = [], 0, 0.0
+        for end, logprob in enumerate(logprobs[: len(ids)], 1):
+            text, total = task.decode(ids[begin:end]), total + logprob
+            if end == len(ids) or not text.endswith("\ufffd"):
+                row.append((text, total))
+                begin, total = end, 0.0
+        rows.append(row)
+    return rows
+
+
+def aligned(first: list[tuple], second: list[tuple]) -> list[dict]:
+    """Columns of both attempts' pieces: one a piece where they agree, one a change elsewhere."""
+    texts = [[text for text, _ in attempt] for attempt in (first, second)]
+    codes = difflib.SequenceMatcher(None, *texts, autojunk=False).get_opcodes()
+    columns = []
+    for kind, i, j, k, m in codes:
+        if kind == "equal":
+            pairs = zip(first[i:j], second[k:m])
+            columns += [{"new": False, "rows": [[y1], [y2]]} for y1, y2 in pairs]
+        else:
+            columns.append({"new": True, "rows": [first[i:j], second[k:m]]})
+    return columns
+
+
+@torch.no_grad()
+def look(model: GPT, task: Task, problems: list[Problem], seed: int, batch: int) -> list[dict]:
+    """What the page shows of each problem."""
+    shown = []
+    for start in range(0, len(problems), batch):
+        some = problems[start : start + batch]
+        prompts, keys = [task.prompt(x) for x in some], [x.key for x in some]
+        attempts, rewards = [], []
+        for _ in range(2):
+            attempt = score.respond(model, task, some, prompts, keys, 1, 0.0, seed, len(some))
+            attempts.append(pieces(task, attempt))
+            rewards.append(score.grade(task, some, attempt).tolist())
+            prompts = score.try_again(task, prompts, attempt)
+        for x, y1, y2, r1, r2 in zip(some, *attempts, *rewards):
+            right = [r1 == 1, r2 == 1]
+            shown.append({"problem": x.prompt, "right": right, "columns": aligned(y1, y2)})
+    return shown
+
+
+def page(title: str, shown: list[dict]) -> str:
+    # A "<" could end the script that the content stands in.
+    content = json.dumps({"title": title, "shown": shown}).replace("<", "\\u003c")
+    return PAGE.read_text().replace("null /* content */", content)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, help="of a stage")
+    parser.add_argument("--problems", type=int, default=200, help="how many [200]")
+    parser.add_argument("--split", default="test", choices=("val", "test"), help="[test]")
+    parser.add_argument("--device", default="auto", help="[auto]")
+    parser.add_argument("--to", type=Path, help="[DIR/transcripts.html]")
+    args = parser.parse_args()
+    try:
+        job = train.job_of(args.folder, {"split": args.split, "device": args.device})
+        task, device = train.load_task(job.run), train.pick_device(job.run.device)
+        problems = task.held_out(args.split, args.problems)
+        model = train.stage_model(job, task, device)
+        with train.precision(job.run, device):
+            shown = look(model, task, problems, job.run.seed, job.run.eval_batch)
+        to = args.to or args.folder / "transcripts.html"
+        to.write_text(page(f"{args.folder}: {len(shown)} {args.split} problems", shown))
+    except (ValueError, OSError) as error:
+        print(f"transcripts.py: {train.one_line(error)}", file=sys.stderr)
+        sys.exit(2)
+    print(f"wrote {to}")
+
+
+if __name__ == "__main__":
+    main()
