@@ -3974,6 +3974,32 @@ def test_figures_are_drawn_from_what_was_kept(tmp_path, monkeypatch):
     assert all(f"(figures/{name}.png)" in tables.RESULTS.read_text() for name in figures.DRAWINGS)
 
 
+def test_curves_are_drawn_of_any_run(trained, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("matplotlib")
+    import plot
+
+    stages = [str(trained / name) for name in ("base", "stage1", "stage2")]
+    for folders in (stages, stages[:1]):
+        to = tmp_path / "curves.png"
+        monkeypatch.setattr(sys, "argv", ["plot.py", *folders, "--to", str(to)])
+        plot.main()
+        assert to.read_bytes().startswith(b"\x89PNG")
+    rows = plot.read(trained / "stage1")
+    figure = plot.draw({"one": rows, "two": rows}, window=3)
+    lines = figure.axes[0].get_lines()
+    assert len(lines) == 4 and list(lines[1].get_xdata()) == [row["step"] for row in rows]
+    last = [row["acc_t2"] for row in rows[-3:]]
+    assert lines[1].get_ydata()[-1] == pytest.approx(sum(last) / 3)
+    capsys.readouterr()
+    for content, said in (("x", "is not a log"), ("", "holds no step"), ("[1]", "is not a log")):
+        (tmp_path / "metrics.jsonl").write_text(content)
+        monkeypatch.setattr(sys, "argv", ["plot.py", str(tmp_path)])
+        with pytest.raises(SystemExit) as ended:
+            plot.main()
+        err = capsys.readouterr().err
+        assert ended.value.code == 2 and said in err and err.count("\n") == 1
+
+
 # ---------------------------------------------------------------------------------------------
 # 11. Anything at all: inputs that hypothesis draws, the same in every run
 
