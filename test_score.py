@@ -1330,14 +1330,21 @@ def test_problems_and_keys_are_the_same_in_every_process(puzzle):
 # ---------------------------------------------------------------------------------------------
 # 4. The command line
 
-SMALL = (
-    "--difficulty 2 --layers 1 --width 16 --transcripts 8 --problems 4 --samples 2 --revisions 2"
-)
-SMALL = SMALL.split() + ["--eval-problems", "20", "--device", "cpu"]
+LOOK = "--difficulty 2 --eval-problems 20 --device cpu".split()
+BASE = [*LOOK, *"--layers 1 --width 16 --transcripts 8".split()]
+SMALL = [*BASE, *"--problems 4 --samples 2 --revisions 2".split()]
 
 
 def run(*args: object) -> int:
-    return train.main([str(arg) for arg in args] + SMALL)
+    """A small run, with those of the small settings that the command has a use for."""
+    command = [str(arg) for arg in args]
+    return train.main(command + small_settings(command))
+
+
+def small_settings(command: list[str]) -> list[str]:
+    if "--stage" in command:
+        return BASE if command[command.index("--stage") + 1] == "0" else SMALL
+    return LOOK if "--eval" in command else []
 
 
 def weights(path: pathlib.Path) -> dict:
@@ -1790,7 +1797,7 @@ def test_weights_stay_as_they_were_where_a_step_is_not_finite(bad, trained, tmp_
 
 def test_interrupt_saves_and_says_how_to_go_on(tmp_path):
     """A real process, a real SIGINT in the middle of training, and the run that continues it."""
-    command = [sys.executable, "train.py", "--stage", "0", "--steps", "400", *SMALL, "--out"]
+    command = [sys.executable, "train.py", "--stage", "0", "--steps", "400", *BASE, "--out"]
     stopped = subprocess.Popen(
         command + [tmp_path / "stopped"], cwd=HERE, stderr=subprocess.PIPE, text=True
     )
@@ -1880,6 +1887,13 @@ def test_bad_checkpoint_is_one_line(how, trained, tmp_path, capsys):
         (["--stage", "1", "--dtype", "float8"], "float8"),
         (["--stage", "1", "--difficulty", "99"], "99"),
         (["--stage", "1", "--no-such-flag"], "--no-such-flag"),
+        (["--stage", "1", "--revision", "2"], "--revision; is --revisions meant?"),
+        (["--stage", "1", "--beta3=0.1"], "--beta3=0.1; is --beta"),
+        (["--stage", "0", "--alpha", "3"], "--alpha is not a setting of stage 0"),
+        (["--eval", "out", "--lr", "1"], "--lr is not a setting of --eval"),
+        (["--eval", "out", "--resume"], "--resume is of no use to --eval"),
+        (["--ask", "out", "--eval-problems", "5"], "--eval-problems is not a setting of --ask"),
+        (["--export", "out", "--seed", "1"], "--seed is not a setting of --export"),
         (["--stage", "0", "--heads", "3"], "heads"),
         (["--data", "arithmetic"], "--stage"),
         (["--eval", "/nowhere"], "/nowhere"),
@@ -1906,13 +1920,35 @@ def test_bad_checkpoint_is_one_line(how, trained, tmp_path, capsys):
 )
 def test_bad_flag_is_one_line(args, named, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    defaults = [
-        a for i in range(0, len(SMALL), 2) if SMALL[i] not in args for a in SMALL[i : i + 2]
-    ]
-    assert train.main(args + defaults) == 2
+    small = small_settings(args)
+    pairs = [small[i : i + 2] for i in range(0, len(small), 2) if small[i] not in args]
+    assert train.main(args + [part for pair in pairs for part in pair]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and named in lines[0], lines
     assert not list(tmp_path.rglob("*.pt")) and not pathlib.Path("/nowhere").exists()
+
+
+def test_help_shows_every_flag_in_its_group_with_its_defaults(capsys):
+    with pytest.raises(SystemExit):
+        train.main(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    groups = [
+        "command",
+        "data",
+        "model",
+        "stage",
+        "evaluation",
+        "output",
+        "algorithm (score.Config)",
+    ]
+    places = [text.index(f" {group}: --") for group in groups]
+    assert places == sorted(places)
+    for name in train.names(train.Run) | train.names(score.Config):
+        assert text.count(f"{train.flag(name)} ") >= 1
+    assert places[3] < text.rindex(" --steps STEPS of the last stage [") < places[4]
+    assert "[3000, 400, 400 by stage; math 1500; humaneval 750; arithmetic with --init 40]" in text
+    assert "[0.3; math 0.1; humaneval 0.25; arithmetic with --init 0.1]" in text
+    assert "--width WIDTH of a base model of our own [32]" in text
 
 
 def test_a_stop_in_an_evaluation_says_so(trained, monkeypatch, capsys):
@@ -3412,16 +3448,16 @@ def test_arithmetic_is_learned_by_an_open_model(chatty, tmp_path, capsys):
 def test_an_open_model_is_warmed_up(chatty, tmp_path, capsys):
     """Stage 0 teaches it second attempts; it is then the base and the reference of the stages."""
     flags = ["--task", "addition", "--difficulty", "2", "--max-new-tokens", "6", "--device", "cpu"]
-    flags += ["--problems", "2", "--samples", "2", "--revisions", "2", "--eval-problems", "4"]
-    flags += ["--out", str(tmp_path), "--init", str(chatty)]
+    flags += ["--eval-problems", "4", "--out", str(tmp_path), "--init", str(chatty)]
+    stage1 = ["--stage", "1", "--steps", "1", "--problems", "2", "--samples", "2", *flags]
     folder = tmp_path / "addition"
-    assert train.main(["--stage", "1", "--steps", "1", *flags]) == 0
+    assert train.main(stage1) == 0
     assert not (folder / "base" / "model.pt").exists()
     shutil.rmtree(folder)
     assert train.main(["--stage", "0", "--steps", "3", "--transcripts", "4", *flags]) == 0
     assert not same_model(folder / "base" / "model.pt", GPT.from_pretrained(chatty))
     capsys.readouterr()
-    assert train.main(["--stage", "1", "--steps", "1", *flags]) == 0
+    assert train.main(stage1) == 0
     assert "base: using" in (said := capsys.readouterr().out) and "finished after 3" in said
     [row] = map(json.loads, (folder / "stage1" / "metrics.jsonl").open())
     assert abs(row["kl_1"]) < 1e-4  # of the policy and its reference, before the first update

@@ -39,7 +39,7 @@ import types
 import typing
 import zipfile
 from collections.abc import Iterator, Set
-from dataclasses import MISSING, asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from statistics import pvariance
 
@@ -84,33 +84,38 @@ POSED |= {"transcripts": 32}
 class Run:
     """The settings of a run beside the algorithm's own (score.Config)."""
 
+    # data
     data: str = "arithmetic"  # where problems come from: arithmetic, math, humaneval
     task: str = "puzzle"  # family of arithmetic: puzzle, addition, multiplication
-    difficulty: int | None = None  # of the family's problems; its own default if not given
-    init: str | None = None  # folder of an open model, the base; math and humaneval need one
+    difficulty: int | None = None  # of the family's problems; puzzle 6, the others 3 if not given
     shots: int = 2  # solved examples before a problem of arithmetic that is posed to an open model
     data_dir: str | None = None  # folder of MATH or of HumanEval and MBPP; data/NAME if not given
-    limit: int | None = None  # most problems of a split
+    limit: int | None = None  # most problems of a split; all if not given
     levels: str | None = None  # of MATH: 1-3, or 1,5; all if not given
     subjects: str | None = None  # of MATH: algebra,number_theory; all if not given
+    unsafe_sandbox: bool = False  # run programs even where they cannot be confined
+    # model
+    init: str | None = None  # folder of an open model, the base; math and humaneval need one
     layout: str = "auto"  # of prompts: chatml, llama3, plain; auto goes by the model's tokenizer
     max_new_tokens: int | None = None  # of an open model's attempt; its task's own if not given
-    unsafe_sandbox: bool = False  # run programs even where they cannot be confined
-    out: str = "out"  # folder for all that is written
-    seed: int = 0  # of the initial weights and of everything drawn
-    steps: int | None = None  # of this stage; its own default if not given
-    lr: float | None = None  # peak learning rate of this stage; its own default if not given
-    warmup: int = 20  # steps until the peak; from there linearly down to 0 at the end
-    layers: int = 3  # of the base model
-    heads: int = 4  # of the base model
-    width: int = 32  # of the base model
-    transcripts: int = 256  # a step of base training
+    layers: int = 3  # of a base model of our own
+    heads: int = 4  # of a base model of our own
+    width: int = 32  # of a base model of our own
     device: str = "auto"  # auto takes cuda, then mps, then cpu
     dtype: str = "float32"  # float32, or bfloat16 for the forward passes (autocast)
+    # stage
+    seed: int = 0  # of the initial weights and of everything drawn
+    steps: int | None = None  # of the last stage
+    lr: float | None = None  # peak learning rate of the last stage
+    warmup: int = 20  # steps until the peak; from there linearly down to 0 at the end
+    transcripts: int = 256  # a step of stage 0
+    # evaluation
     attempts: int = 2  # of an evaluation; training makes two
     split: str = "test"  # held-out problems of the evaluation: test, or val for development
     eval_problems: int | None = None  # of the evaluation; 2000 of arithmetic, all of other data
     eval_batch: int = 512  # problems answered at a time in the evaluation
+    # output
+    out: str = "out"  # folder for all that is written
 
     def __post_init__(self):
         for name in ("layers", "heads", "width", "transcripts", "eval_problems", "eval_batch"):
@@ -148,6 +153,11 @@ OWN_FLAGS = ("layers", "heads", "width")
 # What the stages of a run have in common: a later one takes it from an earlier one's folder.
 SHARED = {"data", "seed", "layers", "heads", "width"}
 SHARED |= {*OPEN_FLAGS, *FILE_FLAGS, *ARITHMETIC_FLAGS}
+# What the commands beside --stage have a use for.
+USED = {"eval": {*OPEN_FLAGS, *FILE_FLAGS, *ARITHMETIC_FLAGS, "data", "seed", "device", "dtype"}}
+USED["eval"] |= {"attempts", "temperature", "unsafe_sandbox"}
+USED |= {"ask": USED["eval"], "export": set()}
+USED["eval"] = USED["eval"] | {"split", "eval_problems", "eval_batch"}
 # What may differ where a stage goes on or is evaluated: nothing that it learns depends on it.
 FREE = {"out", "device", "attempts", "split", "eval_problems", "eval_batch"}
 FREE |= {"unsafe_sandbox", "micro"}
@@ -243,7 +253,7 @@ def plan(given: dict, last: int) -> list[Job]:
     for name in OWN_FLAGS if jobs[0].run.init is not None else OPEN_FLAGS:
         if name in given:
             kind = "an open model" if name in OWN_FLAGS else "a model of our own: add --init"
-            raise ValueError(f"--{name.replace('_', '-')} is not a setting of {kind}")
+            raise ValueError(f"{flag(name)} is not a setting of {kind}")
     filed = asked.data != "arithmetic"  # problems from files, of which there are no transcripts
     if filed and (folders[0] / "model.pt").exists():
         raise ValueError(f"{folders[0]}/model.pt is in the way: --init is the base of this run")
@@ -1032,22 +1042,40 @@ def check_writable(folder: Path) -> None:
 # The command line
 
 
-def add_flags(parser: argparse.ArgumentParser, config: type) -> None:
-    """One flag a field, with its type and default; the help is the comment behind the field, read
-    from the class's source, so that it is written once."""
+def add_flags(parser: argparse.ArgumentParser, config: type, group: str = "") -> None:
+    """One flag a field, with its type and defaults. The help is the comment behind the field, and a
+    comment on a line of its own begins a group; both are read from the class's source, so that they
+    are written once."""
     comments = dict(re.findall(r"^    (\w+): .*?# (.+)$", inspect.getsource(config), re.MULTILINE))
-    hints = typing.get_type_hints(config)
+    begins = dict(re.findall(r"^    # (\w+)\n    (\w+):", inspect.getsource(config), re.MULTILINE))
+    begins = {first: title for title, first in begins.items()}
+    hints, flags = typing.get_type_hints(config), parser.add_argument_group(group)
     for field in fields(config):
+        if field.name in begins:
+            flags = parser.add_argument_group(begins[field.name])
         kind = hints[field.name]
         if isinstance(kind, types.UnionType):
             kind = typing.get_args(kind)[0]
-        flag = "--" + field.name.replace("_", "-")
         text = comments[field.name].replace("%", "%%")
         if kind is bool:
-            parser.add_argument(flag, action="store_true", default=argparse.SUPPRESS, help=text)
-            continue
-        default = "" if field.default in (None, MISSING) else f" [{field.default}]"
-        parser.add_argument(flag, type=kind, default=argparse.SUPPRESS, help=text + default)
+            options = {"action": "store_true", "help": text}
+        else:
+            options = {"type": kind, "help": text + defaults(field)}
+        flags.add_argument(flag(field.name), default=argparse.SUPPRESS, **options)
+
+
+def flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def defaults(field) -> str:
+    """Of a setting: one, or one a stage, and what other data has in its place."""
+    values = [str(stage.own.get(field.name, field.default)) for stage in STAGES]
+    shown = f"{', '.join(values)} by stage" if len(set(values)) > 1 else values[0]
+    others = {**PAPER, "arithmetic with --init": POSED}
+    parts = [shown] if shown != "None" else []
+    parts += [f"{name} {own[field.name]}" for name, own in others.items() if field.name in own]
+    return f" [{'; '.join(parts)}]" if parts else ""
 
 
 class Parser(argparse.ArgumentParser):
@@ -1062,22 +1090,44 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, dict]:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    what = parser.add_mutually_exclusive_group(required=True)
+    commands = parser.add_argument_group("command")
+    what = commands.add_mutually_exclusive_group(required=True)
     what.add_argument("--stage", type=int, choices=range(len(STAGES)), help="train up to a stage")
     what.add_argument("--eval", metavar="DIR", help="evaluate the checkpoint in a stage's folder")
     what.add_argument("--ask", nargs="+", metavar=("DIR", "PROBLEM"), help="see it answer twice")
     what.add_argument("--export", metavar="DIR", help="write DIR/pretrained for transformers")
-    parser.add_argument("--resume", action="store_true", help="go on where a run was stopped")
-    add_flags(parser.add_argument_group("run"), Run)
-    add_flags(parser.add_argument_group("algorithm (score.Config)"), score.Config)
-    args = parser.parse_args(argv)
+    commands.add_argument("--resume", action="store_true", help="go on where a run was stopped")
+    add_flags(parser, Run)
+    add_flags(parser, score.Config, "algorithm (score.Config)")
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:
+        known = ["--stage", "--eval", "--ask", "--export", "--resume"]
+        known += map(flag, names(Run) | names(score.Config))
+        near = difflib.get_close_matches(unknown[0].partition("=")[0], sorted(known), 1)
+        raise ValueError(f"unknown: {unknown[0]}" + "".join(f"; is {n} meant?" for n in near))
+    for name, value in vars(args).items():
+        if value == []:  # what argparse makes of it
+            raise ValueError(f"{flag(name)}: -- is no value")
     given = vars(args).copy()
     for name in ("stage", "eval", "ask", "export", "resume"):
         del given[name]
-    for name, value in vars(args).items():
-        if value == []:  # what argparse makes of it
-            raise ValueError(f"--{name.replace('_', '-')}: -- is no value")
+    check_used(args, given)
     return args, given
+
+
+def check_used(args: argparse.Namespace, given: dict) -> None:
+    """A setting that the command has no use for is a misunderstanding, better said than ignored."""
+    for command, used in USED.items():
+        if getattr(args, command) is None:
+            continue
+        for name in given:
+            if name not in used:
+                raise ValueError(f"{flag(name)} is not a setting of --{command}")
+        if args.resume:
+            raise ValueError(f"--resume is of no use to --{command}")
+    for name in given:
+        if args.stage == 0 and name in names(score.Config) - {"clip"}:
+            raise ValueError(f"{flag(name)} is not a setting of stage 0, which learns by imitation")
 
 
 def load_task(run: Run) -> data.Task:
@@ -1134,7 +1184,7 @@ def check_belong(given: dict, kind: str) -> None:
         foreign += ("levels", "subjects")
     for name in foreign:
         if name in given:
-            raise ValueError(f"--{name.replace('_', '-')} is not a setting of --data {kind}")
+            raise ValueError(f"{flag(name)} is not a setting of --data {kind}")
 
 
 def check_evaluation(run: Run, task: data.Task) -> None:
