@@ -3430,6 +3430,29 @@ def test_what_states_no_number_or_another_is_refused(response):
     assert rewards.stated_number_reward("47+85=", response) == 0.0
 
 
+def test_the_readme_s_task_is_one(chatty, tmp_path, monkeypatch, capsys):
+    """Its file, as it stands there: trained on, evaluated, and strict."""
+    blocks = re.findall(r"```python\n(.*?)```", (HERE / "README.md").read_text(), re.DOTALL)
+    [code] = [block for block in blocks if "class Words" in block]
+    monkeypatch.setattr(data, "OPEN", dict(data.OPEN))
+    words = types.ModuleType("words")
+    exec(code, words.__dict__)
+    lines = [json.dumps({"question": f"Capital of {n}?", "answer": f"City{n}"}) for n in range(8)]
+    (tmp_path / "train.jsonl").write_text("\n".join(lines[:4]))
+    (tmp_path / "test.jsonl").write_text("\n".join(lines[4:]))
+    flags = f"--data words --data-dir {tmp_path} --init {chatty} --out {tmp_path} --device cpu"
+    flags += " --problems 2 --samples 2 --revisions 2 --steps 1"
+    assert train.main(["--stage", "1", *flags.split()]) == 0
+    results = json.loads((tmp_path / "words" / "stage1" / "results.json").read_text())
+    assert (results["n"], results["config"]["lr"]) == (4, 5e-6)
+    task = words.Words(source(chatty, tmp_path))
+    [problem] = [x for x in task.held_out("test", None) if x.gold == "City5"]
+    right, wrong = ["City5", " city5.\n"], ["", "City", "City5 or City6", "It is City5", "City5!"]
+    assert [task.reward(problem, text) for text in right + wrong] == [1, 1, 0, 0, 0, 0, 0]
+    with pytest.raises(ValueError, match="no problem 'x', for none has an id"):
+        task.problem("x")
+
+
 def test_arithmetic_is_learned_by_an_open_model(chatty, tmp_path, capsys):
     """Both stages, from the command line; the second knows the model and the examples."""
     flags = ["--data", "arithmetic", "--task", "addition", "--difficulty", "2", "--steps", "1"]

@@ -170,7 +170,8 @@ def resolve(stage: Stage, known: dict) -> tuple[Run, score.Config]:
     try:
         kind = known.get("data", Run.data)
         posed = kind == "arithmetic" and "init" in known
-        own = stage.own | (POSED if posed else PAPER.get(kind, {}))
+        files = {} if kind == "arithmetic" else PAPER.get(kind, PAPER["math"])
+        own = stage.own | (POSED if posed else files)
         run = Run(**pick(own | known, names(Run)))
         if run.data == "arithmetic" and run.difficulty is None:
             run = replace(run, difficulty=data.FAMILIES[run.task].default)

@@ -42,7 +42,6 @@ LAST_WORDS = "I hope it is correct."
 class MathProblem(Problem):
     """`prompt` is the problem's text, `gold` its reference answer."""
 
-    id: str = ""  # such as test/algebra/12.json, if known
     level: int = 0  # 1 to 5; 0 if not known
     subject: str = ""  # such as counting_and_probability
 

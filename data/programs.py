@@ -38,7 +38,6 @@ FENCED = re.compile(r"(```|~~~)[ \t]*[\w+-]*[ \t]*\n(.*?)(?:\1|\Z)", re.DOTALL)
 class Program(Problem):
     """`prompt` is what the model is asked, `gold` a reference solution."""
 
-    id: str = ""
     test: str = ""  # defines check(candidate)
     entry_point: str = ""
     head: str = ""  # HumanEval: the code that the answer completes; trusted

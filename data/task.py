@@ -13,6 +13,7 @@ class Problem:
 
     prompt: str  # x
     gold: str = ""  # y*; empty where the verifier needs the prompt alone
+    id: str = ""  # such as HumanEval/3 or test/algebra/12.json, if it has one
 
     @property
     def key(self) -> int:

@@ -75,8 +75,7 @@ class TextTask(Task):
 
 
 class FileTask(TextTask):
-    """Problems by split, in an order that has nothing to do with the files'. They have an `id`,
-    which may be empty."""
+    """Problems by split, in an order that has nothing to do with the files'."""
 
     def __init__(self, source: Source, splits: dict[str, list[Problem]], notes: list[str]):
         super().__init__(source)
