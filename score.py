@@ -57,6 +57,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from data import Problem, Task
@@ -446,9 +447,32 @@ def update(
     return metrics | {"grad_norm": clipped_step(policy, optimizer, cfg.clip)}
 
 
+def process() -> tuple[int, int]:
+    """This process's number, and of how many that train together on shares of a step's problems:
+    (0, 1) for one that trains alone."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+def averaged(values: Tensor) -> Tensor:
+    """In place, the mean over all processes. Raises ConnectionError where one of them is gone."""
+    _, processes = process()
+    if processes > 1:
+        try:
+            dist.all_reduce(values)
+        except RuntimeError as error:
+            raise ConnectionError(f"another process is gone ({error})") from None
+        values /= processes
+    return values
+
+
 def clipped_step(policy: GPT, optimizer: torch.optim.Optimizer, clip: float) -> float:
-    """One step along the gradient, clipped to a norm of `clip`; returns the norm that it had.
-    Raises FloatingPointError, before a weight changes, if that is not finite."""
+    """One step along the gradient, averaged over processes and clipped to a norm of `clip`; returns
+    the norm that it had. Raises FloatingPointError, before a weight changes, if that is not
+    finite."""
+    for weight in policy.parameters():
+        averaged(weight.grad)
     norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), clip).item()
     if not math.isfinite(norm):
         raise FloatingPointError("the gradient is not finite")

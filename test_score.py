@@ -10,6 +10,7 @@
 """
 
 import ast
+import contextlib
 import dataclasses
 import fractions
 import gc
@@ -1926,6 +1927,140 @@ def test_bad_flag_is_one_line(args, named, tmp_path, capsys, monkeypatch):
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and named in lines[0], lines
     assert not list(tmp_path.rglob("*.pt")) and not pathlib.Path("/nowhere").exists()
+
+
+def torchrun(*args: object) -> subprocess.Popen:
+    """train.py in two processes on this machine."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command += ["train.py", *map(str, args), *small_settings(list(args))]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, cwd=HERE, env=environment, **pipes)
+
+
+def wait_for_steps(log: pathlib.Path, count: int, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 120
+    while not (log.exists() and len(log.read_text().splitlines()) >= count):
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.01)
+
+
+def child_of(process: subprocess.Popen, rank: int) -> int:
+    """The pid of torchrun's process of that number."""
+    for folder in pathlib.Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            parent = (folder / "stat").read_text().rpartition(")")[2].split()[1]
+            variables = (folder / "environ").read_bytes().split(b"\0")
+            if parent == str(process.pid) and f"RANK={rank}".encode() in variables:
+                return int(folder.name)
+    raise AssertionError(f"no process {rank}")
+
+
+def apart(one: pathlib.Path, other: pathlib.Path) -> float:
+    """The largest difference between two models' weights."""
+    pairs = zip(weights(one).values(), weights(other).values())
+    return max((a - b).abs().max().item() for a, b in pairs)
+
+
+# Its steps of gradient descent add up gradients: of transcripts and of rollouts, one of which
+# trains offline first attempts, too. Weights are those of the module's tests.
+GRADIENTS = """
+import sys, torch
+import torch.distributed as dist
+import data, score, test_score, train
+
+folder, processes = sys.argv[1], int(sys.argv[2])
+if processes > 1:
+    dist.init_process_group("gloo")
+rank = score.process()[0]
+task = data.load("puzzle", 3)
+gpt, ref = test_score.tiny_gpt(task), test_score.tiny_gpt(task, seed=1)
+optimizer = torch.optim.SGD(gpt.parameters(), lr=1e-2)
+rows = task.transcripts(0, 1, 16, 0.0)[rank::processes]
+train.base_step(gpt, optimizer, task, rows, clip=1e9)
+for stage, returns in enumerate((score.stage1_returns, score.stage2_returns)):
+    cfg = score.Config(samples=4, revisions=2, offline=0.5 * stage, clip=1e9)
+    problems = task.batch(0, stage, 8)[rank::processes]
+    score.train_step(gpt, ref, optimizer, task, problems, returns, cfg, seed=stage)
+if rank == 0:
+    torch.save({"model": gpt.state_dict()}, f"{folder}/{processes}.pt")
+"""
+
+
+def test_gradients_of_two_processes_are_those_of_one(tmp_path):
+    script = tmp_path / "gradients.py"
+    script.write_text(GRADIENTS)
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)}
+    two = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    for processes, start in ((1, []), (2, two)):
+        command = [sys.executable, *start, script, tmp_path, str(processes)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=HERE)
+        assert done.returncode == 0, done.stderr
+    assert apart(tmp_path / "1.pt", tmp_path / "2.pt") < 1e-7  # of steps of 1e-2
+    before = tiny_gpt(data.load("puzzle", 3)).state_dict()
+    moved = [(w - before[name]).abs().max() for name, w in weights(tmp_path / "1.pt").items()]
+    assert max(moved) > 1e-3
+
+
+def test_two_processes_do_what_one_does(tmp_path):
+    """Base and Stage I: the same problems, tokens and log, though each has a part of Adam's state.
+    (Adam makes much of rounding where a gradient is nearly 0, so weights are less alike.)"""
+    for stage in ("0", "1"):
+        flags = ["--stage", stage, "--steps", "8"]
+        two = torchrun(*flags, "--shard", "--out", tmp_path / "two")
+        assert run(*flags, "--out", tmp_path / "one") == 0
+        out, err = two.communicate(timeout=120)
+        assert two.returncode == 0, err
+        assert out.count("20 test problems, greedy") == 1
+        name = ("base", "stage1")[int(stage)]
+        folders = [tmp_path / count / "puzzle" / name for count in ("one", "two")]
+        logs = [train.read_log(folder) for folder in folders]
+        timed = {"seconds", "rollout_seconds", "update_seconds", "tokens_per_second"}
+        for ours, theirs in zip(*logs, strict=True):
+            assert ours.keys() == theirs.keys()
+            for key in ours.keys() - timed - {"entropy"}:  # a mean over tokens
+                if ours[key] is not None:
+                    assert ours[key] == pytest.approx(theirs[key], rel=1e-3, abs=1e-4), key
+        assert apart(*(folder / "model.pt" for folder in folders)) < 1e-3
+        results = [json.loads((folder / "results.json").read_text()) for folder in folders]
+        assert results[0]["samples"] == results[1]["samples"]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_processes_stop_together_and_another_number_goes_on(tmp_path):
+    """A SIGINT to two processes is honoured at one step; kill -9 of one ends the other in one line
+    and leaves the state; one process alone then ends what they began, with the same weights."""
+    assert run("--stage", 0, "--steps", 8, "--out", tmp_path / "one") == 0
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    flags = ["--stage", "1", "--steps", "60"]
+    assert run(*flags, "--out", tmp_path / "one") == 0
+    folder = tmp_path / "two" / "puzzle" / "stage1"
+    stopped = torchrun(*flags, "--shard", "--out", tmp_path / "two")
+    wait_for_steps(folder / "metrics.jsonl", 3, stopped)
+    stopped.send_signal(signal.SIGINT)
+    _, err = stopped.communicate(timeout=120)
+    assert err.count("train.py: interrupted; what is saved goes on with:") == 1, err
+    step = train.read_settings(folder)[1]
+    assert 3 <= step < 60
+    killed = torchrun(*flags, "--shard", "--resume", "--out", tmp_path / "two")
+    wait_for_steps(folder / "metrics.jsonl", step + 2, killed)
+    os.kill(child_of(killed, 1), signal.SIGKILL)
+    _, err = killed.communicate(timeout=120)
+    assert killed.returncode == 1
+    lines = [line for line in err.splitlines() if line.startswith("train.py: ")]
+    assert len(lines) == 1 and "another process is gone" in lines[0], err
+    assert train.read_settings(folder)[1] == step
+    assert run(*flags, "--resume", "--out", tmp_path / "two") == 0
+    assert apart(folder / "model.pt", tmp_path / "one" / "puzzle" / "stage1" / "model.pt") < 1e-3
+
+
+def test_processes_need_equal_shares(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    assert run("--stage", 1, "--out", tmp_path) == 2
+    assert "3 processes cannot share 8 transcripts evenly" in capsys.readouterr().err
+    assert run("--eval", tmp_path) == 2
+    assert "only --stage runs in several processes" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_help_shows_every_flag_in_its_group_with_its_defaults(capsys):

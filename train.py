@@ -44,6 +44,7 @@ from pathlib import Path
 from statistics import pvariance
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from tqdm import tqdm
 
@@ -103,6 +104,7 @@ class Run:
     width: int = 32  # of a base model of our own
     device: str = "auto"  # auto takes cuda, then mps, then cpu
     dtype: str = "float32"  # float32, or bfloat16 for the forward passes (autocast)
+    shard: bool = False  # of several processes (torchrun) each keeps a part of Adam's state
     # stage
     seed: int = 0  # of the initial weights and of everything drawn
     steps: int | None = None  # of the last stage
@@ -160,7 +162,7 @@ USED |= {"ask": USED["eval"], "export": set()}
 USED["eval"] = USED["eval"] | {"split", "eval_problems", "eval_batch"}
 # What may differ where a stage goes on or is evaluated: nothing that it learns depends on it.
 FREE = {"out", "device", "attempts", "split", "eval_problems", "eval_batch"}
-FREE |= {"unsafe_sandbox", "micro"}
+FREE |= {"unsafe_sandbox", "micro", "shard"}
 
 
 def resolve(stage: Stage, known: dict) -> tuple[Run, score.Config]:
@@ -602,10 +604,12 @@ def base_step(
     # Padding on the right is after everything that is scored, so no mask is needed to hide it.
     hidden = model.hidden(tokens[:, :-1], start=start)  # (B, T − 1, C)
     loss = F.cross_entropy(model.logits(hidden[scored[:, 1:]]), tokens[scored])
+    count = scored.sum().float()
+    loss = loss * (count / score.averaged(count.clone()))  # so that processes weigh by their tokens
     optimizer.zero_grad()
     loss.backward()
     norm = score.clipped_step(model, optimizer, clip)
-    return {"loss": loss.item(), "grad_norm": norm, "tokens": int(scored.sum())}
+    return {"loss": loss.item(), "grad_norm": norm, "tokens": int(count)}
 
 
 def learning_rate(step: int, steps: int, warmup: int, peak: float) -> float:
@@ -620,11 +624,21 @@ class Trainer:
         self.job, self.task, self.policy, self.ref = job, task, policy, ref
         self.step, self.samples, self.seconds = 0, 0, 0.0
         self.best = Best()
-        self.optimizer = torch.optim.Adam(
-            policy.parameters(), lr=job.run.lr, betas=(0.9, 0.99), fused=True
-        )
+        adam = {"lr": job.run.lr, "betas": (0.9, 0.99), "fused": True}
+        self.optimizer = torch.optim.Adam(policy.parameters(), **adam)
+        self.groups = self.optimizer.state_dict()["param_groups"]
+        self.sharded = job.run.shard and score.process()[1] > 1
+        if self.sharded:
+            from torch.distributed.optim import ZeroRedundancyOptimizer  # costly to import
+
+            self.optimizer = ZeroRedundancyOptimizer(policy.parameters(), torch.optim.Adam, **adam)
 
     def save(self) -> None:
+        """Writes the stage's folder; every process must call it, and the first one writes."""
+        if self.sharded:
+            self.optimizer.consolidate_state_dict(to=0)
+        if not is_first():
+            return
         best = self.best.weights or copy_weights(self.policy)
         save_model(self.job.folder / "model.pt", self.policy.config, best)
         state = {
@@ -658,8 +672,7 @@ class Trainer:
             for weight, moment in zip(self.policy.parameters(), moments):
                 if moment["exp_avg"].shape != weight.shape:  # the fused Adam would read beyond it
                     raise ValueError("the optimizer's moments have other shapes")
-            own = self.optimizer.state_dict()["param_groups"]  # never the file's
-            state["optimizer"]["param_groups"] = own
+            state["optimizer"]["param_groups"] = self.groups  # never the file's
             self.optimizer.load_state_dict(state["optimizer"])
             self.best.restore(state["best"], state["model"])
         except (RuntimeError, ValueError, KeyError, AttributeError, TypeError) as error:
@@ -682,27 +695,77 @@ class Trainer:
         return {"step": self.step, "stage": self.job.stage.number, "seconds": seconds} | metrics
 
     def learn(self, seed: int) -> dict:
-        """One update of the policy, on problems by the stage's seed and the step."""
+        """One update of the policy, on problems by the stage's seed and the step, of which each
+        process takes its share."""
         run, cfg, stage = self.job.run, self.job.cfg, self.job.stage
+        first, processes = score.process()
         if stage.returns is None:
             progress = self.step / run.steps
             rows = self.task.transcripts(seed, self.step, run.transcripts, progress)
             # An open model writes first attempts by itself; the warm-up leaves them alone.
             both = run.init is None
-            metrics = base_step(self.policy, self.optimizer, self.task, rows, cfg.clip, both)
-            return dict.fromkeys(REWARDED) | metrics
+            own = rows[first::processes]
+            metrics = base_step(self.policy, self.optimizer, self.task, own, cfg.clip, both)
+            return dict.fromkeys(REWARDED) | together(metrics, self.policy.device)
         metrics = score.train_step(
             self.policy,
             self.ref,
             self.optimizer,
             self.task,
-            self.task.batch(seed, self.step, cfg.problems),
+            self.task.batch(seed, self.step, cfg.problems)[first::processes],
             stage.returns,
             cfg,
             seed * 1_000_003 + self.step,
         )
+        metrics = together(metrics, self.policy.device)
         self.best.add(self.step, run.steps, metrics["reward"], self.policy)
         return metrics
+
+
+def together(metrics: dict, device: torch.device) -> dict:
+    """Means over all processes, or sums of what is counted."""
+    _, processes = score.process()
+    values = torch.tensor(list(metrics.values()), dtype=torch.float64, device=device)
+    metrics = dict(zip(metrics, score.averaged(values).tolist()))
+    counted = {
+        name: round(processes * metrics[name]) for name in ("tokens", "samples") & metrics.keys()
+    }
+    return metrics | counted
+
+
+class Report:
+    """What the first process shows and logs of a stage's steps; the others say nothing."""
+
+    def __init__(self, trainer: Trainer):
+        stage, run, folder = trainer.job.stage, trainer.job.run, trainer.job.folder
+        self.silent = not is_first()
+        self.bar = tqdm(
+            total=run.steps,
+            initial=trainer.step,
+            desc=stage.title,
+            unit="step",
+            mininterval=1 if sys.stderr.isatty() else 30,
+            dynamic_ncols=True,
+            disable=self.silent,
+        )
+        if not self.silent:
+            self.log, self.alarms = Log(folder / "metrics.jsonl", trainer.step), Alarms(run.steps)
+            for metrics in read_log(folder):
+                self.alarms.look(metrics)  # what rang before this run was stopped
+
+    def add(self, metrics: dict) -> None:
+        if self.silent:
+            return
+        self.log.add(metrics)
+        for text in self.alarms.look(metrics):
+            self.bar.write(text, file=sys.stderr)
+        self.bar.set_postfix_str(progress(metrics), refresh=False)
+        self.bar.update()
+
+    def close(self) -> None:
+        self.bar.close()
+        if not self.silent:
+            self.log.file.close()
 
 
 SAVE_EVERY = 60.0  # s, or as much longer as keeps saving under SAVE_SHARE of the run's time
@@ -719,32 +782,17 @@ def train(trainer: Trainer, precision) -> None:
             raise SystemExit(130)  # asked twice: stop at once, the last save stands
         interrupted.append(signum)
 
-    steps = trainer.job.run.steps
-    log = Log(trainer.job.folder / "metrics.jsonl", trainer.step)
-    heard = Alarms(steps)
-    for metrics in read_log(trainer.job.folder):
-        heard.look(metrics)  # what rang before this run was stopped
     old = {which: signal.signal(which, note) for which in (signal.SIGINT, signal.SIGTERM)}
-    bar = tqdm(
-        total=steps,
-        initial=trainer.step,
-        desc=trainer.job.stage.title,
-        unit="step",
-        mininterval=1 if sys.stderr.isatty() else 30,
-        dynamic_ncols=True,
-    )
+    shown, stop = Report(trainer), False
     saved, took = time.monotonic(), 0.0  # when the last save ended, and its seconds
     try:
-        with bar, precision:
-            while trainer.step < steps and not interrupted:
-                metrics = finite_step(trainer)
-                log.add(metrics)
-                for text in heard.look(metrics):
-                    bar.write(text, file=sys.stderr)
-                bar.set_postfix_str(progress(metrics), refresh=False)
-                bar.update()
+        with precision:
+            while trainer.step < trainer.job.run.steps and not stop:
+                shown.add(finite_step(trainer))
                 started = time.monotonic()
-                if started - saved >= max(SAVE_EVERY, took / SAVE_SHARE):
+                due = started - saved >= max(SAVE_EVERY, took / SAVE_SHARE)
+                stop, due = any_process([bool(interrupted), due], trainer.policy.device)
+                if due:
                     trainer.save()
                     saved = time.monotonic()
                     took = saved - started
@@ -752,9 +800,14 @@ def train(trainer: Trainer, precision) -> None:
     finally:
         for which, handler in old.items():
             signal.signal(which, handler)
-        log.file.close()
-    if interrupted:
+        shown.close()
+    if stop:
         raise KeyboardInterrupt
+
+
+def any_process(flags: list[bool], device: torch.device) -> list[bool]:
+    """Whether each is true in any process: what one of them does, all must do at the same step."""
+    return (score.averaged(torch.tensor(flags, dtype=torch.float32, device=device)) > 0).tolist()
 
 
 def finite_step(trainer: Trainer) -> dict:
@@ -969,6 +1022,8 @@ def examples(result: score.Evaluation, task: data.Task) -> str:
 
 
 def pick_device(name: str) -> torch.device:
+    if is_one_of_several() and name in ("auto", "cuda") and torch.cuda.is_available():
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
@@ -1026,7 +1081,34 @@ def run_stage(
 
 
 def say(line: str) -> None:
-    print(line, flush=True)
+    if is_first():
+        print(line, flush=True)
+
+
+def is_first() -> bool:
+    """Of torchrun's processes, or alone."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+@contextlib.contextmanager
+def process_group(device: torch.device) -> Iterator[None]:
+    """Joins torchrun's other processes, if this is one of them."""
+    if not is_one_of_several():
+        yield
+        return
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def is_one_of_several() -> bool:
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def wait_for_others(device: torch.device) -> None:
+    score.averaged(torch.zeros(1, device=device))
 
 
 def check_writable(folder: Path) -> None:
@@ -1208,18 +1290,39 @@ def train_command(given: dict, last: int, resume: bool) -> None:
     check_evaluation(run, task)
     if last > 0:
         task.batch(0, 1, jobs[-1].cfg.problems)  # raises ValueError where there are fewer
-    for job in jobs:
-        check_writable(job.folder)
+    check_shares(jobs)
     if resume and all(job.saved is None for job in jobs):
         raise ValueError(f"nothing to resume: no state.pt in {jobs[0].folder.parent}")
-    with locked(jobs[0].folder.parent):
-        jobs = plan(given, last)  # again: another process may have ended just now
-        for number in range(len(jobs)):
-            run_stage(jobs, number, resume, task, device)
+    with contextlib.ExitStack() as training:
+        with process_group(device):
+            if is_first():
+                for job in jobs:
+                    check_writable(job.folder)
+                training.enter_context(locked(jobs[0].folder.parent))
+            wait_for_others(device)
+            jobs = plan(given, last)  # again: another run may have ended just now
+            for number in range(len(jobs)):
+                run_stage(jobs, number, resume, task, device)
+                wait_for_others(device)  # until its model is written
+        if not is_first():
+            return
         for job in jobs:
             result = evaluate(replace(job, run=run), task, device)  # the last one's is reported
     folders = [(job.stage.title, job.folder) for job in jobs]
     report(folders, run.split, result, task, 0.0)
+
+
+def check_shares(jobs: list[Job]) -> None:
+    """Raises ValueError where several processes cannot take equal shares of a step."""
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    for job in jobs:
+        shares = {"transcripts": job.run.transcripts}
+        if job.stage.returns is not None:
+            offline = round(job.cfg.offline * job.cfg.problems)
+            shares = {"problems": job.cfg.problems, "offline problems": offline}
+        for name, count in shares.items():
+            if count % processes:
+                raise ValueError(f"{processes} processes cannot share {count} {name} evenly")
 
 
 def evaluation_temperature(given: dict) -> float:
@@ -1308,6 +1411,8 @@ def main(argv: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what ^C does
     try:
         args, given = parse(argv)
+        if args.stage is None and is_one_of_several():
+            raise ValueError("only --stage runs in several processes")
         if args.eval is not None:
             eval_command(given, Path(args.eval))
         elif args.ask is not None:
@@ -1317,13 +1422,15 @@ def main(argv: list[str] | None = None) -> int:
         else:
             train_command(given, args.stage, args.resume)
     except (ValueError, OSError, rewards.SandboxError) as error:
-        print(f"train.py: {one_line(error)}", file=sys.stderr)
-        return 2
+        if is_first():  # one line, however many processes say it
+            print(f"train.py: {one_line(error)}", file=sys.stderr)
+        return 1 if isinstance(error, ConnectionError) else 2
     except KeyboardInterrupt:
         again = shlex.join(["python", "train.py", *(arg for arg in argv if arg != "--resume")])
         trained = any(arg.startswith("--stage") for arg in argv)
         saved = f"; what is saved goes on with: {again} --resume" if trained else ""
-        print(f"train.py: interrupted{saved}", file=sys.stderr)
+        if is_first():
+            print(f"train.py: interrupted{saved}", file=sys.stderr)
         return 130
     return 0
 
