@@ -2063,6 +2063,66 @@ def test_processes_need_equal_shares(monkeypatch, tmp_path, capsys):
     assert not list(tmp_path.iterdir())
 
 
+# Plans a step, makes two, and prints what was planned and what they took, in MiB.
+PLANNED = """
+import json, resource, torch, train, score
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+torch.set_num_threads(1)
+run, cfg = train.resolve(train.STAGES[1], {"width": 256, "problems": 32, "layers": 4})
+task = train.load_task(run)
+config = train.new_config(run, task)
+plan, before = train.plan_step(config, task, run, cfg), peak()
+policy, ref = train.GPT(config), train.frozen(train.GPT(config))
+optimizer = torch.optim.Adam(policy.parameters(), lr=1e-5, fused=True)
+for step in (1, 2):
+    problems = task.batch(0, step, cfg.problems)
+    score.train_step(policy, ref, optimizer, task, problems, score.stage1_returns, cfg, step)
+best = plan.kept / 6  # a stage keeps the best weights from its fiftieth step on
+print(json.dumps([(plan.peak - best) / 2**20, peak() - before]))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ru_maxrss is in KiB there")
+def test_a_step_takes_the_memory_that_was_planned():
+    command = [sys.executable, "-c", PLANNED]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=HERE)
+    assert done.returncode == 0, done.stderr
+    planned, taken = json.loads(done.stdout)
+    assert planned == pytest.approx(taken, rel=0.15)
+
+
+def test_a_plan_counts_and_allocates_nothing(tmp_path, chatty, monkeypatch, capsys):
+    """Six operations a weight and token, and two of the reference; an open model's folder is read
+    for its shape; more problems a backward pass take more memory and no more operations."""
+    run_settings, cfg = train.resolve(train.STAGES[2], {"width": 128, "problems": 4})
+    task = train.load_task(run_settings)
+    config = train.new_config(run_settings, task)
+    plan = train.plan_step(config, task, run_settings, cfg)
+    gpt = GPT(config)
+    assert plan.parameters == sum(weight.numel() for weight in gpt.parameters())
+    assert plan.kept == 6 * 4 * plan.parameters
+    inner = plan.parameters - gpt.tokens.weight.numel() - gpt.positions.weight.numel()
+    tokens = 4 * 4 * (len("737152=11") - 2 + 7 + 1 + 4 * 7)
+    assert 1.0 < plan.update_flops / (8 * inner * tokens) < 1.5
+    parts = train.plan_step(config, task, run_settings, dataclasses.replace(cfg, micro=1))
+    assert parts.update < 0.5 * plan.update
+    assert parts.update_flops == pytest.approx(plan.update_flops, rel=0.01)
+    assert gpt(torch.tensor([[1, 2]])).shape == (1, 2, config.vocab_size)  # of real tensors
+    monkeypatch.chdir(tmp_path)
+    flags = f"--task addition --difficulty 2 --init {chatty} --shots 0".split()
+    assert train.main(["--stage", "1", "--plan", *flags]) == 0
+    out = capsys.readouterr().out
+    number = sum(weight.numel() for weight in GPT.from_pretrained(chatty).parameters())
+    assert f"Stage I: {number:,} parameters; 8 problems a step" in out and "MiB" in out
+    assert not list(tmp_path.iterdir())
+    assert train.main(["--stage", "0", "--plan"]) == 2
+    assert train.main(["--eval", "out", "--plan"]) == 2
+    assert "--plan is of no use to --eval" in capsys.readouterr().err
+
+
 def test_help_shows_every_flag_in_its_group_with_its_defaults(capsys):
     with pytest.raises(SystemExit):
         train.main(["--help"])

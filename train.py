@@ -37,6 +37,7 @@ import sys
 import time
 import types
 import typing
+import weakref
 import zipfile
 from collections.abc import Iterator, Set
 from dataclasses import asdict, dataclass, fields, replace
@@ -46,13 +47,17 @@ from statistics import pvariance
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 import data
 import rewards
 import score
-from model import GPT, GPTConfig, common_start
-from pretrained.weights import copy_companions, read_json
+from model import GPT, GPTConfig, common_start, frequencies
+from pretrained.weights import copy_companions, read_json, read_shape
 
 
 @dataclass(frozen=True)
@@ -436,8 +441,12 @@ def new_model(job: Job, task: data.Task, device: torch.device) -> GPT:
     if job.run.init is not None:
         return stage_model(replace(job, last=False), task, device)
     torch.manual_seed(job.run.seed)
-    shape = {name: getattr(job.run, name) for name in ("layers", "heads", "width")}
-    return GPT(GPTConfig(vocab_size=task.encoding.n_vocab, **shape)).to(device)
+    return GPT(new_config(job.run, task)).to(device)
+
+
+def new_config(run: Run, task: data.Task) -> GPTConfig:
+    shape = {name: getattr(run, name) for name in ("layers", "heads", "width")}
+    return GPTConfig(vocab_size=task.encoding.n_vocab, **shape)
 
 
 def frozen(model: GPT) -> GPT:
@@ -1018,6 +1027,117 @@ def examples(result: score.Evaluation, task: data.Task) -> str:
 
 
 # ---------------------------------------------------------------------------------------------
+# What a step will need
+
+
+class Live(TorchDispatchMode):
+    """Counts the bytes of the tensors that are alive, and remembers the most."""
+
+    def __init__(self):
+        super().__init__()
+        self.bytes, self.most = 0, 0
+        self.sizes: dict[int, int] = {}  # by storage
+
+    def __torch_dispatch__(self, function, kinds, args=(), options=None):
+        result = function(*args, **(options or {}))
+        for tensor in pytree.tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                self._add(tensor.untyped_storage())
+        return result
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        name = storage._cdata
+        if name not in self.sizes:
+            self.sizes[name] = storage.nbytes()
+            self.bytes += storage.nbytes()
+            self.most = max(self.most, self.bytes)
+            weakref.finalize(storage, self._drop, name)
+
+    def _drop(self, name: int) -> None:
+        self.bytes -= self.sizes.pop(name)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a step of reinforcement takes at its longest: bytes, and floating-point operations."""
+
+    parameters: int
+    kept: int  # both models, gradients, Adam's moments, the best weights
+    update: int  # activations of one backward pass
+    rollout: int  # the cache, and the copies of the weights that decode
+    update_flops: int
+    rollout_flops: int
+
+    @property
+    def peak(self) -> int:
+        """Allocators keep what a rollout has used, and an update finds little of it that fits."""
+        return self.kept + self.update + self.rollout
+
+    def table(self) -> str:
+        lines = [
+            ("both models, gradients, Adam, best weights", size(self.kept)),
+            ("activations of a backward pass (--micro)", size(self.update)),
+            ("cache and copies of the weights in rollouts", size(self.rollout)),
+            ("peak, beside what Python and torch take", size(self.peak)),
+            ("operations in rollouts", f"{self.rollout_flops / 1e9:,.0f} GFLOP"),
+            ("operations in the update", f"{self.update_flops / 1e9:,.0f} GFLOP"),
+        ]
+        return "\n".join(f"  {name:45}{value:>14}" for name, value in lines)
+
+
+def size(count: int) -> str:
+    return f"{count / 2**20:,.0f} MiB"
+
+
+def plan_step(config: GPTConfig, task: data.Task, run: Run, cfg: score.Config) -> Plan:
+    """Runs the update on tensors that have shapes and no memory, laid out as rollouts would be in
+    which every answer is as long as it may be. Nothing is drawn; drawing is counted as one forward
+    pass over all tokens."""
+    K, M, T = cfg.samples, cfg.revisions, task.max_new_tokens
+    prompts = [task.prompt(x) for x in task.batch(run.seed, 1, cfg.problems)]
+    longest, start = max(map(len, prompts)), len(common_start(prompts))
+    slots = longest + T + len(task.close) + len(task.revise)  # of the trunk
+    passes = cfg.problems // (cfg.micro or cfg.problems)
+    N, S = K * (cfg.micro or cfg.problems), slots - start + M * T
+
+    def table(*shape: int) -> torch.Tensor:
+        return torch.zeros(shape, dtype=torch.int64)
+
+    frequencies.cache_clear()  # those of real tensors, and below those of shapes
+    with FakeTensorMode(), Live() as live, FlopCounterMode(display=False) as flops:
+        policy, ref = GPT(config), frozen(GPT(config))
+        weights = live.bytes // 2
+        packed = score.Packed(table(start), table(N, S), table(N, S).bool(), table(S),
+                              table(N, T), table(M, T))  # fmt: skip
+        rolled = types.SimpleNamespace(packed=packed)
+        with precision(run, torch.device("cpu")):
+            states = score.attempt_states(policy, rolled)
+            forward = flops.get_total_flops()
+            with torch.no_grad():
+                ref_states = score.attempt_states(ref, rolled)
+            total = torch.zeros(())
+            for hidden, ref_hidden in zip(states, ref_states):
+                hidden, ref_hidden = (x.flatten(0, 1) for x in (hidden, ref_hidden))
+                tokens = table(len(hidden))
+                values = policy.scores(hidden, tokens, ref, ref_hidden, cfg.temperature)
+                total = total + sum(value.sum() for value in values)
+            total.backward()
+    frequencies.cache_clear()
+    rows = cfg.problems * K * M
+    cache = 2 * config.layers * config.kv_heads * config.head_width * rows * (slots + T)
+    drawn = cfg.problems * K * (1 + M) * T * 2 * config.width * config.vocab_size
+    parameters = sum(weight.numel() for weight in policy.parameters())
+    return Plan(
+        parameters=parameters,
+        kept=6 * weights,  # policy, reference, gradient, two moments, best
+        update=live.most - 3 * weights,
+        rollout=4 * cache + (weights // 2 if run.dtype == "bfloat16" else weights),
+        update_flops=passes * flops.get_total_flops(),
+        rollout_flops=passes * forward + drawn,
+    )
+
+
+# ---------------------------------------------------------------------------------------------
 # Stages
 
 
@@ -1179,12 +1299,13 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, dict]:
     what.add_argument("--eval", metavar="DIR", help="evaluate the checkpoint in a stage's folder")
     what.add_argument("--ask", nargs="+", metavar=("DIR", "PROBLEM"), help="see it answer twice")
     what.add_argument("--export", metavar="DIR", help="write DIR/pretrained for transformers")
+    commands.add_argument("--plan", action="store_true", help="say what a step of --stage takes")
     commands.add_argument("--resume", action="store_true", help="go on where a run was stopped")
     add_flags(parser, Run)
     add_flags(parser, score.Config, "algorithm (score.Config)")
     args, unknown = parser.parse_known_args(argv)
     if unknown:
-        known = ["--stage", "--eval", "--ask", "--export", "--resume"]
+        known = ["--stage", "--eval", "--ask", "--export", "--plan", "--resume"]
         known += map(flag, names(Run) | names(score.Config))
         near = difflib.get_close_matches(unknown[0].partition("=")[0], sorted(known), 1)
         raise ValueError(f"unknown: {unknown[0]}" + "".join(f"; is {n} meant?" for n in near))
@@ -1192,7 +1313,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, dict]:
         if value == []:  # what argparse makes of it
             raise ValueError(f"{flag(name)}: -- is no value")
     given = vars(args).copy()
-    for name in ("stage", "eval", "ask", "export", "resume"):
+    for name in ("stage", "eval", "ask", "export", "plan", "resume"):
         del given[name]
     check_used(args, given)
     return args, given
@@ -1206,8 +1327,9 @@ def check_used(args: argparse.Namespace, given: dict) -> None:
         for name in given:
             if name not in used:
                 raise ValueError(f"{flag(name)} is not a setting of --{command}")
-        if args.resume:
-            raise ValueError(f"--resume is of no use to --{command}")
+        for other in ("resume", "plan"):
+            if getattr(args, other):
+                raise ValueError(f"--{other} is of no use to --{command}")
     for name in given:
         if args.stage == 0 and name in names(score.Config) - {"clip"}:
             raise ValueError(f"{flag(name)} is not a setting of stage 0, which learns by imitation")
@@ -1310,6 +1432,23 @@ def train_command(given: dict, last: int, resume: bool) -> None:
             result = evaluate(replace(job, run=run), task, device)  # the last one's is reported
     folders = [(job.stage.title, job.folder) for job in jobs]
     report(folders, run.split, result, task, 0.0)
+
+
+def plan_command(given: dict, last: int) -> None:
+    """Says what a step of the stage takes, before anything is allocated."""
+    if last == 0:
+        raise ValueError("--plan is of stages 1 and 2")
+    job = plan(given, last)[-1]
+    task = load_task(job.run)
+    if job.run.init is not None:
+        config = GPTConfig(**read_shape(Path(job.run.init)))
+    else:
+        config = new_config(job.run, task)
+    found, cfg = plan_step(config, task, job.run, job.cfg), job.cfg
+    say(
+        f"{job.stage.title}: {found.parameters:,} parameters; {cfg.problems} problems a step, "
+        f"{cfg.samples} first attempts, {cfg.revisions} second ones to each\n{found.table()}"
+    )
 
 
 def check_shares(jobs: list[Job]) -> None:
@@ -1419,6 +1558,8 @@ def main(argv: list[str] | None = None) -> int:
             ask_command(given, Path(args.ask[0]), args.ask[1:])
         elif args.export is not None:
             export_command(given, Path(args.export))
+        elif args.plan:
+            plan_command(given, args.stage)
         else:
             train_command(given, args.stage, args.resume)
     except (ValueError, OSError, rewards.SandboxError) as error:
