@@ -3648,6 +3648,88 @@ def test_the_readme_s_task_is_one(chatty, tmp_path, monkeypatch, capsys):
         task.problem("x")
 
 
+@pytest.mark.parametrize("stage", [1, 2])
+def test_trl_takes_the_same_step(stage, chatty, tmp_path, monkeypatch):
+    """Of what TRL has drawn: masks, advantages and the loss are score.py's. The policy is not the
+    reference, attempts differ in length, and rewards in kind."""
+    trl_score = pytest.importorskip("trl_score", exc_type=SystemExit)
+    monkeypatch.setattr(trl_score, "rewards", lambda task, problems, attempts: [
+        float(text_hash(task.decode(y)) % 2) for y, _ in attempts
+    ])  # fmt: skip
+    written = tmp_path / "trl" / "stage1"
+    shutil.copytree(chatty, written)
+    given = {"task": "addition", "difficulty": 2, "init": str(chatty), "shots": 1, "steps": 1}
+    given |= {"max_new_tokens": 7, "problems": 3, "samples": 2, "revisions": 2, "beta1": 0.3}
+    given |= {"beta2": 0.7, "device": "cpu", "out": str(tmp_path)}
+    trainer = trl_score.make_trainer(train.STAGES[stage], given, {})
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in trainer.model.parameters():
+            weight += 0.1 * torch.randn(weight.shape, generator=generator)
+        trainer.model.get_output_embeddings().weight[trainer.task.eos] *= 30  # some attempts end
+    trainer.model.save_pretrained(tmp_path / "policy")
+    policy, ref = GPT.from_pretrained(tmp_path / "policy"), GPT.from_pretrained(chatty)
+    batches, losses = [], []
+    for name, kept in (("_generate_and_score_completions", batches), ("_compute_loss", losses)):
+        monkeypatch.setattr(trainer, name, keeping(getattr(trainer, name), kept))
+    trainer.train()
+    [batch], [loss] = batches, losses
+
+    task, cfg, M = trainer.task, trainer.cfg, trainer.cfg.revisions
+    problems = trainer.problems[:3]
+    first, second = (drawn(batch, name, task.eos) for name in ("first", "second"))
+    first = first.take(slice(None, None, M))
+    assert 0 < first.ended.sum() < 6 and 0 < second.ended.sum() < 12
+    again = score.try_again(task, [task.prompt(x) for x in problems], first)
+    rows = [
+        ids[ok.bool()].tolist()
+        for ids, ok in zip(batch["completion_ids"], batch["completion_mask"])
+    ]
+    xs = [task.prompt(x) for x in score.repeat(problems, 4)]
+    assert [x + row for x, row in zip(xs, rows)] == [
+        x + y for x, y in zip(score.repeat(again, M), score.answers(second))
+    ]
+    assert torch.equal(
+        batch["first"] | batch["second"],
+        batch["tool_mask"].bool() & batch["completion_mask"].bool(),
+    )
+    r1, r2 = (
+        torch.tensor([float(text_hash(task.decode(y)) % 2) for y in score.answers(attempt)])
+        for attempt in (first, second)
+    )
+    assert 0 < r1.sum() < 6 and 0 < r2.sum() < 12
+    packed = score.pack([task.prompt(x) for x in problems], first, again, second)
+    rolled = score.Rollout(first, second, r1, r2, r2 > 0, True, packed)
+    returns = train.STAGES[stage].returns
+    logprobs, kls = score.attempt_scores(policy, ref, rolled, cfg.temperature)
+    values = score.advantages(r1, r2, *(score.later(kl.detach()) for kl in kls), returns, cfg)
+    theirs = batch["advantages1"][::M][batch["first"][::M]], batch["advantages2"][batch["second"]]
+    for ours, of_trl, attempt in zip(values, theirs, (first, second)):
+        assert torch.allclose(ours[attempt.mask], of_trl, atol=1e-5) and of_trl.abs().max() > 1e-3
+    ours = sum(part.mean() for part in score.policy_loss(logprobs, kls, rolled, returns, cfg))
+    assert loss.item() == pytest.approx(ours.item(), abs=1e-5)
+
+
+def keeping(function, kept: list):
+    """The function, which leaves what it returns in a list."""
+
+    def kept_as_well(*args, **options):
+        kept.append(function(*args, **options))
+        return kept[-1]
+
+    return kept_as_well
+
+
+def drawn(batch: dict, name: str, eos: int) -> model_module.Generation:
+    """One of the two attempts of TRL's rows."""
+    rows = [ids[ok].tolist() for ids, ok in zip(batch["completion_ids"], batch[name])]
+    T = max(map(len, rows))
+    mask = torch.arange(T) < torch.tensor([len(row) for row in rows])[:, None]
+    tokens = torch.tensor([row + [0] * (T - len(row)) for row in rows])
+    ended = torch.tensor([row[-1] == eos for row in rows])
+    return model_module.Generation(tokens, mask, torch.zeros(tokens.shape), ended)
+
+
 def test_arithmetic_is_learned_by_an_open_model(chatty, tmp_path, capsys):
     """Both stages, from the command line; the second knows the model and the examples."""
     flags = ["--data", "arithmetic", "--task", "addition", "--difficulty", "2", "--steps", "1"]
