@@ -3650,8 +3650,8 @@ def test_the_readme_s_task_is_one(chatty, tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize("stage", [1, 2])
 def test_trl_takes_the_same_step(stage, chatty, tmp_path, monkeypatch):
-    """Of what TRL has drawn: masks, advantages and the loss are score.py's. The policy is not the
-    reference, attempts differ in length, and rewards in kind."""
+    """Of what TRL has drawn: masks, advantages, loss and its gradient are score.py's. The policy is
+    not the reference, attempts differ in length, and a step has one part or two."""
     trl_score = pytest.importorskip("trl_score", exc_type=SystemExit)
     monkeypatch.setattr(trl_score, "rewards", lambda task, problems, attempts: [
         float(text_hash(task.decode(y)) % 2) for y, _ in attempts
@@ -3659,27 +3659,28 @@ def test_trl_takes_the_same_step(stage, chatty, tmp_path, monkeypatch):
     written = tmp_path / "trl" / "stage1"
     shutil.copytree(chatty, written)
     given = {"task": "addition", "difficulty": 2, "init": str(chatty), "shots": 1, "steps": 1}
-    given |= {"max_new_tokens": 7, "problems": 3, "samples": 2, "revisions": 2, "beta1": 0.3}
-    given |= {"beta2": 0.7, "device": "cpu", "out": str(tmp_path)}
-    trainer = trl_score.make_trainer(train.STAGES[stage], given, {})
+    given |= {"max_new_tokens": 7, "problems": 4, "samples": 2, "revisions": 2, "beta1": 0.3}
+    given |= {"beta2": 0.7, "device": "cpu", "out": str(tmp_path), "micro": 2 * stage}
+    plain = {"optim": "sgd", "learning_rate": 1.0, "warmup_steps": 0, "max_grad_norm": 1e9}
+    trainer = trl_score.make_trainer(train.STAGES[stage], given, plain)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for weight in trainer.model.parameters():
             weight += 0.1 * torch.randn(weight.shape, generator=generator)
-        trainer.model.get_output_embeddings().weight[trainer.task.eos] *= 30  # some attempts end
+        trainer.model.get_output_embeddings().weight[trainer.task.eos] *= 20  # some attempts end
     trainer.model.save_pretrained(tmp_path / "policy")
     policy, ref = GPT.from_pretrained(tmp_path / "policy"), GPT.from_pretrained(chatty)
     batches, losses = [], []
     for name, kept in (("_generate_and_score_completions", batches), ("_compute_loss", losses)):
         monkeypatch.setattr(trainer, name, keeping(getattr(trainer, name), kept))
     trainer.train()
-    [batch], [loss] = batches, losses
+    [batch], parts = batches, losses
 
     task, cfg, M = trainer.task, trainer.cfg, trainer.cfg.revisions
-    problems = trainer.problems[:3]
+    problems = trainer.problems[:4]
     first, second = (drawn(batch, name, task.eos) for name in ("first", "second"))
     first = first.take(slice(None, None, M))
-    assert 0 < first.ended.sum() < 6 and 0 < second.ended.sum() < 12
+    assert 0 < first.ended.sum() < 8 and len(second.mask.sum(1).unique()) > 2
     again = score.try_again(task, [task.prompt(x) for x in problems], first)
     rows = [
         ids[ok.bool()].tolist()
@@ -3697,7 +3698,7 @@ def test_trl_takes_the_same_step(stage, chatty, tmp_path, monkeypatch):
         torch.tensor([float(text_hash(task.decode(y)) % 2) for y in score.answers(attempt)])
         for attempt in (first, second)
     )
-    assert 0 < r1.sum() < 6 and 0 < r2.sum() < 12
+    assert 0 < r1.sum() < 8 and 0 < r2.sum() < 16
     packed = score.pack([task.prompt(x) for x in problems], first, again, second)
     rolled = score.Rollout(first, second, r1, r2, r2 > 0, True, packed)
     returns = train.STAGES[stage].returns
@@ -3707,7 +3708,13 @@ def test_trl_takes_the_same_step(stage, chatty, tmp_path, monkeypatch):
     for ours, of_trl, attempt in zip(values, theirs, (first, second)):
         assert torch.allclose(ours[attempt.mask], of_trl, atol=1e-5) and of_trl.abs().max() > 1e-3
     ours = sum(part.mean() for part in score.policy_loss(logprobs, kls, rolled, returns, cfg))
-    assert loss.item() == pytest.approx(ours.item(), abs=1e-5)
+    assert sum(parts).item() == pytest.approx(ours.item(), rel=1e-5)
+    ours.backward()
+    trainer.model.save_pretrained(tmp_path / "after")
+    for weight, after in zip(
+        policy.parameters(), GPT.from_pretrained(tmp_path / "after").parameters()
+    ):
+        assert torch.allclose(weight - weight.grad, after, atol=1e-5)
 
 
 def keeping(function, kept: list):

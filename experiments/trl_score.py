@@ -15,6 +15,7 @@ rows is that of `score.policy_loss`: over N first attempts, and over N·M second
 
 import ast
 import contextlib
+import os
 import sys
 from pathlib import Path
 
@@ -159,6 +160,10 @@ def make_trainer(stage: train.Stage, given: dict, own: dict) -> ScoreTrainer:
     run, cfg = train.resolve(stage, given)
     task = train.load_task(run)
     rows = cfg.samples * cfg.revisions  # of a problem
+    share = cfg.problems // int(os.environ.get("WORLD_SIZE", "1"))  # of a process, in problems
+    micro = cfg.micro or share
+    if share % micro:
+        raise ValueError(f"a process has {share} problems, which are no parts of {micro}")
     folder = Path(run.out) / "trl"
     steps = range(1, run.steps + 1)
     seed = run.seed * 1_000_003 + stage.number  # the problems of train.py, in its order
@@ -172,7 +177,8 @@ def make_trainer(stage: train.Stage, given: dict, own: dict) -> ScoreTrainer:
             "adam_beta2": 0.99,
             "max_grad_norm": cfg.clip,
             "bf16": run.dtype == "bfloat16",
-            "per_device_train_batch_size": cfg.problems * rows,
+            "per_device_train_batch_size": micro * rows,
+            "gradient_accumulation_steps": share // micro,
             "num_generations": rows,
             "max_completion_length": task.max_new_tokens,
             "temperature": cfg.temperature,
