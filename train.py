@@ -26,6 +26,7 @@ import contextlib
 import difflib
 import fcntl
 import inspect
+import itertools
 import json
 import math
 import re
@@ -993,8 +994,19 @@ def printable(text: str) -> str:
 def changes(before: str, after: str) -> list[tuple[str, bool]]:
     """`after` in pieces, and whether each of them is new, by words and signs."""
     old, new = (re.findall(r"\w+|\W", text) for text in (before, after))
-    codes = difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes()
-    return [("".join(new[i:j]), kind != "equal") for kind, _, _, i, j in codes if i < j]
+    return [("".join(new[there]), not same) for same, _, there in compared(old, new) if new[there]]
+
+
+def compared(old: list, new: list) -> Iterator[tuple[bool, slice, slice]]:
+    """Both lists in parts that are the same in both or not; place by place where they are of one
+    length, as attempts at an arithmetic problem are."""
+    if len(old) == len(new):
+        places = itertools.groupby(range(len(old)), lambda n: old[n] == new[n])
+        for same, run in ((same, list(run)) for same, run in places):
+            yield same, *[slice(run[0], run[-1] + 1)] * 2
+        return
+    for kind, i, j, k, m in difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
+        yield kind == "equal", slice(i, j), slice(k, m)
 
 
 def marked(pieces: list[tuple[str, bool]], colour: bool) -> str:

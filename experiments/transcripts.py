@@ -10,7 +10,6 @@ is shown: f fixed, k kept right, b broken, u unchanged, a all; j and n go on, J 
 """
 
 import argparse
-import difflib
 import json
 import sys
 from pathlib import Path
@@ -45,15 +44,14 @@ def pieces(task: Task, attempt: Generation) -> list[list[tuple[str, float]]]:
 
 def aligned(first: list[tuple], second: list[tuple]) -> list[dict]:
     """Columns of both attempts' pieces: one a piece where they agree, one a change elsewhere."""
-    texts = [[text for text, _ in attempt] for attempt in (first, second)]
-    codes = difflib.SequenceMatcher(None, *texts, autojunk=False).get_opcodes()
+    texts = ([text for text, _ in attempt] for attempt in (first, second))
     columns = []
-    for kind, i, j, k, m in codes:
-        if kind == "equal":
-            pairs = zip(first[i:j], second[k:m])
+    for same, here, there in train.compared(*texts):
+        if same:
+            pairs = zip(first[here], second[there])
             columns += [{"new": False, "rows": [[y1], [y2]]} for y1, y2 in pairs]
         else:
-            columns.append({"new": True, "rows": [first[i:j], second[k:m]]})
+            columns.append({"new": True, "rows": [first[here], second[there]]})
     return columns
 
 
