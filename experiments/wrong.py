@@ -1,0 +1,117 @@
+"""What goes wrong, and what you will see: the usual mistakes, made on purpose.
+
+    python experiments/wrong.py --out out/compare        makes the runs, draws figures/wrong_*.png
+
+Each case is one change to this repository's source, or a run of the comparison that has no mistake
+but ends as badly; WRONG.md says what to look for. A changed copy of the repository trains in a
+folder of its own, from the models of seed 0 that `compare.py` has left in --out.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+sys.path.insert(0, str(HERE))
+
+import plot
+
+
+@dataclass(frozen=True)
+class Case:
+    """A line of the source as it is and as it is often written, and the stage that shows it."""
+
+    stage: int
+    file: str
+    right: str
+    wrong: str
+
+
+CASES = {
+    "gamma1": Case(
+        2,
+        "score.py",
+        "(r2 - r1) - cfg.beta1 * kl2\n    return return1, return2",
+        "(r2 - r1) - cfg.beta1 * kl2\n    return return1 + return2, return2",
+    ),
+    "no_kl1": Case(1, "score.py", "return1 = -cfg.beta2 * kl1", "return1 = 0 * kl1"),
+    "token_mean": Case(
+        1,
+        "score.py",
+        "return -(first * logprobs[0]).sum(1) - at1, -(second * logprobs[1]).sum(1) - at2",
+        "return tuple(\n"
+        "        (-(worth * logprob).sum(1) - at) / attempt.mask.sum(1)\n"
+        "        for worth, logprob, at, attempt in zip(\n"
+        "            (first, second), logprobs, (at1, at2), (rolled.first, rolled.second)\n"
+        "        )\n"
+        "    )",
+    ),
+    "top_k": Case(
+        1,
+        "model.py",
+        "        token = torch.searchsorted(cdf, target, right=True)",
+        "        kept = z >= z.topk(2, -1).values[:, 1:]\n"
+        "        top = ((z - peak).exp() * kept).cumsum(-1)\n"
+        "        target = uniform(key)[:, None] * top[:, -1:] * (1 - 2.0**-23)\n"
+        "        token = torch.searchsorted(top, target, right=True)",
+    ),
+}
+# Runs of the comparison, by the name of their figure: a base without headroom, where rewarding both
+# does as well as SCoRe, and what plain reward does where there is headroom.
+RUNS = {
+    "no_headroom": ("flat_edits", ("stage2", "both")),
+    "collapse": ("habit", ("stage2", "naive", "both")),
+}
+
+
+def train(case: Case, name: str, out: Path) -> None:
+    """Trains the case's stage in a changed copy of the repository; a finished run is left alone."""
+    folder = out / "wrong" / name / "puzzle"
+    if (folder / f"stage{case.stage}" / "results.json").exists():
+        return
+    for before in ("base", "stage1")[: case.stage]:
+        (folder / before).mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(out / "habit" / "seed0" / before / "model.pt", folder / before / "model.pt")
+    with tempfile.TemporaryDirectory() as copy:
+        shutil.copytree(ROOT, copy, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".*", "out"))
+        source = Path(copy, case.file)
+        source.write_text(changed(case, source.read_text()))
+        command = [sys.executable, "train.py", "--stage", str(case.stage)]
+        command += ["--out", str(folder.parent), "--eval-problems", "500"]
+        subprocess.run(command, cwd=copy, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+
+def changed(case: Case, source: str) -> str:
+    assert source.count(case.right) == 1, f"{case.right!r} stands not once in {case.file}"
+    return source.replace(case.right, case.wrong)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, default=ROOT / "out" / "compare")
+    out = parser.parse_args().out.resolve()
+    seed = out / "habit" / "seed0"
+    for name, case in CASES.items():
+        train(case, name, out)
+        stage = f"stage{case.stage}"
+        runs = {"right": seed / stage, "wrong": out / "wrong" / name / "puzzle" / stage}
+        draw(name, runs)
+    for name, (base, arms) in RUNS.items():
+        draw(name, {arm: out / base / "seed0" / arm for arm in arms})
+
+
+def draw(name: str, runs: dict[str, Path]) -> None:
+    figure = plot.draw({title: plot.read(folder) for title, folder in runs.items()}, window=20)
+    figure.savefig(HERE / "figures" / f"wrong_{name}.png", dpi=70)
+
+
+if __name__ == "__main__":
+    main()
