@@ -2323,7 +2323,7 @@ def test_the_page_works_in_a_browser(keys, kinds, tmp_path):
     assert current == ([1] if keys.endswith("j") else [0] if kinds else [])
     if "fixed" in kinds:
         assert "&lt;b&gt;1&lt;/b&gt;&lt;/script&gt;" in dom and "&lt;i&gt;</span>" in dom
-        assert 'title="log π = -3.000"' in dom
+        assert 'title="log π = -3.000"' in dom and ">a↵</span>" in dom
 
 
 def test_other_settings_do_not_overwrite(trained, few_steps, capsys):

@@ -37,8 +37,8 @@ CASES = {
     "gamma1": Case(
         2,
         "score.py",
-        "(r2 - r1) - cfg.beta1 * kl2\n    return return1, return2",
-        "(r2 - r1) - cfg.beta1 * kl2\n    return return1 + return2, return2",
+        "return1 = r1 - cfg.beta1 * kl1",
+        "return1 = r1 + r2 + cfg.alpha * (r2 - r1) - cfg.beta1 * kl1",
     ),
     "no_kl1": Case(1, "score.py", "return1 = -cfg.beta2 * kl1", "return1 = 0 * kl1"),
     "token_mean": Case(
