@@ -83,8 +83,8 @@ PAPER = {
     "humaneval": {"steps": 750, "lr": 1e-5, "beta1": 0.01, "beta2": 0.25},
 }
 # Of arithmetic that is posed to an open model. Provisional: no stage has been run with them.
-POSED = {"steps": 40, "lr": 2e-5, "beta1": 0.01, "beta2": 0.1, "problems": 8, "eval_problems": 500}
-POSED |= {"transcripts": 32}
+POSED = {"steps": 40, "lr": 2e-5, "beta1": 0.01, "beta2": 0.1, "problems": 8, "transcripts": 32}
+POSED |= {"eval_problems": 500}
 
 
 @dataclass(frozen=True)
@@ -162,10 +162,9 @@ OWN_FLAGS = ("layers", "heads", "width")
 SHARED = {"data", "seed", "layers", "heads", "width"}
 SHARED |= {*OPEN_FLAGS, *FILE_FLAGS, *ARITHMETIC_FLAGS}
 # What the commands beside --stage have a use for.
-USED = {"eval": {*OPEN_FLAGS, *FILE_FLAGS, *ARITHMETIC_FLAGS, "data", "seed", "device", "dtype"}}
-USED["eval"] |= {"attempts", "temperature", "unsafe_sandbox"}
-USED |= {"ask": USED["eval"], "export": set()}
-USED["eval"] = USED["eval"] | {"split", "eval_problems", "eval_batch"}
+ASK = {"data", *OPEN_FLAGS, *FILE_FLAGS, *ARITHMETIC_FLAGS, "seed", "device", "dtype", "attempts"}
+ASK |= {"temperature", "unsafe_sandbox"}
+USED = {"ask": ASK, "eval": ASK | {"split", "eval_problems", "eval_batch"}, "export": set()}
 # What may differ where a stage goes on or is evaluated: nothing that it learns depends on it.
 FREE = {"out", "device", "attempts", "split", "eval_problems", "eval_batch"}
 FREE |= {"unsafe_sandbox", "micro", "shard"}
