@@ -4317,6 +4317,23 @@ def test_figures_are_drawn_from_what_was_kept(tmp_path, monkeypatch):
     assert all(f"(figures/{name}.png)" in tables.RESULTS.read_text() for name in figures.DRAWINGS)
 
 
+def test_what_goes_wrong_is_one_change_each():
+    """The page's cases still apply to the source, still compile, and have their figures."""
+    pytest.importorskip("matplotlib")
+    import wrong
+
+    page = (HERE / "experiments" / "WRONG.md").read_text()
+    for case in wrong.CASES.values():
+        compile(wrong.changed(case, (HERE / case.file).read_text()), case.file, "exec")
+    for name in wrong.CASES | wrong.RUNS:
+        assert f"(figures/wrong_{name}.png)" in page
+        assert (HERE / "experiments" / "figures" / f"wrong_{name}.png").exists()
+    caught = re.findall(r"`(test_\w+)(?:\[(.*?)\])?`", page)
+    assert len(caught) == 4
+    for test, mutant in caught:
+        assert test in globals() and (not mutant or mutant in MUTANTS)
+
+
 def test_curves_are_drawn_of_any_run(trained, tmp_path, monkeypatch, capsys):
     pytest.importorskip("matplotlib")
     import plot
