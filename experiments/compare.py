@@ -57,7 +57,9 @@ def planned(parts: list[str], seeds: int) -> list[Run]:
         "quick": [Run(name, 0) for name in QUICK],
         "main": [Run(name, seed) for seed in range(seeds) for name in QUICK]
         + [Run(name, seed) for seed in few for name in REST],
-        "ablations": [Run(name, seed) for seed in few for name in ABLATIONS],
+        # A result against the method is checked on more seeds.
+        "ablations": [Run(name, seed) for seed in few for name in ABLATIONS]
+        + [Run("no_stage1", seed) for seed in range(seeds)],
         "budget": [Run(name, 0, times=3) for name in ("stage2", *MAIN)],
         "bases": [
             Run(name, 0, base)

@@ -112,7 +112,7 @@ METHODS = {
     "star_plus": baseline("STaR, D+", Imitation(ends_right), 4e-3),
     "pair_sft": baseline("Pair-SFT", Imitation(wrong_to_right, 1, both=False, paired=True), 4e-3),
     "pair_sft_plus": baseline(
-        "Pair-SFT, D+", Imitation(ends_right, 1, both=False, paired=True), 5e-4
+        "Pair-SFT, D+", Imitation(ends_right, 1, both=False, paired=True), 3e-4
     ),
     # Ablations.
     "no_stage1": stage2("without Stage I", start="base", steps=STEPS),
