@@ -2063,10 +2063,11 @@ def test_processes_need_equal_shares(monkeypatch, tmp_path, capsys):
 
 # Plans a step, makes two, and prints what was planned and what they took, in MiB.
 PLANNED = """
-import json, resource, torch, train, score
+import json, pathlib, re, torch, train, score
 
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def peak():  # not ru_maxrss, which begins at that of the process that started this one
+    status = pathlib.Path("/proc/self/status").read_text()
+    return int(re.search(r"VmHWM:\\s+(\\d+) kB", status)[1]) / 1024
 
 torch.set_num_threads(1)
 run, cfg = train.resolve(train.STAGES[1], {"width": 256, "problems": 32, "layers": 4})
@@ -2083,7 +2084,7 @@ print(json.dumps([(plan.peak - best) / 2**20, peak() - before]))
 """
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ru_maxrss is in KiB there")
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_a_step_takes_the_memory_that_was_planned():
     command = [sys.executable, "-c", PLANNED]
     done = subprocess.run(command, capture_output=True, text=True, cwd=HERE)
@@ -3713,7 +3714,8 @@ def test_trl_takes_the_same_step(stage, chatty, tmp_path, monkeypatch):
     for weight, after in zip(
         policy.parameters(), GPT.from_pretrained(tmp_path / "after").parameters()
     ):
-        assert torch.allclose(weight - weight.grad, after, atol=1e-5)
+        scale = weight.grad.abs().max()
+        assert (weight - weight.grad - after).abs().max() < 1e-5 * scale < 1e-2
 
 
 def keeping(function, kept: list):

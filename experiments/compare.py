@@ -153,7 +153,7 @@ def main() -> None:
     if args.quick:
         return print(results_table(gather(asked, out), QUICK))
     runs = planned(parts, args.seeds)
-    tuning = [run for run in runs if run.seed == TUNING_SEED]
+    tuning = [run for run in runs if run.lr is not None]  # not the base that they start from
     others = [run for run in runs if run.seed != TUNING_SEED]
     rows, tuned = gather(others, out), gather(tuning, out)
     for name, text in tables(rows, tuned).items():

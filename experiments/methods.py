@@ -102,8 +102,7 @@ METHODS = {
     "base": Method("base", None, BASE, start=None, number=0),
     "stage1": Method("SCoRe, Stage I", stage1_returns, STAGE1),
     "stage2": stage2("SCoRe, Stage II"),
-    # Baselines. Learning rates are the best of three in acc@t2: tuning.json. Those that it does not
-    # have yet, of trajectory, star and pair_sft_plus, are provisional.
+    # Baselines. Learning rates are the best of three in acc@t2: tuning.json.
     "naive": baseline("naive multi-turn RL", naive_returns, 5e-4),
     "both": baseline("both rewarded", both_returns, 5e-4),
     "trajectory": baseline("trajectory reward, γ = 1", trajectory_returns, 1e-3),
