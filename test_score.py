@@ -2054,6 +2054,7 @@ def test_processes_stop_together_and_another_number_goes_on(tmp_path):
 
 def test_processes_need_equal_shares(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("WORLD_SIZE", "3")
+    monkeypatch.setenv("RANK", "0")
     assert run("--stage", 1, "--out", tmp_path) == 2
     assert "3 processes cannot share 8 transcripts evenly" in capsys.readouterr().err
     assert run("--eval", tmp_path) == 2
@@ -2187,6 +2188,22 @@ def test_alarms_ring_once(bad, said):
     heard = train.Alarms(40)  # a quarter of them
     [step] = [step for step in range(1, 41) if heard.look(good[step] | bad)]
     assert step == (20 if "reward" in bad else 10)
+
+
+def test_a_stop_in_the_last_save_is_honoured(tmp_path, few_steps, monkeypatch, capsys):
+    """Nothing is evaluated or trained after it, and a variable of some cluster changes nothing."""
+    monkeypatch.setenv("RANK", "3")
+    save = train.Trainer.save
+
+    def interrupted(trainer: train.Trainer) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        save(trainer)
+
+    monkeypatch.setattr(train.Trainer, "save", interrupted)
+    assert run("--stage", 1, "--out", tmp_path) == 130
+    assert "interrupted; what is saved goes on with" in capsys.readouterr().err
+    assert (tmp_path / "puzzle" / "base" / "model.pt").exists()
+    assert not list((tmp_path / "puzzle" / "stage1").iterdir())
 
 
 def test_alarms_come_again_in_the_report(tmp_path, few_steps, monkeypatch, capsys):

@@ -707,13 +707,13 @@ class Trainer:
         """One update of the policy, on problems by the stage's seed and the step, of which each
         process takes its share."""
         run, cfg, stage = self.job.run, self.job.cfg, self.job.stage
-        first, processes = score.process()
+        rank, processes = score.process()
         if stage.returns is None:
             progress = self.step / run.steps
             rows = self.task.transcripts(seed, self.step, run.transcripts, progress)
             # An open model writes first attempts by itself; the warm-up leaves them alone.
             both = run.init is None
-            own = rows[first::processes]
+            own = rows[rank::processes]
             metrics = base_step(self.policy, self.optimizer, self.task, own, cfg.clip, both)
             return dict.fromkeys(REWARDED) | together(metrics, self.policy.device)
         metrics = score.train_step(
@@ -721,7 +721,7 @@ class Trainer:
             self.ref,
             self.optimizer,
             self.task,
-            self.task.batch(seed, self.step, cfg.problems)[first::processes],
+            self.task.batch(seed, self.step, cfg.problems)[rank::processes],
             stage.returns,
             cfg,
             seed * 1_000_003 + self.step,
@@ -810,7 +810,7 @@ def train(trainer: Trainer, precision) -> None:
         for which, handler in old.items():
             signal.signal(which, handler)
         shown.close()
-    if stop:
+    if stop or interrupted:  # a stop may have come with the last step, or in its save
         raise KeyboardInterrupt
 
 
@@ -1218,7 +1218,7 @@ def say(line: str) -> None:
 
 def is_first() -> bool:
     """Of torchrun's processes, or alone."""
-    return os.environ.get("RANK", "0") == "0"
+    return not is_one_of_several() or os.environ.get("RANK") == "0"
 
 
 @contextlib.contextmanager
