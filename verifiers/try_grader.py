@@ -105,7 +105,8 @@ def survive(bait: str, seconds: int = 5) -> str:
         code = 1
         try:
             signal.alarm(seconds)  # unhandled: it kills even a hang inside C
-            resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))
+            # Of data: CUDA reserves far more addresses than that, which the child inherits.
+            resource.setrlimit(resource.RLIMIT_DATA, (8 << 30, 8 << 30))
             code = tempt(bait)
         finally:
             os._exit(code)  # an exception leaves code at 1
