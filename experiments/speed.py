@@ -18,7 +18,8 @@ from bench_update import heads_table, whole_table
 
 FILE = HERE / "SPEED.md"
 ROLLOUTS = ("bench_rollout_tiny.json", "bench_rollout_gpt2.json", "bench_rollout_gpt2_ragged.json")
-SIZES = {"tiny": "4 × 192, V 128", "gpt2": "GPT-2 124M"}
+CUDA_ROLLOUTS = ("bench_cuda_gpt2.json", "bench_cuda_qwen.json")
+SIZES = {"tiny": "4 × 192, V 128", "gpt2": "GPT-2 124M", "qwen": "Qwen2.5 1.5B"}
 
 
 def read(name: str) -> dict:
@@ -84,6 +85,21 @@ def errors(results: list[dict]) -> str:
         for size, error in found.items()
     ]
     return f"In bfloat16 log-probabilities are off by {', '.join(each)}."
+
+
+def cuda() -> str:
+    runs = [read(name) for name in CUDA_ROLLOUTS]
+    results = [result for run in runs for result in run["results"]]
+    eager = {(each["size"], each["rows"]): each for each in results if each["way"] == "eager"}
+    lines = []
+    for each in results:
+        if each["way"] == "ours":
+            rate = each["tokens_per_second"]
+            cells = [SIZES[each["size"]], f"{each['rows']:,}", f"{rate:,.0f}"]
+            cells.append(ratio(rate, eager.get((each["size"], each["rows"]))))
+            lines.append([*cells, f"{each['share_of_limit']:.0%}"])
+    table = rows(["model", "rows", "tokens/s", "× eager", "of the limit"], lines)
+    return f"{source(*runs)}\n{table}\n{errors(results)} {CUDA_NOTE}\n"
 
 
 def threads() -> str:
@@ -154,10 +170,12 @@ CUDA: a decoding step is a CUDA graph for each pair of powers of two of rows and
 Triton is at hand one kernel does the head's product, temperature, Gumbel noise, arg-max and
 log-sum-exp without logits in memory.
 
-**Nothing of this has run on a GPU yet.** The kernel is tested in Triton's interpreter and compiles
-for compute capability 9.0. This checks and measures all of it there:
+Without a GPU the kernel is tested in Triton's interpreter and compiled for compute capability 9.0.
+This checks and measures all of it on one:
 
 """
+CUDA_NOTE = """The time on that machine ended before
+Qwen's 256 rows, the compiled peer and the updates were measured."""
 CUDA = (
     'pytest test_score.py -k "cuda or fused" && '
     "python experiments/bench_rollout.py --device cuda --sizes gpt2 qwen --dtypes bfloat16 "
@@ -173,6 +191,7 @@ def page() -> str:
     """All of SPEED.md."""
     parts = {
         "Rollouts of 64 rows, one thread": rollouts(),
+        "Rollouts on an H200, bfloat16": cuda(),
         "Two threads": threads(),
         "How a decoding step grows": growth(),
         "Updates, one thread": updates(),
