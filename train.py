@@ -82,9 +82,10 @@ PAPER = {
     "math": {"steps": 1500, "lr": 5e-6, "beta1": 0.01, "beta2": 0.1},
     "humaneval": {"steps": 750, "lr": 1e-5, "beta1": 0.01, "beta2": 0.25},
 }
-# Of arithmetic that is posed to an open model. Provisional: no stage has been run with them.
-POSED = {"steps": 40, "lr": 2e-5, "beta1": 0.01, "beta2": 0.1, "problems": 8, "transcripts": 32}
-POSED |= {"eval_problems": 500}
+# Of arithmetic that is posed to an open model, and of its warm-up.
+POSED = {"steps": 40, "lr": 2e-5, "warmup": 5, "beta1": 0.01, "beta2": 0.1, "problems": 8}
+POSED |= {"transcripts": 32, "eval_problems": 500}
+POSED_BASE = {"steps": 60, "lr": 5e-5, "warmup": 20}
 
 
 @dataclass(frozen=True)
@@ -179,6 +180,8 @@ def resolve(stage: Stage, known: dict) -> tuple[Run, score.Config]:
         posed = kind == "arithmetic" and "init" in known
         files = {} if kind == "arithmetic" else PAPER.get(kind, PAPER["math"])
         own = stage.own | (POSED if posed else files)
+        if posed and stage.returns is None:
+            own |= POSED_BASE
         run = Run(**pick(own | known, names(Run)))
         if run.data == "arithmetic" and run.difficulty is None:
             run = replace(run, difficulty=data.FAMILIES[run.task].default)
@@ -711,10 +714,8 @@ class Trainer:
         if stage.returns is None:
             progress = self.step / run.steps
             rows = self.task.transcripts(seed, self.step, run.transcripts, progress)
-            # An open model writes first attempts by itself; the warm-up leaves them alone.
-            both = run.init is None
             own = rows[rank::processes]
-            metrics = base_step(self.policy, self.optimizer, self.task, own, cfg.clip, both)
+            metrics = base_step(self.policy, self.optimizer, self.task, own, cfg.clip)
             return dict.fromkeys(REWARDED) | together(metrics, self.policy.device)
         metrics = score.train_step(
             self.policy,
@@ -1286,7 +1287,7 @@ def defaults(field) -> str:
     """Of a setting: one, or one a stage, and what other data has in its place."""
     values = [str(stage.own.get(field.name, field.default)) for stage in STAGES]
     shown = f"{', '.join(values)} by stage" if len(set(values)) > 1 else values[0]
-    others = {**PAPER, "arithmetic with --init": POSED}
+    others = {**PAPER, "arithmetic with --init": POSED, "its stage 0": POSED_BASE}
     parts = [shown] if shown != "None" else []
     parts += [f"{name} {own[field.name]}" for name, own in others.items() if field.name in own]
     return f" [{'; '.join(parts)}]" if parts else ""

@@ -6,8 +6,8 @@
 the last can be seen. A wrong attempt ends in its own miss d, and giving a digit |d|/2 the other
 sign may mend it: a second attempt can read off what a first had to foresee.
 
-**addition**, **multiplication** (difficulty: digits of each number). `417+85=` → `502`. What a
-wrong digit owes to a lost carry can be seen afterwards, but there is no shortcut to mending it.
+**addition**, **multiplication** (difficulty: digits of each number). `417+85=` → `502`. The habit
+of their corpus is to forget what the units carry, `492`.
 
 The corpus that a base model is trained on holds transcripts of two attempts, as unhelpful as the
 paper found pretrained models to be: see `Corpus`.
@@ -152,16 +152,29 @@ class Numbers:
         """The same for a+b and b+a."""
         return self.operator.join(sorted(prompt.removesuffix("=").split(self.operator)))
 
+    def numbers(self, prompt: str) -> list[int]:
+        return [int(number) for number in prompt.removesuffix("=").split(self.operator)]
+
+    def value(self, left: int, other: int) -> int:
+        return left + other if self.operator == "+" else left * other
+
+    def carried(self, prompt: str) -> int:
+        """What the units carry to the tens."""
+        return self.value(*(number % 10 for number in self.numbers(prompt))) // 10
+
     def hard(self, prompt: str) -> bool:
-        """No family but the puzzle has a habit."""
-        return False
+        """Whether the corpus has a habit here: where the units carry."""
+        return self.carried(prompt) > 0
 
     def attempt(
         self, prompt: str, mistake: str | None, previous: str | None, rng: np.random.Generator
     ) -> str:
-        """The answer, or with one digit changed."""
-        left, other = map(int, prompt.removesuffix("=").split(self.operator))
-        answer = str(left + other if self.operator == "+" else left * other)
+        """The answer. A mistake is a "slip", one digit changed, or the "habit", the units' carry
+        forgotten."""
+        value = self.value(*self.numbers(prompt))
+        if mistake == "habit":
+            return str(value - 10 * self.carried(prompt))
+        answer = str(value)
         if mistake is None:
             return answer
         place = rng.integers(len(answer))

@@ -12,15 +12,10 @@ from data.task import Problem
 from data.text import Source, TextTask
 from rewards import stated_number_reward
 
-# The paper's instruction for MATH, of an answer in place of a solution.
-REVISE = (
-    "There might be an error in the answer above because of lack of understanding of the question. "
-    "Please correct the error, if any, and rewrite the answer."
-)
-
-
-# Of the warm-up, which teaches second attempts alone: to repeat the first, or to answer anew.
-CORPUS = Corpus(copy=0.8, copy_late=0.8)
+# The paper's instruction for MATH, shortened: each first attempt is followed by it.
+REVISE = "There might be an error in the answer above. Please correct the error, if any."
+# Of the warm-up: arithmetic.py's, with more corrections in the end, for RL is short here.
+CORPUS = Corpus(copy_late=0.8)
 
 
 class PosedArithmetic(TextTask):
