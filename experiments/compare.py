@@ -57,10 +57,12 @@ def planned(parts: list[str], seeds: int) -> list[Run]:
         "quick": [Run(name, 0) for name in QUICK],
         "main": [Run(name, seed) for seed in range(seeds) for name in QUICK]
         + [Run(name, seed) for seed in few for name in REST],
-        # A result against the method is checked on more seeds.
+        # Results against the method, "without Stage I" and "three times the budget" for STaR, are
+        # checked on more seeds.
         "ablations": [Run(name, seed) for seed in few for name in ABLATIONS]
         + [Run("no_stage1", seed) for seed in range(seeds)],
-        "budget": [Run(name, 0, times=3) for name in ("stage2", *MAIN)],
+        "budget": [Run(name, 0, times=3) for name in ("stage2", *MAIN)]
+        + [Run(name, 1, times=3) for name in ("stage2", "star_plus")],
         "bases": [
             Run(name, 0, base)
             for base in ("habit_edits", "flat", "flat_edits")
