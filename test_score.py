@@ -67,6 +67,7 @@ import bench_rollout
 import compare
 import methods
 import runs
+import posed
 import speed
 import tables
 import transcripts
@@ -3830,6 +3831,34 @@ def test_the_loss_of_a_warm_up_is_that_of_unpadded_texts(both, chatty, tmp_path)
     rows = task.transcripts(0, 1, 5, 0.0)
     losses = []
     for prompt, first, second in rows:
+def test_baselines_of_an_open_model_lie_beside_its_stages(chatty, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "STAGES", train.STAGES)
+    flags = ["--task", "addition", "--difficulty", "2", "--max-new-tokens", "6", "--device", "cpu"]
+    flags += ["--problems", "2", "--samples", "2", "--eval-problems", "4", "--out", str(tmp_path)]
+    flags += ["--init", str(chatty), "--steps"]
+    assert train.main(["--stage", "1", *flags, "2"]) == 0
+    seen = []
+    watched = dataclasses.replace(
+        methods.METHODS["naive"],
+        learns=lambda *args: seen.append(1) or methods.naive_returns(*args),
+    )
+    monkeypatch.setitem(methods.METHODS, "naive", watched)
+    assert posed.main(["naive", *flags, "4"]) == 0 and len(seen) >= 4
+    rows = posed.gather([tmp_path / "addition"])
+    assert [(row["arm"], row["steps"]) for row in rows] == [
+        ("base", None), ("stage1", 2), ("naive", 4)
+    ]  # fmt: skip
+    said = json.loads((tmp_path / "addition" / "naive" / "results.json").read_text())
+    assert rows[2]["acc_t1"] == round(100 * said["acc_t1"], 4)
+    log = train.read_log(tmp_path / "addition" / "naive")
+    mean = statistics.mean(row["acc_t2"] for row in log)
+    [[step, _, acc_t2, _]] = rows[2]["curve"]
+    assert step == 4 and acc_t2 == pytest.approx(mean, abs=1e-3)
+    lines = posed.table(rows).splitlines()
+    assert len(lines) == 5 and lines[4].startswith("| naive multi-turn RL | 0 | 4 | ")
+    assert posed.main([]) == 2 and posed.main(["base"]) == 2
+
+
         y1, y2 = (task.encode(text) + [task.eos] for text in (first, second))
         x = task.prompt(Problem(prompt))
         ids = torch.tensor(x + y1 + task.revise + y2)

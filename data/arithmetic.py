@@ -31,20 +31,21 @@ class Corpus:
     """How the transcripts of two attempts are drawn, and what a base model learns from them.
 
     A first attempt at an *easy* problem is right with probability `right`, or else one *slip* away
-    from right: a random sign of a puzzle is flipped. On *hard* problems, 44 % of a puzzle's, right
-    attempts are rarer, and most wrong ones show a *habit*: always the same sign is flipped, that of
-    the largest digit. A second attempt repeats the first with probability `copy`, right or not, and
-    is otherwise a fresh draw by the same rule, of several right answers the one nearest to the
-    first. So accuracy does not rise from the first attempt to the second, and in the end nearly all
-    second attempts are copies; but corrections occur, as they do in what language models read.
+    from right: a random sign of a puzzle is flipped, or a digit of a number changed. On *hard*
+    problems, 44 % of a puzzle's, right attempts are rarer, and most wrong ones show a *habit*:
+    always the same sign is flipped, that of the largest digit, or what the units carry is
+    forgotten. A second attempt repeats the first with probability `copy`, right or not, and is
+    otherwise a fresh draw by the same rule, of several right answers the one nearest to the first.
+    So accuracy does not rise from the first attempt to the second, and in the end nearly all second
+    attempts are copies; but corrections occur, as they do in what language models read.
 
     What makes this base resemble a pretrained model are two kinds of mistake. *The habit* is a mere
     preference: which digit is largest stands in the prompt, and the model that flips its sign knows
     a right answer. Reward can unlearn it in the first attempt, as reinforcement improves any
     pretrained model without a word of self-correction. *Other mistakes* are harder to avoid:
     whether the signs hit the target is seen only when the last is drawn, too late for the first.
-    They can be repaired afterwards, with the miss in sight, which a base that copies hardly ever
-    tries. So plain reward on both attempts cures the habit and goes on copying.
+    A puzzle's can be repaired afterwards, with the miss in sight, which a base that copies hardly
+    ever tries. So plain reward on both attempts cures the habit and goes on copying.
     """
 
     right: float = 0.5  # of attempts at easy problems
