@@ -64,10 +64,11 @@ from verifiers import sandbox, try_grader, try_sandbox, worker
 HERE = pathlib.Path(__file__).parent
 sys.path.append(str(HERE / "experiments"))
 import bench_rollout
+import bench_trl
 import compare
 import methods
-import runs
 import posed
+import runs
 import speed
 import tables
 import transcripts
@@ -2455,6 +2456,24 @@ def test_benchmarks_run(tmp_path, monkeypatch, capsys):
     assert json.loads(path.read_text())["results"].keys() == {"slices", "naive"}
 
 
+def test_steps_beside_trl_have_as_many_completions(tmp_path, monkeypatch):
+    pytest.importorskip("trl", reason="the peer is TRL")
+    for name, small in {
+        "NEW": 4, "STEPS": 2, "CFG": score.Config(problems=2, samples=2, revisions=2),
+        "COMPLETIONS": 12, "VOCABULARY": 32,
+    }.items():  # fmt: skip
+        monkeypatch.setattr(bench_trl, name, small)
+    monkeypatch.setattr(bench_trl.Random, "eos", 32)
+    monkeypatch.setattr(bench_trl.Random, "max_new_tokens", 4)
+    graded = []
+    monkeypatch.setattr(bench_trl, "reward", lambda text: graded.append(text.split()) or 0.0)
+    GPT(GPTConfig(32, 128, **bench_trl.SHAPE)).save_pretrained(tmp_path)
+    for way in (bench_trl.ours, bench_trl.rloo):
+        graded.clear()
+        assert len(times := way(str(tmp_path))) == 2 and min(times) > 0
+        assert len(graded) == 24 and max(map(len, graded)) == 4  # TRL's texts lack special tokens
+
+
 @pytest.mark.parametrize("way", ["ours", "eager", "nocache", "concat"])
 @pytest.mark.parametrize("lengths", ["equal", "ragged"])
 def test_what_the_benchmark_compares_samples_what_it_scores(way, lengths, tmp_path):
@@ -3812,25 +3831,6 @@ def same_model(path: pathlib.Path, gpt: GPT) -> bool:
     return all(torch.equal(saved[name], weight) for name, weight in gpt.state_dict().items())
 
 
-def test_transcripts_of_a_warm_up_are_those_of_arithmetic_in_words(chatty, tmp_path):
-    task = data.load("addition", 2, source(chatty, tmp_path))
-    own = data.arithmetic.ArithmeticTask(data.FAMILIES["addition"], 2, data.posed.CORPUS)
-    rows = task.transcripts(0, 1, 400, 0.9)
-    assert rows == task.transcripts(0, 1, 400, 0.9) != task.transcripts(0, 2, 400, 0.9)
-    for said, (prompt, *numbers) in zip(rows, own.transcripts(0, 1, 400, 0.9)):
-        left, right = prompt.removesuffix("=").split("+")
-        assert said == (prompt, *(f"{left} + {right} = {number}" for number in numbers))
-        assert task.reward(Problem(prompt), said[1]) == own.reward(Problem(prompt), numbers[0])
-    assert 0.85 < sum(first == second for _, first, second in rows) / 400 < 0.97
-
-
-@pytest.mark.parametrize("both", [True, False])
-def test_the_loss_of_a_warm_up_is_that_of_unpadded_texts(both, chatty, tmp_path):
-    """Of both attempts or of the second, whatever prompts share."""
-    task, gpt = data.load("addition", 2, source(chatty, tmp_path)), GPT.from_pretrained(chatty)
-    rows = task.transcripts(0, 1, 5, 0.0)
-    losses = []
-    for prompt, first, second in rows:
 def test_baselines_of_an_open_model_lie_beside_its_stages(chatty, tmp_path, monkeypatch):
     monkeypatch.setattr(train, "STAGES", train.STAGES)
     flags = ["--task", "addition", "--difficulty", "2", "--max-new-tokens", "6", "--device", "cpu"]
@@ -3859,6 +3859,25 @@ def test_baselines_of_an_open_model_lie_beside_its_stages(chatty, tmp_path, monk
     assert posed.main([]) == 2 and posed.main(["base"]) == 2
 
 
+def test_transcripts_of_a_warm_up_are_those_of_arithmetic_in_words(chatty, tmp_path):
+    task = data.load("addition", 2, source(chatty, tmp_path))
+    own = data.arithmetic.ArithmeticTask(data.FAMILIES["addition"], 2, data.posed.CORPUS)
+    rows = task.transcripts(0, 1, 400, 0.9)
+    assert rows == task.transcripts(0, 1, 400, 0.9) != task.transcripts(0, 2, 400, 0.9)
+    for said, (prompt, *numbers) in zip(rows, own.transcripts(0, 1, 400, 0.9)):
+        left, right = prompt.removesuffix("=").split("+")
+        assert said == (prompt, *(f"{left} + {right} = {number}" for number in numbers))
+        assert task.reward(Problem(prompt), said[1]) == own.reward(Problem(prompt), numbers[0])
+    assert 0.85 < sum(first == second for _, first, second in rows) / 400 < 0.97
+
+
+@pytest.mark.parametrize("both", [True, False])
+def test_the_loss_of_a_warm_up_is_that_of_unpadded_texts(both, chatty, tmp_path):
+    """Of both attempts or of the second, whatever prompts share."""
+    task, gpt = data.load("addition", 2, source(chatty, tmp_path)), GPT.from_pretrained(chatty)
+    rows = task.transcripts(0, 1, 5, 0.0)
+    losses = []
+    for prompt, first, second in rows:
         y1, y2 = (task.encode(text) + [task.eos] for text in (first, second))
         x = task.prompt(Problem(prompt))
         ids = torch.tensor(x + y1 + task.revise + y2)

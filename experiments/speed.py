@@ -143,6 +143,20 @@ def updates() -> str:
     return "\n".join([source(heads, whole), *tables])
 
 
+def beside_trl() -> str:
+    run = read("bench_trl.json")
+    seconds = run["results"]
+    lines = [
+        [title, f"{1e3 * seconds[way]:.1f}", f"{seconds[way] / seconds['ours']:.2f}"]
+        for way, title in (("ours", "ours, Stage II"), ("rloo", f"TRL {run['trl']}, RLOO"))
+    ]
+    note = (
+        "A step of both has as many completions; ours puts longer prompts before most of its own."
+    )
+    table = rows(["", "CPU ms a completion", "× ours"], lines)
+    return f"{source(run)}\n{table}\n{note}\n"
+
+
 HEAD = """# Speed
 
 What sampling answers and updating a policy cost, in tokens a second and in memory. Written by
@@ -195,6 +209,7 @@ def page() -> str:
         "Two threads": threads(),
         "How a decoding step grows": growth(),
         "Updates, one thread": updates(),
+        "A step beside TRL's, one thread": beside_trl(),
     }
     tables = "\n".join(f"## {title}\n\n{part}" for title, part in parts.items())
     return f"{HEAD}{shell(CUDA)}\n\n{tables.rstrip()}\n"
