@@ -82,7 +82,7 @@ PAPER = {
     "math": {"steps": 1500, "lr": 5e-6, "beta1": 0.01, "beta2": 0.1},
     "humaneval": {"steps": 750, "lr": 1e-5, "beta1": 0.01, "beta2": 0.25},
 }
-# Of arithmetic that is posed to an open model, and of its warm-up.
+# Of arithmetic that is posed to an open model, and of its warm-up. Provisional: see NOTES.md.
 POSED = {"steps": 40, "lr": 2e-5, "warmup": 5, "beta1": 0.01, "beta2": 0.1, "problems": 8}
 POSED |= {"transcripts": 32, "eval_problems": 500}
 POSED_BASE = {"steps": 60, "lr": 5e-5, "warmup": 20}
