@@ -9,6 +9,7 @@
 10. The comparison of methods: budgets, what is imitated, and that its tables are its runs'.
 """
 
+import argparse
 import ast
 import contextlib
 import dataclasses
@@ -688,7 +689,7 @@ needs_cuda = pytest.mark.skipif(DEVICE == "cpu", reason="no CUDA device")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_cuda_samples_what_it_scores(dtype, shape):
     """Graphs, fused sampling and compaction against the scorer, in both attempts; then greedily. In
-    bfloat16 they are closer to one another than the scorer is to float32."""
+    bfloat16 they are closer to one another than the scorer is to float32, which is close."""
     gpt, cfg = ragged_gpt(context=128, **shape).to(DEVICE), score.Config(samples=8, revisions=2)
     auto = torch.autocast("cuda", dtype, enabled=dtype != torch.float32, cache_enabled=False)
     for seed in range(3):
@@ -698,7 +699,10 @@ def test_cuda_samples_what_it_scores(dtype, shape):
         exact = sampled_logprobs(gpt, rolled, 1.0)
         for ours, true, made in zip(scored, exact, (rolled.first, rolled.second)):
             error, rounding = ((ours - x)[made.mask].abs() for x in (made.logprobs, true))
-            assert error.max() < 1e-4 if dtype == torch.float32 else error.mean() < rounding.mean()
+            if dtype == torch.float32:
+                assert error.max() < 1e-4
+            else:
+                assert error.mean() < rounding.mean() < 5e-3
     with auto:
         greedy = generate(gpt, RAGGED, 8, temperature=0.0)
     alone = generate(ragged_gpt(context=128, **shape), RAGGED, 8, temperature=0.0)
@@ -1917,12 +1921,12 @@ def test_bad_checkpoint_is_one_line(how, trained, tmp_path, capsys):
         (["--stage", "0", "--resume"], "resume"),
         (["--stage", "0", "--task", "math"], "task"),
         (["--stage", "0", "--data", "puzzle", "--task", "puzzle"], "data"),
-        (["--stage", "1", "--task=--"], "task"),
-        (["--stage", "0", "--dtype=--"], "dtype"),
+        (["--stage", "1", "--task=--"], "--task"),
+        (["--stage", "0", "--dtype=--"], "--dtype"),
         (["--stage", "1", "--lr=--"], "--lr"),
-        (["--eval=--"], "--"),  # a value or a missing one, which depends on the version of Python
+        (["--eval=--"], "--eval"),
         (["--ask", "/nowhere"], "/nowhere"),
-        (["--ask=--"], "--"),
+        (["--ask=--"], "--ask"),
         (["--stage", "0", "--width", "4294967296"], "width"),
         (["--stage", "0", "--layers", "100000"], "layers"),
         (["--stage", "1", "--problems", "9999999999"], "problems"),
@@ -2216,6 +2220,14 @@ def test_a_stop_in_the_last_save_is_honoured(tmp_path, few_steps, monkeypatch, c
     assert "interrupted; what is saved goes on with" in capsys.readouterr().err
     assert (tmp_path / "puzzle" / "base" / "model.pt").exists()
     assert not list((tmp_path / "puzzle" / "stage1").iterdir())
+
+
+@pytest.mark.parametrize("made", [[], "--", ["--"]])
+def test_a_value_of_two_dashes_is_refused_as_any_python_reads_it(made, monkeypatch):
+    read = argparse.Namespace(ask=made, stage=None)
+    monkeypatch.setattr(train.Parser, "parse_known_args", lambda *args: (read, []))
+    with pytest.raises(ValueError, match="--ask: -- is no value"):
+        train.parse([])
 
 
 def test_alarms_come_again_in_the_report(tmp_path, few_steps, monkeypatch, capsys):

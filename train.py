@@ -1322,7 +1322,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, dict]:
         near = difflib.get_close_matches(unknown[0].partition("=")[0], sorted(known), 1)
         raise ValueError(f"unknown: {unknown[0]}" + "".join(f"; is {n} meant?" for n in near))
     for name, value in vars(args).items():
-        if value == []:  # what argparse makes of it
+        if value in ([], "--", ["--"]):  # what argparse makes of it, by the version of Python
             raise ValueError(f"{flag(name)}: -- is no value")
     given = vars(args).copy()
     for name in ("stage", "eval", "ask", "export", "plan", "resume"):

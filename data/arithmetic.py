@@ -172,11 +172,9 @@ class Numbers:
     ) -> str:
         """The answer. A mistake is a "slip", one digit changed, or the "habit", the units' carry
         forgotten."""
-        value = self.value(*self.numbers(prompt))
-        if mistake == "habit":
-            return str(value - 10 * self.carried(prompt))
-        answer = str(value)
-        if mistake is None:
+        forgotten = 10 * self.carried(prompt) if mistake == "habit" else 0
+        answer = str(self.value(*self.numbers(prompt)) - forgotten)
+        if mistake != "slip":
             return answer
         place = rng.integers(len(answer))
         digit = (int(answer[place]) + rng.integers(1, 10)) % 10
