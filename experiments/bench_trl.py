@@ -8,14 +8,13 @@
 Both draw 160 completions of 64 tokens, score them by policy and reference, and take a step of Adam,
 with one random Qwen2 of the same weights, in float32 with one thread. Prompts have 32 tokens; ours
 puts 80 more before its second attempts. TRL's is set to what is cheapest for it: no gradient
-checkpointing, no text of the completions kept. Each way runs in a process of its own, in turn with
-the other, and reports the median step of five, after one that does not count.
+checkpointing, no logging. Each way runs in a process of its own, in turn with the other, and
+reports the median step of five, after one that does not count.
 """
 
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -24,6 +23,7 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 
 import bench_rollout
+import bench_update
 import torch
 
 import score
@@ -77,10 +77,15 @@ class Random(Task):
         return reward(response)
 
 
-def ours(folder: str) -> list[float]:
+def model() -> GPT:
+    torch.manual_seed(0)
+    return GPT(GPTConfig(VOCABULARY, 512, **SHAPE))
+
+
+def ours() -> list[float]:
     """CPU seconds of each step."""
-    policy, ref = (GPT.from_pretrained(Path(folder)) for _ in range(2))
-    optimizer = torch.optim.Adam(policy.requires_grad_(True).parameters(), lr=1e-6, fused=True)
+    policy, ref = model(), model()
+    optimizer = torch.optim.Adam(policy.parameters(), lr=1e-6, fused=True)
     task, times = Random(), [time.process_time()]
     for step in range(1, STEPS + 1):
         problems = task.batch(0, step, CFG.problems)
@@ -91,8 +96,14 @@ def ours(folder: str) -> list[float]:
     return [after - before for before, after in zip(times, times[1:])]
 
 
-def rloo(folder: str) -> list[float]:
+def rloo() -> list[float]:
     """CPU seconds of each step."""
+    with tempfile.TemporaryDirectory() as folder:
+        model().save_pretrained(Path(folder))
+        return rloo_from(folder)
+
+
+def rloo_from(folder: str) -> list[float]:
     from datasets import Dataset
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast, TrainerCallback
@@ -143,39 +154,25 @@ def rloo(folder: str) -> list[float]:
     return times
 
 
-def measure(way: str, folder: str) -> float:
-    """CPU seconds a completion, in a process of its own."""
-    command = [sys.executable, __file__, "--way", way, "--folder", folder]
-    run = subprocess.run(command, capture_output=True, text=True)
-    if run.returncode:
-        sys.exit(f"{way} failed: {run.stderr.strip().splitlines()[-1]}")
-    return json.loads(run.stdout.splitlines()[-1])
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--repeats", type=bench_rollout.whole, default=3)
     parser.add_argument("--write", type=Path, default=FILE, help="the JSON file")
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
-    parser.add_argument("--folder", help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(1)
     if args.way:
-        steps = {"ours": ours, "rloo": rloo}[args.way](args.folder)
-        return print(json.dumps(statistics.median(steps[1:]) / COMPLETIONS))
+        steps = {"ours": ours, "rloo": rloo}[args.way]()
+        return print(json.dumps({"seconds": statistics.median(steps[1:]) / COMPLETIONS}))
     try:
         from trl import __version__ as version
     except ImportError:
         sys.exit("bench_trl.py compares with TRL, which is not installed: pip install trl==1.16.0")
-    with tempfile.TemporaryDirectory() as folder:
-        torch.manual_seed(0)
-        GPT(GPTConfig(VOCABULARY, 512, **SHAPE)).save_pretrained(Path(folder))
-        runs = [{way: measure(way, folder) for way in WAYS} for _ in range(args.repeats)]
-    results = {way: statistics.median(run[way] for run in runs) for way in WAYS}
+    results = bench_update.medians(list(WAYS), args.repeats)
     content = bench_rollout.about(__file__, "cpu") | {"trl": version, "results": results}
     args.write.write_text(json.dumps(content, indent=1) + "\n")
-    for way, seconds in results.items():
-        print(f"{way}: {1e3 * seconds:.1f} CPU ms a completion")
+    for way, result in results.items():
+        print(f"{way}: {1e3 * result['seconds']:.1f} CPU ms a completion")
 
 
 if __name__ == "__main__":

@@ -164,12 +164,12 @@ def clock_of(device: str) -> Callable[[], float]:
 def ask(way: str, argv: list[str]) -> dict | None:
     """One measurement in a process of its own; None where this torch does not have the way, or the
     memory does not hold it."""
-    command = [sys.executable, __file__, *argv, "--way", way]
+    command = [sys.executable, sys.argv[0], *argv, "--way", way]
     run = subprocess.run(command, capture_output=True, text=True)
     if run.returncode:
         print(f"{way} is left out: {run.stderr.strip().splitlines()[-1]}")
         return None
-    return json.loads(run.stdout)
+    return json.loads(run.stdout.splitlines()[-1])
 
 
 def medians(ways: list[str], repeats: int) -> dict[str, dict]:

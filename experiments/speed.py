@@ -146,7 +146,7 @@ def updates() -> str:
 
 def beside_trl() -> str:
     run = read("bench_trl.json")
-    seconds = run["results"]
+    seconds = {way: result["seconds"] for way, result in run["results"].items()}
     lines = [
         [title, f"{1e3 * seconds[way]:.1f}", f"{seconds[way] / seconds['ours']:.2f}"]
         for way, title in (("ours", "ours, Stage II"), ("rloo", f"TRL {run['trl']}, RLOO"))
