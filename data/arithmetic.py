@@ -53,10 +53,14 @@ class Corpus:
     habit: float = 0.9  # of wrong attempts at hard problems; the others are slips
     copy: float = 0.3
     copy_late: float = 0.995  # in the last three tenths of training
+    right_again: float | None = None  # of fresh second attempts; as of first ones if None
 
-    def mistake(self, hard: bool, rng: np.random.Generator) -> str | None:
-        """Of one attempt at a problem; None if it is right."""
-        if rng.random() < (self.right_hard if hard else self.right):
+    def mistake(self, hard: bool, rng: np.random.Generator, again: bool = False) -> str | None:
+        """Of one attempt at a problem, a first or a fresh second one; None if it is right."""
+        right = self.right_hard if hard else self.right
+        if again and self.right_again is not None:
+            right = self.right_again
+        if rng.random() < right:
             return None
         return "habit" if hard and rng.random() < self.habit else "slip"
 
@@ -262,7 +266,8 @@ class ArithmeticTask(Task):
             first = self.family.attempt(prompt, corpus.mistake(hard, rng), None, rng)
             second = first
             if rng.random() >= copy:
-                second = self.family.attempt(prompt, corpus.mistake(hard, rng), first, rng)
+                mistake = corpus.mistake(hard, rng, again=True)
+                second = self.family.attempt(prompt, mistake, first, rng)
             rows.append((prompt, first, second))
         return rows
 

@@ -14,8 +14,9 @@ from rewards import stated_number_reward
 
 # The paper's instruction for MATH, shortened: each first attempt is followed by it.
 REVISE = "There might be an error in the answer above. Please correct the error, if any."
-# Of the warm-up: arithmetic.py's, with more corrections in the end, for RL is short here.
-CORPUS = Corpus(copy_late=0.8)
+# Of the warm-up: arithmetic.py's, but fresh second attempts are mostly right, and half of all are
+# fresh to the end: RL is short here, and learns from what the base model does often.
+CORPUS = Corpus(copy_late=0.5, right_again=0.95)
 
 
 class PosedArithmetic(TextTask):
