@@ -70,22 +70,25 @@ class Stage:
     title: str
     returns: score.Returns | None  # None: the base model, which learns from transcripts
     own: dict  # in place of the defaults of Run and score.Config
+    posed: dict  # in their place for arithmetic that is posed to an open model
 
 
+# Settings of posed arithmetic that stages share. An answer has a few tokens, and so needs a larger
+# weight on its KL than the paper's.
+POSED = {"transcripts": 32, "problems": 8, "eval_problems": 500}
 STAGES = (
-    Stage(0, "base", "base", None, {"steps": 3000, "lr": 4e-3}),
-    Stage(1, "stage1", "Stage I", score.stage1_returns, {"steps": 400, "lr": 4e-3}),
-    Stage(2, "stage2", "Stage II", score.stage2_returns, {"steps": 400, "lr": 1e-3}),
-)
+    Stage(0, "base", "base", None, {"steps": 3000, "lr": 4e-3},
+          POSED | {"steps": 100, "lr": 1e-4}),
+    Stage(1, "stage1", "Stage I", score.stage1_returns, {"steps": 400, "lr": 4e-3},
+          POSED | {"steps": 30, "lr": 2e-5, "warmup": 5, "beta1": 0.01, "beta2": 2.0}),
+    Stage(2, "stage2", "Stage II", score.stage2_returns, {"steps": 400, "lr": 1e-3},
+          POSED | {"steps": 30, "lr": 1e-5, "warmup": 5, "beta1": 0.1}),
+)  # fmt: skip
 # The paper's settings for other data; it gives the steps of both stages together, halved here.
 PAPER = {
     "math": {"steps": 1500, "lr": 5e-6, "beta1": 0.01, "beta2": 0.1},
     "humaneval": {"steps": 750, "lr": 1e-5, "beta1": 0.01, "beta2": 0.25},
 }
-# Of arithmetic that is posed to an open model, and of its warm-up. Provisional: see NOTES.md.
-POSED = {"steps": 40, "lr": 2e-5, "warmup": 5, "beta1": 0.01, "beta2": 0.1, "problems": 8}
-POSED |= {"transcripts": 32, "eval_problems": 500}
-POSED_BASE = {"steps": 60, "lr": 5e-5, "warmup": 20}
 
 
 @dataclass(frozen=True)
@@ -179,9 +182,7 @@ def resolve(stage: Stage, known: dict) -> tuple[Run, score.Config]:
         kind = known.get("data", Run.data)
         posed = kind == "arithmetic" and "init" in known
         files = {} if kind == "arithmetic" else PAPER.get(kind, PAPER["math"])
-        own = stage.own | (POSED if posed else files)
-        if posed and stage.returns is None:
-            own |= POSED_BASE
+        own = stage.own | (stage.posed if posed else files)
         run = Run(**pick(own | known, names(Run)))
         if run.data == "arithmetic" and run.difficulty is None:
             run = replace(run, difficulty=data.FAMILIES[run.task].default)
@@ -1285,11 +1286,17 @@ def flag(name: str) -> str:
 
 def defaults(field) -> str:
     """Of a setting: one, or one a stage, and what other data has in its place."""
-    values = [str(stage.own.get(field.name, field.default)) for stage in STAGES]
-    shown = f"{', '.join(values)} by stage" if len(set(values)) > 1 else values[0]
-    others = {**PAPER, "arithmetic with --init": POSED, "its stage 0": POSED_BASE}
-    parts = [shown] if shown != "None" else []
-    parts += [f"{name} {own[field.name]}" for name, own in others.items() if field.name in own]
+
+    def by_stage(values: list) -> str:
+        alike = all(value == values[0] for value in values)
+        return str(values[0]) if alike else f"{', '.join(map(str, values))} by stage"
+
+    own = [stage.own.get(field.name, field.default) for stage in STAGES]
+    posed = [stage.posed.get(field.name, value) for stage, value in zip(STAGES, own)]
+    parts = [by_stage(own)] if own != [None] * len(own) else []
+    parts += [f"{name} {paper[field.name]}" for name, paper in PAPER.items() if field.name in paper]
+    if posed != own:
+        parts.append(f"arithmetic with --init {by_stage(posed)}")
     return f" [{'; '.join(parts)}]" if parts else ""
 
 

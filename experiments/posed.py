@@ -26,10 +26,16 @@ def main(argv: list[str]) -> int:
     name, *flags = argv
     base, stage1, stage2 = train.STAGES
     method = METHODS[name]
-    stage = replace(stage1, folder=name, title=method.title, returns=method.learns)
+    steps = stage1.posed["steps"] + stage2.posed["steps"]
+    stage = replace(
+        stage1,
+        folder=name,
+        title=method.title,
+        returns=method.learns,
+        posed=stage1.posed | {"steps": steps},
+    )
     train.STAGES = (base, stage, stage2)
-    steps = [] if "--steps" in flags else ["--steps", str(2 * train.POSED["steps"])]
-    return train.main(["--stage", "1", *flags, *steps])
+    return train.main(["--stage", "1", *flags])
 
 
 if __name__ == "__main__":

@@ -75,7 +75,7 @@ class Run:
     def job(self, out: Path) -> train.Job:
         method, folder = METHODS[self.method], self.folder(out)
         returns = None if isinstance(method.learns, Imitation) else method.learns
-        stage = train.Stage(method.number, self.arm, method.title, returns, self.settings)
+        stage = train.Stage(method.number, self.arm, method.title, returns, self.settings, {})
         split = "val" if self.seed == TUNING_SEED else "test"
         known = {"seed": self.seed, "out": str(out), "split": split}
         return train.Job(stage, *train.resolve(stage, known), folder, *train.read_settings(folder))
