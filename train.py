@@ -73,14 +73,13 @@ class Stage:
     posed: dict  # in their place for arithmetic that is posed to an open model
 
 
-# Settings of posed arithmetic that stages share. An answer has a few tokens, and so needs a larger
-# weight on its KL than the paper's.
-POSED = {"transcripts": 32, "problems": 8, "eval_problems": 500}
+# Of posed arithmetic, in all stages. The KL of an answer is a sum over its few tokens, so it weighs
+# more here than in the paper.
+POSED = {"transcripts": 32, "problems": 8, "beta2": 2.0, "eval_problems": 500}
 STAGES = (
-    Stage(0, "base", "base", None, {"steps": 3000, "lr": 4e-3},
-          POSED | {"steps": 100, "lr": 1e-4}),
+    Stage(0, "base", "base", None, {"steps": 3000, "lr": 4e-3}, POSED | {"steps": 100, "lr": 1e-4}),
     Stage(1, "stage1", "Stage I", score.stage1_returns, {"steps": 400, "lr": 4e-3},
-          POSED | {"steps": 30, "lr": 2e-5, "warmup": 5, "beta1": 0.01, "beta2": 2.0}),
+          POSED | {"steps": 30, "lr": 2e-5, "warmup": 5, "beta1": 0.01}),
     Stage(2, "stage2", "Stage II", score.stage2_returns, {"steps": 400, "lr": 1e-3},
           POSED | {"steps": 30, "lr": 1e-5, "warmup": 5, "beta1": 0.1}),
 )  # fmt: skip
