@@ -2168,7 +2168,7 @@ def test_help_shows_every_flag_in_its_group_with_its_defaults(capsys):
     for name in train.names(train.Run) | train.names(score.Config):
         assert text.count(f"{train.flag(name)} ") >= 1
     assert places[3] < text.rindex(" --steps STEPS of the last stage [") < places[4]
-    steps = "math 1500; humaneval 750; arithmetic with --init 100, 30, 30 by stage"
+    steps = "math 1500; humaneval 750; arithmetic with --init 100, 30, 40 by stage"
     assert f"[3000, 400, 400 by stage; {steps}]" in text
     assert "[0.3; math 0.1; humaneval 0.25; arithmetic with --init 2.0]" in text
     assert "a step of stage 0 [256; arithmetic with --init 32]" in text

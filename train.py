@@ -81,7 +81,7 @@ STAGES = (
     Stage(1, "stage1", "Stage I", score.stage1_returns, {"steps": 400, "lr": 4e-3},
           POSED | {"steps": 30, "lr": 2e-5, "warmup": 5, "beta1": 0.01}),
     Stage(2, "stage2", "Stage II", score.stage2_returns, {"steps": 400, "lr": 1e-3},
-          POSED | {"steps": 30, "lr": 1e-5, "warmup": 5, "beta1": 0.1}),
+          POSED | {"steps": 40, "lr": 5e-6, "warmup": 5, "beta1": 0.1}),
 )  # fmt: skip
 # The paper's settings for other data; it gives the steps of both stages together, halved here.
 PAPER = {
