@@ -3822,7 +3822,7 @@ def test_arithmetic_is_learned_by_an_open_model(chatty, tmp_path, capsys):
     assert train.main(["--stage", "1", "--init", str(chatty), "--shots", "1", *flags]) == 0
     assert train.main(["--stage", "2", *flags]) == 0
     results = json.loads((tmp_path / "addition" / "stage2" / "results.json").read_text())
-    assert (results["config"]["shots"], results["config"]["lr"]) == (1, 2e-5)
+    assert (results["config"]["shots"], results["config"]["lr"]) == (1, 5e-6)
     assert results["config"]["init"] == str(chatty) and results["n"] == 4
     capsys.readouterr()
     assert train.main(["--stage", "2", "--shots", "3", *flags]) == 2
