@@ -36,8 +36,9 @@ class Corpus:
     always the same sign is flipped, that of the largest digit, or what the units carry is
     forgotten. A second attempt repeats the first with probability `copy`, right or not, and is
     otherwise a fresh draw by the same rule, of several right answers the one nearest to the first.
-    So accuracy does not rise from the first attempt to the second, and in the end nearly all second
-    attempts are copies; but corrections occur, as they do in what language models read.
+    So accuracy does not rise from the first attempt to the second (unless `right_again` raises it),
+    and in the end nearly all second attempts are copies; but corrections occur, as they do in what
+    language models read.
 
     What makes this base resemble a pretrained model are two kinds of mistake. *The habit* is a mere
     preference: which digit is largest stands in the prompt, and the model that flips its sign knows
