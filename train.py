@@ -25,6 +25,7 @@ import argparse
 import contextlib
 import difflib
 import fcntl
+import importlib
 import inspect
 import itertools
 import json
@@ -1228,6 +1229,9 @@ def process_group(device: torch.device) -> Iterator[None]:
     if not is_one_of_several():
         yield
         return
+    # Modules imported later would hold the group as a default argument. Whatever holds it keeps the
+    # group's threads, which abort the process if they meet the interpreter's end.
+    importlib.import_module("torch.distributed.optim")
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield
