@@ -3858,7 +3858,7 @@ def same_model(path: pathlib.Path, gpt: GPT) -> bool:
     return all(torch.equal(saved[name], weight) for name, weight in gpt.state_dict().items())
 
 
-def test_baselines_of_an_open_model_lie_beside_its_stages(chatty, tmp_path, monkeypatch):
+def test_baselines_of_an_open_model_lie_beside_its_stages(chatty, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(train, "STAGES", train.STAGES)
     flags = ["--task", "addition", "--difficulty", "2", "--max-new-tokens", "6", "--device", "cpu"]
     flags += ["--problems", "2", "--samples", "2", "--eval-problems", "4", "--out", str(tmp_path)]
@@ -3874,6 +3874,10 @@ def test_baselines_of_an_open_model_lie_beside_its_stages(chatty, tmp_path, monk
     said = json.loads((tmp_path / "addition" / "naive" / "results.json").read_text())
     assert said["steps"] == 4 and len(train.read_log(tmp_path / "addition" / "naive")) == 4
     assert train.read_settings(tmp_path / "addition" / "stage1")[1] == 2  # is left as it was
+    capsys.readouterr()
+    monkeypatch.setattr(train.Trainer, "save", lambda trainer: os.kill(os.getpid(), signal.SIGINT))
+    assert posed.main(["both", *flags, "2"]) == 130
+    assert "goes on with: python experiments/posed.py both --task" in capsys.readouterr().err
     assert posed.main([]) == 2 and posed.main(["base"]) == 2
 
 

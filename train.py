@@ -1567,7 +1567,8 @@ def report(
         say("\n" + "\n".join(rung))
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None, called: list[str] | None = None) -> int:
+    """The command line → its exit code. `called`: what the user typed, if that was more."""
     argv = sys.argv[1:] if argv is None else argv
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what ^C does
     try:
@@ -1589,7 +1590,8 @@ def main(argv: list[str] | None = None) -> int:
             print(f"train.py: {one_line(error)}", file=sys.stderr)
         return 1 if isinstance(error, ConnectionError) else 2
     except KeyboardInterrupt:
-        again = shlex.join(["python", "train.py", *(arg for arg in argv if arg != "--resume")])
+        called = called or ["train.py", *argv]
+        again = shlex.join(["python", *(arg for arg in called if arg != "--resume")])
         trained = any(arg.startswith("--stage") for arg in argv)
         saved = f"; what is saved goes on with: {again} --resume" if trained else ""
         if is_first():

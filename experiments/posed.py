@@ -35,7 +35,7 @@ def main(argv: list[str]) -> int:
         posed=stage1.posed | {"steps": steps},
     )
     train.STAGES = (base, stage, stage2)
-    return train.main(["--stage", "1", *flags])
+    return train.main(["--stage", "1", *flags], ["experiments/posed.py", *argv])
 
 
 if __name__ == "__main__":
