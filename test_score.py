@@ -2206,12 +2206,15 @@ GOOD = {"changed": 0.2, "truncated": 0.0, "tied": 0.5, "kl_1": 0.1, "kl_2": 2.0}
     ],
 )
 def test_alarms_ring_once(bad, said):
-    """After a window of steps, with the number; a stage that learns rings none."""
+    """After a window of steps, with the number; a stage that learns rings none, be it noisy."""
     good = [{"reward": 0.3 + step / 1000} | GOOD for step in range(400)]
     for row in good[:50]:
         row["tied"] = 0.965  # as the default Stage I begins
     heard = train.Alarms(400)
     assert not [text for row in good for text in heard.look(row)]
+    noisy = [row | {"reward": row["reward"] + (-1) ** step / 5} for step, row in enumerate(good)]
+    heard = train.Alarms(40)
+    assert not [text for row in noisy[:40] for text in heard.look(row)]
     heard = train.Alarms(400)
     rung = [heard.look(row | bad) for row in good]
     [step] = [step for step, texts in enumerate(rung, 1) if texts]
