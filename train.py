@@ -1566,7 +1566,7 @@ def report(
 
 
 def main(argv: list[str] | None = None, called: list[str] | None = None) -> int:
-    """The command line → its exit code. `called`: what the user typed, if that was more."""
+    """The command line → its exit code. `called`: script and arguments to resume by, if others."""
     argv = sys.argv[1:] if argv is None else argv
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what ^C does
     try:
