@@ -806,6 +806,9 @@ if triton is not None:
 # ---------------------------------------------------------------------------------------------
 # Generation
 
+Over = Callable[[list[list[int]]], Sequence[bool]]
+ASK_EVERY = 16  # tokens; asking makes the host wait for a GPU and turn what was written into text
+
 
 @dataclass(frozen=True)
 class Generation:
@@ -859,6 +862,11 @@ def common_start(rows: list[list[int]]) -> list[int]:
     return rows[0][: next(differ, length)]
 
 
+def unpadded(tokens: Tensor, mask: Tensor) -> list[list[int]]:
+    """The tokens of every row, (N, T) both, whose masks have no gaps."""
+    return [row[:n] for row, n in zip(tokens.tolist(), mask.sum(1).tolist())]
+
+
 class Steps:
     """Decoding, a token a row at a time, on a cache that grows. On CUDA `GraphSteps` does the same
     on storage that stays where it is."""
@@ -884,6 +892,7 @@ def draw_answers(
     max_new_tokens: int,
     temperature: float,
     eos: int | None,
+    over: Over | None,
 ) -> Generation:
     """An answer for every row of a cache that holds its prompt: hidden (N, C) the state after the
     prompt's last token, keys (N,) from `row_keys`. Uses the cache up."""
@@ -905,9 +914,12 @@ def draw_answers(
         tokens[live, t], logprobs[live, t], mask[live, t] = token, logprob.float(), alive
         if eos is not None:
             alive = alive & (token != eos)
+        if over is not None and (t + 1) % ASK_EVERY == 0:
+            complete = torch.as_tensor(over(unpadded(tokens, mask)), device=device)  # (N,)
+            alive = alive & ~complete[live]
         if t + 1 == T:
             break
-        if eos is not None and (t + 1) % look_every == 0:
+        if (eos is not None or over is not None) and (t + 1) % look_every == 0:
             kept = alive.nonzero()[:, 0]
             if len(kept) == 0:
                 break
@@ -933,13 +945,16 @@ def generate(
     seed: int = 0,
     keys: Sequence[int] | Tensor | None = None,
     shared: int = 1,
+    over: Over | None = None,
 ) -> Generation:
     """Samples answers to ragged prompts; row b·samples + s is sample s of prompt b.
 
     A prompt is read once for all its samples, whose first tokens are drawn independently; where
     every `shared` adjacent prompts begin alike, that is read once for them. Randomness is keyed by
     (seed, the prompt's key, sample, position); without `keys` a prompt's key is a hash of its
-    tokens. Raises ValueError for an empty prompt, a bad number, or a prompt that leaves less than
+    tokens. `over` ends answers that are complete although the model would write on: every ASK_EVERY
+    tokens it is given those of all rows so far and returns, a row each, whether that answer is
+    complete. When it is asked depends on nothing else, so neither do the answers. Raises ValueError for an empty prompt, a bad number, or a prompt that leaves less than
     max_new_tokens of the context.
     """
     check_prompts(model, prompts, shared, max_new_tokens)
@@ -964,6 +979,7 @@ def generate(
             max_new_tokens,
             temperature,
             eos,
+            over,
         )
 
 

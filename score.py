@@ -61,7 +61,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from data import Problem, Task
-from model import GPT, Generation, common_start, generate, pad_left, row_keys
+from model import GPT, Generation, common_start, generate, pad_left, row_keys, unpadded
 
 MOST = 10_000  # of what is made one by one: more is a slip of the keyboard, and would seem to hang
 
@@ -175,6 +175,14 @@ def respond(
     """`samples` attempts after each prompt, [x] or [x, y1, p] → len(prompts) · samples rows, those
     of a prompt adjacent. There is a problem and a key for each prompt; groups of `shared` adjacent
     prompts begin alike (all with the same solved examples, say), which is read once."""
+    problems = repeat(problems, samples)
+    complete = [False] * len(problems)
+
+    def over(rows: list[list[int]]) -> list[bool]:
+        for n, (x, y) in enumerate(zip(problems, rows)):
+            complete[n] = complete[n] or y[-1] == task.eos or task.over(x, task.decode(y))
+        return complete
+
     attempt = generate(
         model,
         prompts,
@@ -185,16 +193,17 @@ def respond(
         seed=seed,
         keys=keys,
         shared=shared,
+        over=over if task.runs_on else None,
     )
-    return end_when_over(task, repeat(problems, samples), attempt) if task.runs_on else attempt
+    return end_when_over(task, problems, attempt) if task.runs_on else attempt
 
 
 def try_again(task: Task, prompts: list[list[int]], attempt: Generation) -> list[list[int]]:
     """[x, y, p] of every row, what is read before the next attempt; after y the end that it never
-    wrote, where the length limit has cut it."""
-    prompts = repeat(prompts, len(attempt.mask) // len(prompts))
-    ends = [[] if ended else task.close for ended in attempt.ended.tolist()]
-    return [x + y + end + task.revise for x, y, end in zip(prompts, answers(attempt), ends)]
+    wrote, where the length limit has cut it or its answer was complete before."""
+    prompts, attempts = repeat(prompts, len(attempt.mask) // len(prompts)), answers(attempt)
+    ends = [[] if y[-1] == task.eos else task.close for y in attempts]
+    return [x + y + end + task.revise for x, y, end in zip(prompts, attempts, ends)]
 
 
 def grade(task: Task, problems: list[Problem], attempt: Generation) -> Tensor:
@@ -210,8 +219,7 @@ def repeat(items: list, times: int) -> list:
 
 def answers(attempt: Generation) -> list[list[int]]:
     """The tokens of every row."""
-    lengths = attempt.mask.sum(1).tolist()
-    return [row[:length] for row, length in zip(attempt.tokens.tolist(), lengths)]
+    return unpadded(attempt.tokens, attempt.mask)
 
 
 def texts(task: Task, attempt: Generation) -> list[str]:
@@ -220,8 +228,8 @@ def texts(task: Task, attempt: Generation) -> list[str]:
 
 
 def end_when_over(task: Task, problems: list[Problem], attempt: Generation) -> Generation:
-    """Ends attempts where their answer is complete (`Task.over`), though the model wrote on. The
-    rest is not trained on, and the next attempt does not see it."""
+    """Ends attempts at the very token with which their answer is complete (`Task.over`), though the
+    model wrote on. The rest is not trained on, and the next attempt does not see it."""
     lengths = [over_after(task, *pair) for pair in zip(problems, answers(attempt))]
     over = torch.tensor([length is not None for length in lengths], device=attempt.mask.device)
     T = attempt.mask.shape[1]

@@ -560,7 +560,7 @@ class Chatty(Toy):
 
 def test_cut_and_closed_attempts_are_scored_as_sampled():
     """What a model writes after its answer is gone for good: from the masks, from what attempt 2
-    reads, from the packed rows. A cut attempt is closed, in all three too."""
+    reads, from the packed rows. An attempt without an end is closed, in all three too."""
     gpt, cfg, task = ragged_gpt(), score.Config(samples=6, revisions=2), Chatty()
     rolled = score.rollout(gpt, task, toy_problems(RAGGED), cfg, seed=4)
     firsts, seconds = answers(rolled.first), answers(rolled.second)
@@ -571,11 +571,55 @@ def test_cut_and_closed_attempts_are_scored_as_sampled():
     parts = zip(sampled_logprobs(gpt, rolled, 1.0), (rolled.first, rolled.second))
     assert all((scored - part.logprobs).abs().max() < 1e-5 for scored, part in parts)
     for n, y2 in enumerate(seconds):
-        y1 = firsts[n // 2] + [0] * (not ended[n // 2])
+        y1 = firsts[n // 2] + [0] * (firsts[n // 2][-1] != 0)
         before = RAGGED[n // 12] + y1 + task.revise
         scores = gpt(torch.tensor([before + y2]))[0].log_softmax(-1)
         scores = scores[len(before) - 1 : -1].gather(1, torch.tensor([y2]).T)[:, 0]
         assert (rolled.second.logprobs[n][rolled.second.mask[n]] - scores).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_when_generation_asks_changes_nothing(every, monkeypatch):
+    """Rollouts are the same, however often it is asked which answers are complete, and rows whose
+    answers are complete cost nothing more."""
+    gpt, cfg, task = ragged_gpt(), score.Config(samples=6, revisions=2), Chatty()
+    task.max_new_tokens = 20
+    decoded = []
+    step = model_module.Steps.step
+    spy = lambda steps, token, *rest: (decoded.append(len(token)), step(steps, token, *rest))[1]  # noqa: E731
+    monkeypatch.setattr(model_module.Steps, "step", spy)
+    rolls = []
+    for asked in (every, 1000):
+        monkeypatch.setattr(model_module, "ASK_EVERY", asked)
+        rolls.append(score.rollout(gpt, task, toy_problems(RAGGED), cfg, seed=4))
+        rolls.append(sum(decoded))
+        decoded.clear()
+    asked, steps, plain, most = rolls
+    assert steps < 0.9 * most
+    for name in ("first", "second"):
+        ours, theirs = getattr(asked, name), getattr(plain, name)
+        assert answers(ours) == answers(theirs) and torch.equal(ours.ended, theirs.ended)
+        assert torch.allclose(ours.logprobs[ours.mask], theirs.logprobs[theirs.mask], atol=1e-5)
+    assert torch.equal(asked.r2, plain.r2)
+
+
+def test_generation_ends_what_is_over():
+    """It is told the tokens of every row so far, and what it ends does not depend on the batch."""
+    gpt, seen = ragged_gpt(), []
+
+    def over(rows):
+        seen.append([list(row) for row in rows])
+        return [sum(row) > 60 for row in rows]
+
+    made = generate(gpt, RAGGED, 40, samples=2, seed=5, over=over)
+    free = answers(generate(gpt, RAGGED, 40, samples=2, seed=5))
+    assert [len(rows) for rows in seen] == [2 * len(RAGGED)] * len(seen) and len(seen) >= 2
+    asked = model_module.ASK_EVERY
+    for row, whole, ended in zip(answers(made), free, made.ended.tolist()):
+        places = [n for n in (asked, 2 * asked) if sum(whole[:n]) > 60]
+        assert ended == bool(places) and row == whole[: places[0] if places else 40]
+    alone = generate(gpt, RAGGED[1:2], 40, samples=2, seed=5, over=over)
+    assert answers(alone) == answers(made)[2:4]
 
 
 @pytest.fixture
@@ -3409,9 +3453,7 @@ def test_mbpp_trains_and_humaneval_tests(chatty, tmp_path):
     assert {name: len(x) for name, x in task.splits.items()} == {"train": 11, "val": 1, "test": 104}
     [x] = [x for x in task.splits["train"] if x.id == "MBPP/602"]
     text = task.decode(task.prompt(x))
-    assert text.count("You are an expert Python programmer, and here is your task:") == 4
-    assert text.count("[BEGIN]") == text.count("[DONE]") == 3
-    assert "Add 2. Your code should pass these tests:\n\nassert plus(1) == 3\n[BEGIN]\ndef" in text
+    assert text.count("You are an expert Python programmer, and here is your task:") == 1
     assert text.endswith("assert plus(1) == 603<|im_end|>\n<|im_start|>assistant\n")
     assert "rewrite the solution. Only output the final correct Python" in task.decode(task.revise)
     right, wrong = "def plus(x): return x + 602", "def plus(x): return x"
@@ -3438,20 +3480,64 @@ OLD = "def f(x):\n    return x\n"
     [
         WHOLE, f"[BEGIN]\n{WHOLE}[DONE]\nmore", f"```python\n{WHOLE}```", f"```\n{WHOLE}",
         f"Sure:\n\n```py\n{WHOLE}```\nAs asked, `f` adds 1.", f"~~~python\n{WHOLE}~~~",
-        f"This was wrong:\n```python\n{OLD}```\nThis is right:\n```python\n{WHOLE}```",
         f"```python\n{WHOLE}```\nTry it:\n```python\nprint(f(1))\n```",
         "```python\nimport math\ndef g(x):\n    return x\n```\nand\n```python\n"
         "def f(x):\n    return g(x) + 1\n```",
         "1. Code:\n   ```python\n   def f(x):\n       return x + 1\n   ```", f"python\n{WHOLE}",
         f"Here: ```python\n{WHOLE}```", f"from __future__ import annotations\n{WHOLE}",
         f"import math\n\n\ndef h(): pass\n\n\n{WHOLE}\n\nif __name__ == '__main__':\n    f(1)\n",
+        f"```python\n{WHOLE}```".replace("\n", "\r\n"), f"````md\n{WHOLE}````\n```\n{OLD}```",
+        f"```{{.python}}\n{WHOLE}```", f"```python title='f.py'\n{WHOLE}```", f"```py3.11\n{WHOLE}```",
+        "```python\ndef f(x):\n    '''\n    ```\n    f(1)\n    ```\n    '''\n    return x + 1\n```\nIt adds.",
+        "```python\ndef f(x):\n    return '```' and x + 1\n```", f"```python\n{OLD}```python\n{WHOLE}```",
+        "```python\ndef f(x):\n    return x + 1```\nIt adds.", f"Use ``` or ~~~:\n```\n{WHOLE}```",
+        "def f(x):\n    '[DONE] [BEGIN]'\n    return x + 1", f"```python\n{WHOLE}```\n```python\n{OLD}```",
     ],
 )  # fmt: skip
 def test_the_program_in_a_response(response):
-    """What chat models make of "only the program"; the last version of the function counts."""
+    """What chat models make of "only the program", and fences in odd places."""
     scope: dict = {"__name__": "program"}
-    exec("def f(x):\n    'head'\n\n" + programs.extract_code(response, "f"), scope)
+    exec("def f(x):\n    'head'\n\n" + chat_programs().completion(F, response), scope)
     assert scope["f"](1) == 2
+
+
+F = programs.Program("Add 1.", entry_point="f")
+
+
+def chat_programs() -> programs.ProgramTask:
+    task = object.__new__(programs.ProgramTask)  # without its files
+    task.is_chat = True
+    return task
+
+
+@pytest.mark.parametrize(
+    "whole, rest",
+    [
+        (f"Sure:\n```python\n{WHOLE}```", "\nIt adds."), (f"~~~\n{WHOLE}~~~", "\n"),
+        (f"```python\ndef g(x): 1\n```\n```python\n{WHOLE}```", "\n```python\nf(1)\n```"),
+        (f"[BEGIN]\n{WHOLE}", "[DONE]\nmore"), (f"```python\n{OLD}```", f"\n```python\n{WHOLE}```"),
+        (f"```python\n{OLD}```python\n{WHOLE}```", "\nIt adds."), (f"````\n{WHOLE}```\n````", "\n"),
+        (f"```python\r\n{WHOLE}```\r", "\nIt adds."),
+        (WHOLE, ""), (f"```python\n{WHOLE}", ""), ("There is no code.", ""), ("", ""), ("```" * 99, ""),
+        ("```python\ndef g(x): 1\n```\nSo much for g.\n", ""), (f"```python\n{WHOLE}~~~\n``\n", ""),
+    ],
+)  # fmt: skip
+def test_a_chat_model_s_program_is_over_at_its_fence(whole, rest):
+    """And stays over whatever follows, so that halving finds the place. A block that quotes the
+    faulty function counts as the answer; one that is never closed is no end."""
+    task = chat_programs()
+    text = whole + rest
+    over = [task.over(F, text[:length]) for length in range(len(text) + 1)]
+    assert over == sorted(over) and any(over) == bool(rest)
+    assert task.answer(F, text) == whole
+    assert task.completion(F, text) == task.completion(F, whole)
+
+
+def test_no_fence_hangs_the_trainer():
+    for text in ("```" + " " * 200_000 + "`", "`" * 200_000, "~~~\n" * 50_000, " " * 200_000 + "```"):
+        started = time.process_time()
+        chat_programs().completion(F, text)
+        assert time.process_time() - started < 2  # quadratic ones take minutes
 
 
 def test_humaneval_alone_is_split(chatty, tmp_path):
@@ -3485,7 +3571,10 @@ def test_base_models_end_where_their_answer_does(tmp_path):
     task = data.load("humaneval", source=source(init, write_programs(tmp_path / "data")))
     x, y = task.splits["train"][0], humaneval(task, 0)
     assert task.runs_on and task.close == [] and task.layout.style == "plain"
-    assert task.decode(task.prompt(x)).endswith("[BEGIN]\n")
+    text = task.decode(task.prompt(x))
+    assert text.count("You are an expert Python programmer, and here is your task:") == 4
+    assert text.count("[BEGIN]") == 4 and text.count("[DONE]") == 3 and text.endswith("[BEGIN]\n")
+    assert "Add 2. Your code should pass these tests:\n\nassert plus(1) == 3\n[BEGIN]\ndef" in text
     assert task.decode(task.prompt(y)) == y.head
     assert task.over(x, "def plus(x): return 1\n[DONE]") and not task.over(x, "def f(): 0\ndef g")
     assert task.over(y, "    return 0\ndef") and not task.over(y, "    return 0\n    # more")

@@ -3,10 +3,10 @@
     DIR/HumanEval.jsonl or .jsonl.gz            github.com/openai/human-eval, data/
     DIR/mbpp.jsonl or DIR/sanitized-mbpp.json   github.com/google-research/google-research, mbpp/
 
-With both MBPP files the full one is used. All of MBPP trains but for the three problems of the
-prompt and, kept for --split val, its own validation problems; its own test problems train too,
-since HumanEval is what is evaluated. With HumanEval alone, 100 of its 164 problems train and the
-others are the test.
+With both MBPP files the full one is used. All of MBPP trains but for the three problems that a base
+model's prompt shows solved and, kept for --split val, its own validation problems; its own test
+problems train too, since HumanEval is what is evaluated. With HumanEval alone, 100 of its 164
+problems train and the others are the test. A chat model is given the problem alone.
 """
 
 import ast
@@ -27,11 +27,12 @@ REVISE = (
     "Please correct the error, if any, and rewrite the solution. Only output the final correct "
     "Python program!"
 )
-SHOTS = (2, 3, 4)  # Austin et al.'s prompt problems
+SHOTS = (2, 3, 4)  # Austin et al.'s prompt problems: a base model sees them solved
 VALIDATION = range(511, 601)
 # What ends the body of a function that a base model goes on writing (Chen et al. 2021).
 STOPS = re.compile(r"\n(?=class|def|#|if|print)")
-FENCED = re.compile(r"(```|~~~)[ \t]*[\w+-]*[ \t]*\n(.*?)(?:\1|\Z)", re.DOTALL)
+FENCE = re.compile(r"^([^`~\n]*)(```+|~~~+)([^`\n]*)$", re.MULTILINE)
+BEGIN, DONE = (re.compile(rf"^\[{word}\]", re.MULTILINE) for word in ("BEGIN", "DONE"))
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class ProgramTask(FileTask):
     plain_revise = f"\n\n{REVISE}\n[BEGIN]\n"
     max_new_tokens = 384
     timeout = 3.0  # seconds a program may take
+    shots = ""  # MBPP's worked examples, before a base model's problem
 
     def __init__(self, source: Source):
         test = read_humaneval(source.folder)
@@ -62,25 +64,34 @@ class ProgramTask(FileTask):
             splits = {"train": order[:part], "test": order[part:]}
             notes = ["no MBPP file: a fixed part of HumanEval trains and the rest is the test"]
         else:
-            splits, notes = mbpp
+            splits, self.shots, notes = mbpp
             splits["test"] = test
         super().__init__(source, splits, notes)
 
     def user(self, problem: Program) -> str:
-        return problem.prompt.removesuffix("\n[BEGIN]\n") if not problem.head else problem.prompt
-
-    def plain(self, problem: Program) -> str:
         return problem.prompt
 
+    def plain(self, problem: Program) -> str:
+        if problem.head:
+            return problem.prompt
+        return f"{self.shots}{problem.prompt}\n[BEGIN]\n"
+
     def over(self, problem: Program, response: str) -> bool:
-        return len(answer_alone(problem, response)) < len(response)
+        return len(self.answer(problem, response)) < len(response)
+
+    def answer(self, problem: Program, response: str) -> str:
+        """A response up to the end of its answer: to [DONE], and to where the function that was asked
+        for is complete, in a fenced block of a chat model's or as a base model's text goes on."""
+        done = DONE.search(response)
+        response = response[: done.start()] if done else response
+        if self.is_chat:
+            return to_fence(response, problem.entry_point)
+        return to_stop(response, problem.entry_point) if problem.head else response
 
     def completion(self, problem: Program, response: str) -> str:
         """What is put after the problem's code, if it has any, and run."""
-        if self.runs_on:
-            response = answer_alone(problem, response)
-        code = extract_code(response, problem.entry_point)
-        is_body = is_indented(code) if self.runs_on else not defines(code, problem.entry_point)
+        code = extract_code(self.answer(problem, response), problem.entry_point)
+        is_body = not defines(code, problem.entry_point) if self.is_chat else is_indented(code)
         # The head of a whole program ends in a docstring, so it is complete by itself, and what it
         # imports stays imported.
         return code if not problem.head or is_body else "\n\n" + code
@@ -107,17 +118,47 @@ class ProgramTask(FileTask):
         ]
 
 
-def answer_alone(problem: Program, text: str) -> str:
-    """What a base model wrote up to the end of its answer: [DONE] in any case, and on HumanEval,
-    whose prompt shows no [DONE], the end of the function."""
-    text = text.partition("[DONE]")[0]
-    if not problem.head:
-        return text
+def to_stop(text: str, entry_point: str) -> str:
+    """A base model's text up to the end of the function, whether it gives the body alone or all."""
     if is_indented(text):
         return STOPS.split(text)[0]
-    start = defined_at(text, problem.entry_point)
+    start = defined_at(text, entry_point)
     end = start and re.search(r"\n(?=[^\s)\]}#])", text[start.end() :])
     return text[: start.end() + end.start()] if end else text
+
+
+def to_fence(text: str, entry_point: str) -> str:
+    """A chat model's text up to the fence that closes the first block in which the function is
+    defined. So a second attempt must not begin by quoting the faulty function in a block."""
+    ends = (end for code, end in fenced(text) if end is not None and defines(code, entry_point))
+    return text[: next(ends, None)]
+
+
+def fenced(text: str) -> list[tuple[str, int | None]]:
+    """The blocks of a text in Markdown, and where the fence ends that closes each: None where there
+    is none, and the text or another block's opening ends it. A fence that is indented deeper than
+    the block, or is shorter or of another kind than its opening, belongs to the code."""
+    blocks: list[tuple[str, int | None]] = []
+    opening = None
+    for line in FENCE.finditer(text):
+        before, fence, language = line[1], line[2], line[3].strip()
+        alone = not before.strip()
+        if opening is None:
+            if alone or re.fullmatch(r"[\w+.-]*", language):
+                opening = line
+            continue
+        indent = len(opening[1]) if not opening[1].strip() else 0
+        if not fence.startswith(opening[2]) or (alone and len(before) > indent + 3):
+            continue
+        if not language:
+            blocks.append((text[opening.end() + 1 : line.start(2)], line.end()))
+            opening = None
+        elif alone:
+            blocks.append((text[opening.end() + 1 : line.start()], None))
+            opening = line
+    if opening is not None:
+        blocks.append((text[opening.end() + 1 :], None))
+    return [(textwrap.dedent(code.rstrip(" \t")), end) for code, end in blocks]
 
 
 def is_indented(code: str) -> bool:
@@ -134,16 +175,15 @@ def defines(code: str, name: str) -> bool:
 
 
 def extract_code(response: str, entry_point: str) -> str:
-    """The program in a response: what stands between [BEGIN] and [DONE], or in fenced blocks, or
-    else all of it. Of several blocks that define the function the last counts, for a correction
-    may quote what it corrects; blocks before it that only define other things stay with it."""
-    response = response.partition("[DONE]")[0].rpartition("[BEGIN]")[2]
-    blocks = [block for _, block in FENCED.findall(response)]
-    flat = [textwrap.dedent(block) for block in blocks]
-    places = [n for n, block in enumerate(flat) if defines(block, entry_point)]
+    """The program in an answer: what stands after [BEGIN], or in fenced blocks, or else all of it. Of
+    several blocks that define the function the last counts, since those before it were never
+    closed; blocks that only define other things stay with it."""
+    response = BEGIN.split(response)[-1]
+    blocks = [block for block, _ in fenced(response)]
+    places = [n for n, block in enumerate(blocks) if defines(block, entry_point)]
     if places:
-        helpers = [block for block in flat[: places[-1]] if only_defines(block, entry_point)]
-        response = "\n".join([*helpers, flat[places[-1]]])
+        helpers = [block for block in blocks[: places[-1]] if only_defines(block, entry_point)]
+        response = "\n".join([*helpers, blocks[places[-1]]])
     elif blocks:
         response = blocks[0]
     response = re.sub(r"\A\s*python\s*\n", "", response)
@@ -213,8 +253,9 @@ def defines_check(test: str) -> bool:
     return any(isinstance(node, ast.FunctionDef) and node.name == "check" for node in nodes)
 
 
-def read_mbpp(folder: Path) -> tuple[dict[str, list[Program]], list[str]] | None:
-    """Training and validation problems, and notes; None where there is no file of MBPP's."""
+def read_mbpp(folder: Path) -> tuple[dict[str, list[Program]], str, list[str]] | None:
+    """Training and validation problems, the worked examples, and notes; None where there is no file
+    of MBPP's."""
     full, sanitized = folder / "mbpp.jsonl", folder / "sanitized-mbpp.json"
     if full.exists():
         path = full
@@ -251,11 +292,10 @@ def read_mbpp(folder: Path) -> tuple[dict[str, list[Program]], list[str]] | None
     splits: dict[str, list[Program]] = {"train": [], "val": []}
     for number, (text, code, tests, test, entry_point) in sorted(by_id.items()):
         if number not in SHOTS:
-            prompt = f"{shots}{question(text, tests)}\n[BEGIN]\n"
-            program = Program(prompt, code, f"MBPP/{number}", test, entry_point)
+            program = Program(question(text, tests), code, f"MBPP/{number}", test, entry_point)
             splits["val" if number in VALIDATION else "train"].append(program)
     found = sum(n in by_id for n in SHOTS)
-    return splits, [f"training on {path.name}, its prompt with {found} worked examples"]
+    return splits, shots, [f"training on {path.name}; a base model sees {found} worked examples"]
 
 
 def question(text: str, tests: list[str]) -> str:

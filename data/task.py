@@ -33,7 +33,7 @@ class Task(ABC):
     name: str
     encoding: tiktoken.Encoding
     eos: int  # ends an attempt; an action like any other
-    close: list[int] = []  # stands in for eos before p where the length limit cut an attempt
+    close: list[int] = []  # stands in for eos before p where an attempt has none
     instruction: str  # p: asks for another attempt; never says whether the last was right
     revise: list[int]  # p as it stands between the attempts
     max_new_tokens: int  # of one attempt, eos included

@@ -37,14 +37,15 @@ class TextTask(Task):
 
     system: str  # the system turn
     plain_revise: str  # p, as a base model's running text
+    runs_on = True
     examples: list[tuple[str, str]] = []  # of user and assistant: turns before a chat model's first
 
     def __init__(self, source: Source):
         self.layout = pick_layout(load_tokenizer(source.init), source.layout)
         self.encoding, self.eos = self.layout.tokenizer.encoding, self.layout.eos
         self.context = source.context or read_shape(source.init)["context"]
-        self.runs_on = self.layout.style == "plain"  # base models seldom end a text
-        self.close = [] if self.runs_on else [self.eos]
+        self.is_chat = self.layout.style != "plain"
+        self.close = [self.eos] if self.is_chat else []
         self.revise = self.layout.revise(self.instruction, self.plain_revise)
         if source.max_new_tokens is not None:
             self.max_new_tokens = source.max_new_tokens

@@ -110,9 +110,8 @@ def two_attempts(prompts: list[str], trainer: ScoreTrainer) -> dict:
     problems = [trainer.problems[int(number)] for number in prompts]
     xs = [task.prompt(problem) for problem in problems]
     y1 = answer(trainer, task, xs[::M], problems[::M], K)
-    again = [
-        x + y + ([] if over else task.close) + task.revise for x, (y, over) in zip(xs[::M], y1)
-    ]
+    ends = [[] if y[-1] == task.eos else task.close for y, _ in y1]
+    again = [x + y + end + task.revise for x, (y, _), end in zip(xs[::M], y1, ends)]
     again, y1 = score.repeat(again, M), score.repeat(y1, M)
     y2 = answer(trainer, task, again, problems, M)
     between = [len(row) - len(x) - len(y) for row, x, (y, _) in zip(again, xs, y1)]
