@@ -35,6 +35,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from pretrained.weights import (
     load_tensors,
@@ -393,6 +394,7 @@ class GPT(nn.Module):
     """A decoder. GPT(config)(tokens (B, T)) → logits (B, T, V), float32. There is no dropout, so
     that what is sampled is what is scored."""
 
+    recompute = False  # the activations of blocks in the backward pass, to save memory
     steps: "GraphSteps | None" = None  # of decoding on CUDA, captured for this model
 
     def __init__(self, config: GPTConfig):
@@ -530,8 +532,11 @@ class GPT(nn.Module):
             rotation = angle.cos(), angle.sin()  # (B, 1, T, D/2) each
         one_query = isinstance(cache, Cache) and tokens.shape[1] == 1
         seen = Seen(mask, as_bias(mask, cache) if one_query else None, rotation, cache)
+        # What a shared start leaves for the rows after it is written only once.
+        again = self.recompute and not last_only and (cache is None or len(cache.layers) > 0)
         for layer, block in enumerate(self.blocks):
-            x = block(x, seen, layer, last_only and layer == config.layers - 1)
+            args = x, seen, layer, last_only and layer == config.layers - 1
+            x = checkpoint(block, *args, use_reentrant=False) if again else block(*args)
         return self.norm(x)
 
 
@@ -953,9 +958,9 @@ def generate(
     every `shared` adjacent prompts begin alike, that is read once for them. Randomness is keyed by
     (seed, the prompt's key, sample, position); without `keys` a prompt's key is a hash of its
     tokens. `over` ends answers that are complete although the model would write on: every ASK_EVERY
-    tokens it is given those of all rows so far and returns, a row each, whether that answer is
-    complete. When it is asked depends on nothing else, so neither do the answers. Raises ValueError for an empty prompt, a bad number, or a prompt that leaves less than
-    max_new_tokens of the context.
+    tokens it is given the tokens of all rows so far and returns, for each row, whether its answer
+    is complete. Raises ValueError for an empty prompt, a bad number, or a prompt that leaves less
+    than max_new_tokens of the context.
     """
     check_prompts(model, prompts, shared, max_new_tokens)
     if max_new_tokens < 1 or samples < 1:
@@ -1018,10 +1023,12 @@ class OneDNNLinear(nn.Module):
 
 
 class LowLinear(nn.Linear):
-    """A linear layer on CUDA, its weights in fewer bits. The result has the input's dtype."""
+    """A linear layer, its weights in fewer bits. The result has the input's dtype, but under
+    autocast that of the weights, as any linear layer's has there."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x.to(self.weight.dtype), self.weight, self.bias).to(x.dtype)
+        y = F.linear(x.to(self.weight.dtype), self.weight, self.bias)
+        return y if torch.is_autocast_enabled(x.device.type) else y.to(x.dtype)
 
 
 def linear_layers(model: GPT) -> dict[str, nn.Linear]:
@@ -1045,6 +1052,16 @@ def onednn_layers(model: GPT, low: torch.dtype) -> dict[str, nn.Module]:
         found[name].after = OneDNNLinear.FUSED[model.config.activation]
         found[name.replace("mlp.up", "mlp.activation")] = nn.Identity()
     return found
+
+
+def round_layers(model: GPT, low: torch.dtype) -> None:
+    """Keeps the weights of a model's linear layers, but for the head, in fewer bits."""
+    for name, layer in linear_layers(model).items():
+        if layer is not model.head:
+            shape = layer.in_features, layer.out_features, layer.bias is not None
+            rounded = LowLinear(*shape, device=layer.weight.device, dtype=low)
+            rounded.load_state_dict(layer.state_dict())
+            model.set_submodule(name, rounded)
 
 
 def low_layers(model: GPT, low: torch.dtype) -> dict[str, nn.Module]:

@@ -267,6 +267,20 @@ class Packed:
     before1: Tensor  # (N, T1) int64: the slot before each of y1's
     before2: Tensor  # (M, T2) int64: the slot before each of y2's
 
+    def take(self, rows: slice) -> "Packed":
+        """Some of the rows, without the slots in which none of them has a token."""
+        used = self.ok[rows].any(0)  # (S,)
+        # A slot's new place; of an unused one, before which no token stands, any will do.
+        place = (used.cumsum(0) - 1).clamp(min=0)
+        return Packed(
+            start=self.start,
+            tokens=self.tokens[rows, used],
+            ok=self.ok[rows, used],
+            branch=self.branch[used],
+            before1=place[self.before1[rows]],
+            before2=place[self.before2],
+        )
+
 
 def pack(
     prompts: list[list[int]], first: Generation, again: list[list[int]], second: Generation
@@ -519,12 +533,11 @@ def train_step(
 
 def micro_batches(rolled: Rollout, cfg: Config) -> Iterator[Rollout]:
     """The rollout, cfg.micro problems at a time. Baselines stay within a problem, so the gradients
-    of the parts add up to that of the whole."""
+    of the parts add up to that of the whole. A part is as long as its own longest answers."""
     K, M = cfg.samples, cfg.revisions
     size = K * (cfg.micro or len(rolled.r1) // K)
     for start in range(0, len(rolled.r1), size):
         first, second = slice(start, start + size), slice(start * M, (start + size) * M)
-        packed = rolled.packed
         yield replace(
             rolled,
             first=rolled.first.take(first),
@@ -532,12 +545,7 @@ def micro_batches(rolled: Rollout, cfg: Config) -> Iterator[Rollout]:
             r1=rolled.r1[first],
             r2=rolled.r2[second],
             changed=rolled.changed[second],
-            packed=replace(
-                packed,
-                tokens=packed.tokens[first],
-                ok=packed.ok[first],
-                before1=packed.before1[first],
-            ),
+            packed=rolled.packed.take(first),
         )
 
 

@@ -160,7 +160,7 @@ def expected_gradient(
     n = len(ATTEMPTS)
     # Each packed row holds one first attempt and all seven second attempts to it.
     first, second = padded(ATTEMPTS), padded(ATTEMPTS * n)
-    world = types.SimpleNamespace(close=[], revise=REVISE)
+    world = types.SimpleNamespace(eos=0, close=[], revise=REVISE)
     packed = code.pack([prompt], first, code.try_again(world, [prompt], first), second)
     every = code.Rollout(
         first, second, REWARDS, REWARDS.repeat(n), torch.zeros(n * n), True, packed
@@ -856,14 +856,18 @@ def test_fused_sampler_draws_from_the_softmax():
 
 @needs_triton
 def test_fused_rows_stand_alone():
-    """Neither the batch around a row nor its place in it, nor strides, change anything."""
+    """Neither the batch around a row nor its place in it, nor strides, change anything. Triton's
+    interpreter multiplies by numpy, which rounds a row by its place where there is no AVX-512."""
     hidden, weight, keys = fused_case(70, 300, 100)
-    whole = model_module.fused_sample(hidden, weight, 0.7, keys)
+    tokens, logprobs = model_module.fused_sample(hidden, weight, 0.7, keys)
+    rounding = 0 if DEVICE == "cuda" else 2e-6
     for rows in (torch.arange(69, 70), torch.arange(13), torch.randperm(70)):
         strided = torch.stack([hidden[rows] * 0, hidden[rows]], 1)[:, -1]
         apart = torch.stack([keys[rows]] * 2, 1)[:, 1]
-        part = model_module.fused_sample(strided, weight.T.contiguous().T, 0.7, apart)
-        assert all(torch.equal(a[rows.to(DEVICE)], b) for a, b in zip(whole, part))
+        token, logprob = model_module.fused_sample(strided, weight.T.contiguous().T, 0.7, apart)
+        rows = rows.to(DEVICE)
+        assert torch.equal(tokens[rows], token)
+        assert (logprobs[rows] - logprob).abs().max() <= rounding
 
 
 @needs_triton
@@ -965,19 +969,23 @@ def test_offline_attempts_are_cut_and_closed_alike():
     assert all((scored - part.logprobs).abs().max() < 1e-5 for scored, part in parts)
 
 
-@pytest.mark.parametrize("micro", [1, 2, 4])
-def test_micro_batches_give_the_same_gradient(micro):
-    """Whatever the split, with offline first attempts to some of the problems."""
+@pytest.mark.parametrize("start", [[], [5, 6, 7]])
+@pytest.mark.parametrize("micro, recompute", [(1, False), (2, False), (4, False), (None, True)])
+def test_saving_memory_gives_the_same_gradient(micro, recompute, start):
+    """Whatever the split, and where activations are computed again; with offline first attempts to
+    some of the problems, and with a start that all prompts share."""
+    problems = toy_problems([start + prompt for prompt in RAGGED])
     steps = []
-    for size in (None, micro):
+    for size, again in ((None, False), (micro, recompute)):
         policy, ref = ragged_gpt(), train.frozen(ragged_gpt())
+        policy.recompute = again
         with torch.no_grad():
             ref.blocks[0].mlp.up.weight.add_(0.1)  # so that the KL is not 0
         optimizer = torch.optim.SGD(policy.parameters(), lr=1.0)
         cfg = score.Config(samples=3, revisions=2, offline=0.6, micro=size, clip=1e9)
         before = torch.nn.utils.parameters_to_vector(policy.parameters()).detach()
         metrics = score.train_step(
-            policy, ref, optimizer, Toy(), toy_problems(RAGGED), score.stage2_returns, cfg, 1
+            policy, ref, optimizer, Toy(), problems, score.stage2_returns, cfg, 1
         )
         after = torch.nn.utils.parameters_to_vector(policy.parameters()).detach()
         steps.append((after - before, metrics))
@@ -1443,6 +1451,34 @@ def trained(tmp_path_factory) -> pathlib.Path:
     return out / "puzzle"
 
 
+@pytest.fixture(scope="module")
+def unfinished(trained, tmp_path_factory) -> pathlib.Path:
+    """Stage I as a run leaves it that is killed after step 3 of 6; its best model is of step 2."""
+    out = tmp_path_factory.mktemp("unfinished")
+    shutil.copytree(trained / "base", out / "puzzle" / "base")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "STAGES", six_steps())
+        patch.setattr(train, "SAVE_EVERY", 0.0)
+        patch.setattr(train, "SAVE_SHARE", math.inf)
+        patch.setattr(train.Best, "WINDOW", 2)
+        patch.setattr(train.Best, "EVERY", 2)
+        kill_after(3, patch)
+        with pytest.raises(MemoryError):
+            run("--stage", 1, "--out", out)
+    return out / "puzzle"
+
+
+def kill_after(step: int, patch: pytest.MonkeyPatch) -> None:
+    advance = train.Trainer.advance
+
+    def killed(trainer):
+        if trainer.step == step:
+            raise MemoryError("as good as a SIGKILL: nothing is saved")
+        return advance(trainer)
+
+    patch.setattr(train.Trainer, "advance", killed)
+
+
 def six_steps() -> tuple[train.Stage, ...]:
     own = [stage.own | {"steps": 6} for stage in train.STAGES]
     return tuple(dataclasses.replace(stage, own=each) for stage, each in zip(train.STAGES, own))
@@ -1562,6 +1598,27 @@ def test_a_finished_model_is_used_though_its_state_is_gone(trained, tmp_path, fe
         assert capsys.readouterr().out.splitlines()[3].startswith("stage1 ")
 
 
+def test_a_finished_stage_keeps_its_model_and_its_settings(trained):
+    """At most 1.1 of its weights on the disk, were it not so small: no moments, no state before."""
+    for name in ("base", "stage1", "stage2"):
+        files = {path.name for path in (trained / name).iterdir()}
+        assert files == {"model.pt", "state.pt", "metrics.jsonl", "results.json"}
+        state = torch.load(trained / name / "state.pt", weights_only=True)
+        assert set(state) == {"settings", "step", "samples", "seconds"}
+
+
+def test_a_reference_in_bfloat16_changes_no_figure():
+    """Its linear layers are rounded once and not at every step; the rest stays in float32."""
+    tokens = torch.tensor([[1, 2, 3, 4, 5]])
+    for shape in ({}, {"rms_norm": True, "gated": True, "rope": 100.0, "qk_norm": True}):
+        whole, low = ragged_gpt(**shape), train.frozen(ragged_gpt(**shape), torch.bfloat16)
+        kinds = {weight.dtype for weight in low.parameters()}
+        assert kinds == {torch.float32, torch.bfloat16}
+        with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+            assert torch.equal(whole(tokens), low(tokens))
+            assert generate(low, RAGGED, 8, eos=0, seed=1).logprobs.isfinite().all()
+
+
 def test_a_stage_in_another_s_folder_is_refused(trained, tmp_path, few_steps, capsys):
     shutil.copytree(trained, tmp_path / "puzzle")
     shutil.copy(trained / "stage2" / "state.pt", tmp_path / "puzzle" / "stage1" / "state.pt")
@@ -1623,10 +1680,10 @@ def test_what_cannot_be_evaluated_is_refused_before_training(tmp_path, capsys):
         {"seconds": None},
     ],
 )
-def test_bad_state_is_one_line(change, trained, tmp_path, few_steps, capsys):
-    shutil.copytree(trained, tmp_path / "puzzle")
+def test_bad_state_is_one_line(change, unfinished, tmp_path, few_steps, capsys):
+    shutil.copytree(unfinished, tmp_path / "puzzle")
     path = tmp_path / "puzzle" / "stage1" / "state.pt"
-    torch.save(torch.load(path, weights_only=True) | {"step": 3} | change, path)
+    torch.save(torch.load(path, weights_only=True) | change, path)
     before = path.read_bytes()
     assert run("--stage", 1, "--resume", "--out", tmp_path) == 2
     lines = capsys.readouterr().err.splitlines()
@@ -1634,14 +1691,21 @@ def test_bad_state_is_one_line(change, trained, tmp_path, few_steps, capsys):
     assert path.read_bytes() == before
 
 
-@pytest.mark.parametrize("log", [b"", b"\xff\xfe", b"{}\n" * 6, b'{"step": 2}\n' * 6])
-def test_bad_log_is_one_line(log, trained, tmp_path, few_steps, capsys):
-    shutil.copytree(trained, tmp_path / "puzzle")
-    path = tmp_path / "puzzle" / "stage1" / "state.pt"
-    state = torch.load(path, weights_only=True)
-    torch.save(state | {"settings": state["settings"] | {"steps": 9}}, path)
-    (path.parent / "metrics.jsonl").write_bytes(log)
-    assert run("--stage", 1, "--resume", "--steps", 9, "--out", tmp_path) == 2
+@pytest.mark.parametrize("damage", [pathlib.Path.unlink, lambda path: path.write_bytes(b"PK")])
+def test_the_best_model_so_far_must_be_there(damage, unfinished, tmp_path, few_steps, capsys):
+    """Else the rest of the stage would be trained and the best of it thrown away."""
+    shutil.copytree(unfinished, tmp_path / "puzzle")
+    damage(tmp_path / "puzzle" / "stage1" / "model.pt")
+    assert run("--stage", 1, "--resume", "--out", tmp_path) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and "stage1/model.pt" in lines[0]
+
+
+@pytest.mark.parametrize("log", [b"", b"\xff\xfe", b"{}\n" * 3, b'{"step": 2}\n' * 3])
+def test_bad_log_is_one_line(log, unfinished, tmp_path, few_steps, capsys):
+    shutil.copytree(unfinished, tmp_path / "puzzle")
+    (tmp_path / "puzzle" / "stage1" / "metrics.jsonl").write_bytes(log)
+    assert run("--stage", 1, "--resume", "--out", tmp_path) == 2
     assert "is not the log" in capsys.readouterr().err
 
 
@@ -1717,6 +1781,8 @@ def test_killed_and_resumed_equals_uninterrupted(
     def some_steps(trainer):
         if trainer.step in (2, 4, 8, trainer.job.run.steps):
             save(trainer)
+        if trainer.step == 8:  # what a finished stage no longer keeps
+            shutil.copy(trainer.job.folder / "state.pt", trainer.job.folder / "state.8.pt")
 
     monkeypatch.setattr(train, "SAVE_EVERY", 0.0)
     monkeypatch.setattr(train, "SAVE_SHARE", math.inf)
@@ -1726,15 +1792,8 @@ def test_killed_and_resumed_equals_uninterrupted(
     for out in ("whole", "killed"):
         assert run("--stage", 0, "--out", tmp_path / out) == 0 if stage else True
     assert run("--stage", stage, "--out", tmp_path / "whole", "--steps", 11) == 0
-    advance = train.Trainer.advance
-
-    def killed(trainer):
-        if trainer.step == 6 and trainer.job.run.steps == 11:
-            raise MemoryError("as good as a SIGKILL: nothing is saved")
-        return advance(trainer)
-
     with monkeypatch.context() as patch:
-        patch.setattr(train.Trainer, "advance", killed)
+        kill_after(6, patch)
         with pytest.raises(MemoryError):
             run("--stage", stage, "--out", tmp_path / "killed", "--steps", 11)
     assert run("--stage", stage, "--out", tmp_path / "killed", "--steps", 11) == 2  # unfinished
@@ -1748,9 +1807,9 @@ def test_killed_and_resumed_equals_uninterrupted(
     assert f"going on after step {2 if damaged else 4} of 11" in said
     assert ("going back to" in said) == damaged
     assert same_weights(whole / "model.pt", killed / "model.pt")
-    assert same_weights(whole / "state.pt", killed / "state.pt")
+    assert same_weights(whole / "state.8.pt", killed / "state.8.pt")
     assert without_times(whole / "metrics.jsonl") == without_times(killed / "metrics.jsonl")
-    a, b = (torch.load(f / "state.pt", weights_only=True) for f in (whole, killed))
+    a, b = (torch.load(f / "state.8.pt", weights_only=True) for f in (whole, killed))
     for name, moment in a["optimizer"]["state"][0].items():
         assert torch.equal(moment, b["optimizer"]["state"][0][name])
     assert a["best"]["recent"] == b["best"]["recent"] and a["best"]["reward"] == b["best"]["reward"]
@@ -1775,10 +1834,10 @@ def same(a, b) -> bool:
 
 
 @pytest.mark.parametrize("name", ["model.pt", "state.pt"])
-def test_a_flipped_bit_is_refused_or_changes_nothing(name, trained, tmp_path):
+def test_a_flipped_bit_is_refused_or_changes_nothing(name, unfinished, tmp_path):
     path = tmp_path / name
-    whole = (trained / "stage1" / name).read_bytes()
-    wanted = torch.load(trained / "stage1" / name, weights_only=True)
+    whole = (unfinished / "stage1" / name).read_bytes()
+    wanted = torch.load(unfinished / "stage1" / name, weights_only=True)
     rng, refused = random.Random(0), 0
     for _ in range(100):
         content = bytearray(whole)
@@ -1794,18 +1853,18 @@ def test_a_flipped_bit_is_refused_or_changes_nothing(name, trained, tmp_path):
     assert 0 < refused < 100
 
 
-def test_a_damaged_state_is_not_kept_as_the_one_before(trained, tmp_path):
+def test_a_damaged_state_is_not_kept_as_the_one_before(unfinished, tmp_path):
     """A disk that is full at the next save must not leave the damaged one twice."""
-    good = (trained / "stage1" / "state.pt").read_bytes()
+    good = (unfinished / "stage1" / "state.pt").read_bytes()
     for name in ("state.pt", "state.before.pt"):
         (tmp_path / name).write_bytes(good)
     flip_a_weight(tmp_path / "state.pt")
-    assert train.read_state(tmp_path)["step"] == 6
+    assert train.read_state(tmp_path)["step"] == 3
     assert (tmp_path / "state.pt").read_bytes() == good
 
 
-def test_adam_s_settings_are_the_run_s_own(trained, few_steps):
-    job = train.plan({"out": str(trained.parent), "difficulty": 2}, 1)[1]
+def test_adam_s_settings_are_the_run_s_own(unfinished, few_steps):
+    job = train.plan({"out": str(unfinished.parent), "difficulty": 2}, 1)[1]
     task = train.load_task(job.run)
     policy = train.stage_model(job, task, torch.device("cpu"))
     trainer = train.Trainer(job, task, policy, None)
@@ -1852,13 +1911,12 @@ def test_saves_go_by_time_and_take_a_small_share_of_it(tmp_path, few_steps, monk
 
 
 @pytest.mark.parametrize("bad", [math.nan, 1e30])
-def test_weights_stay_as_they_were_where_a_step_is_not_finite(bad, trained, tmp_path, capsys):
+def test_weights_stay_as_they_were_where_a_step_is_not_finite(bad, unfinished, tmp_path, capsys):
     """And the line says which stage, step and attempt."""
-    shutil.copytree(trained, tmp_path / "puzzle")
+    shutil.copytree(unfinished, tmp_path / "puzzle")
     path = tmp_path / "puzzle" / "stage1" / "state.pt"
     state = torch.load(path, weights_only=True)
     state["model"]["positions.weight"][4] = bad
-    state |= {"step": 3, "settings": state["settings"] | {"steps": 6}}
     torch.save(state, path)
     before = path.read_bytes()
     assert run("--stage", 1, "--steps", 6, "--resume", "--out", tmp_path) == 2
@@ -2154,8 +2212,7 @@ optimizer = torch.optim.Adam(policy.parameters(), lr=1e-5, fused=True)
 for step in (1, 2):
     problems = task.batch(0, step, cfg.problems)
     score.train_step(policy, ref, optimizer, task, problems, score.stage1_returns, cfg, step)
-best = plan.kept / 6  # a stage keeps the best weights from its fiftieth step on
-print(json.dumps([(plan.peak - best) / 2**20, peak() - before]))
+print(json.dumps([plan.peak / 2**20, peak() - before]))
 """
 
 
@@ -2169,21 +2226,22 @@ def test_a_step_takes_the_memory_that_was_planned():
 
 
 def test_a_plan_counts_and_allocates_nothing(tmp_path, chatty, monkeypatch, capsys):
-    """Six operations a weight and token, and two of the reference; an open model's folder is read
-    for its shape; more problems a backward pass take more memory and no more operations."""
+    """An open model's folder is read for its shape; a backward pass of fewer problems takes less
+    memory; a reference whose products are in bfloat16 is kept in it, but for embeddings and norms.
+    """
     run_settings, cfg = train.resolve(train.STAGES[2], {"width": 128, "problems": 4})
     task = train.load_task(run_settings)
     config = train.new_config(run_settings, task)
     plan = train.plan_step(config, task, run_settings, cfg)
     gpt = GPT(config)
     assert plan.parameters == sum(weight.numel() for weight in gpt.parameters())
-    assert plan.kept == 6 * 4 * plan.parameters
-    inner = plan.parameters - gpt.tokens.weight.numel() - gpt.positions.weight.numel()
-    tokens = 4 * 4 * (len("737152=11") - 2 + 7 + 1 + 4 * 7)
-    assert 1.0 < plan.update_flops / (8 * inner * tokens) < 1.5
+    assert plan.kept == 5 * 4 * plan.parameters
     parts = train.plan_step(config, task, run_settings, dataclasses.replace(cfg, micro=1))
     assert parts.update < 0.5 * plan.update
-    assert parts.update_flops == pytest.approx(plan.update_flops, rel=0.01)
+    low = dataclasses.replace(run_settings, dtype="bfloat16")
+    linear = sum(part.nbytes for block in gpt.blocks for name, part in block.named_parameters()
+                 if "norm" not in name)  # fmt: skip
+    assert train.plan_step(config, task, low, cfg).kept == plan.kept - linear // 2
     assert gpt(torch.tensor([[1, 2]])).shape == (1, 2, config.vocab_size)  # of real tensors
     monkeypatch.chdir(tmp_path)
     flags = f"--task addition --difficulty 2 --init {chatty} --shots 0".split()
@@ -2490,14 +2548,11 @@ def test_later_stages_take_the_shape_of_the_base(trained, few_steps, capsys):
 def test_best_checkpoint_is_the_one_with_the_highest_mean_reward():
     """Rewards rise until step 100 and fall as fast: the mean of the last 50 is highest near step
     124, and 120 is the nearest step that is looked at, whatever one lucky step says."""
-    gpt, best = toy_gpt(0), train.Best()
+    best = train.Best()
     rewards = [min(step, 200 - step) / 100 for step in range(1, 201)]
     rewards[30] += 0.5
-    for step, reward in enumerate(rewards, start=1):
-        with torch.no_grad():
-            gpt.norm.bias.fill_(step)
-        best.add(step, 200, reward, gpt)
-    assert best.weights["norm.bias"][0] == 120
+    steps = [step for step, reward in enumerate(rewards, start=1) if best.add(step, 200, reward)]
+    assert steps == [50, 60, 70, 80, 90, 100, 110, 120]
 
 
 def test_learning_rate_rises_and_falls():
@@ -3487,11 +3542,14 @@ OLD = "def f(x):\n    return x\n"
         f"Here: ```python\n{WHOLE}```", f"from __future__ import annotations\n{WHOLE}",
         f"import math\n\n\ndef h(): pass\n\n\n{WHOLE}\n\nif __name__ == '__main__':\n    f(1)\n",
         f"```python\n{WHOLE}```".replace("\n", "\r\n"), f"````md\n{WHOLE}````\n```\n{OLD}```",
-        f"```{{.python}}\n{WHOLE}```", f"```python title='f.py'\n{WHOLE}```", f"```py3.11\n{WHOLE}```",
-        "```python\ndef f(x):\n    '''\n    ```\n    f(1)\n    ```\n    '''\n    return x + 1\n```\nIt adds.",
-        "```python\ndef f(x):\n    return '```' and x + 1\n```", f"```python\n{OLD}```python\n{WHOLE}```",
-        "```python\ndef f(x):\n    return x + 1```\nIt adds.", f"Use ``` or ~~~:\n```\n{WHOLE}```",
-        "def f(x):\n    '[DONE] [BEGIN]'\n    return x + 1", f"```python\n{WHOLE}```\n```python\n{OLD}```",
+        f"```{{.python}}\n{WHOLE}```", f"```python title='f.py'\n{WHOLE}```",
+        f"```py3.11\n{WHOLE}```", "```python\ndef f(x):\n    return '```' and x + 1\n```",
+        "```python\ndef f(x):\n    '''\n    ```\n    f(1)\n    ```\n    '''\n    return x + 1\n"
+        "```\nIt adds.", f"```python\n{OLD}```python\n{WHOLE}```",
+        "```python\ndef f(x):\n    return x + 1```\nIt adds.",
+        f"Use ``` or ~~~:\n```\n{WHOLE}```",
+        "def f(x):\n    '[DONE] [BEGIN]'\n    return x + 1",
+        f"```python\n{WHOLE}```\n```python\n{OLD}```",
     ],
 )  # fmt: skip
 def test_the_program_in_a_response(response):
@@ -3515,11 +3573,12 @@ def chat_programs() -> programs.ProgramTask:
     [
         (f"Sure:\n```python\n{WHOLE}```", "\nIt adds."), (f"~~~\n{WHOLE}~~~", "\n"),
         (f"```python\ndef g(x): 1\n```\n```python\n{WHOLE}```", "\n```python\nf(1)\n```"),
-        (f"[BEGIN]\n{WHOLE}", "[DONE]\nmore"), (f"```python\n{OLD}```", f"\n```python\n{WHOLE}```"),
-        (f"```python\n{OLD}```python\n{WHOLE}```", "\nIt adds."), (f"````\n{WHOLE}```\n````", "\n"),
-        (f"```python\r\n{WHOLE}```\r", "\nIt adds."),
-        (WHOLE, ""), (f"```python\n{WHOLE}", ""), ("There is no code.", ""), ("", ""), ("```" * 99, ""),
-        ("```python\ndef g(x): 1\n```\nSo much for g.\n", ""), (f"```python\n{WHOLE}~~~\n``\n", ""),
+        (f"[BEGIN]\n{WHOLE}", "[DONE]\nmore"), (f"````\n{WHOLE}```\n````", "\n"),
+        (f"```python\n{OLD}```", f"\n```python\n{WHOLE}```"),
+        (f"```python\n{OLD}```python\n{WHOLE}```", "\nIt adds."),
+        (f"```python\r\n{WHOLE}```\r", "\nIt adds."), (f"```python\n{WHOLE}~~~\n``\n", ""),
+        (WHOLE, ""), (f"```python\n{WHOLE}", ""), ("There is no code.", ""), ("", ""),
+        ("```" * 99, ""), ("```python\ndef g(x): 1\n```\nSo much for g.\n", ""),
     ],
 )  # fmt: skip
 def test_a_chat_model_s_program_is_over_at_its_fence(whole, rest):
@@ -3534,7 +3593,8 @@ def test_a_chat_model_s_program_is_over_at_its_fence(whole, rest):
 
 
 def test_no_fence_hangs_the_trainer():
-    for text in ("```" + " " * 200_000 + "`", "`" * 200_000, "~~~\n" * 50_000, " " * 200_000 + "```"):
+    blanks = " " * 200_000
+    for text in (f"```{blanks}`", "`" * 200_000, "~~~\n" * 50_000, f"{blanks}```"):
         started = time.process_time()
         chat_programs().completion(F, text)
         assert time.process_time() - started < 2  # quadratic ones take minutes
@@ -3838,7 +3898,7 @@ def test_trl_takes_the_same_step(stage, chatty, tmp_path, monkeypatch):
     with torch.no_grad():
         for weight in trainer.model.parameters():
             weight += 0.1 * torch.randn(weight.shape, generator=generator)
-        trainer.model.get_output_embeddings().weight[trainer.task.eos] *= 20  # some attempts end
+        trainer.model.get_output_embeddings().weight[trainer.task.eos] *= 30  # some attempts end
     trainer.model.save_pretrained(tmp_path / "policy")
     policy, ref = GPT.from_pretrained(tmp_path / "policy"), GPT.from_pretrained(chatty)
     batches, losses = [], []
@@ -4611,12 +4671,12 @@ def with_damage(draw, whole: bytes) -> bytes:
 
 @anything(150)
 @hypothesis.given(choice=st.data())
-def test_any_damage_to_a_checkpoint_is_one_line(choice, trained, tmp_path_factory):
+def test_any_damage_to_a_checkpoint_is_one_line(choice, unfinished, tmp_path_factory):
     folder = tmp_path_factory.mktemp("any")
     for name in ("model.pt", "state.pt"):
-        whole = (trained / "stage1" / name).read_bytes()
+        whole = (unfinished / "stage1" / name).read_bytes()
         (folder / name).write_bytes(choice.draw(with_damage(whole)))
-        wanted = torch.load(trained / "stage1" / name, weights_only=True)
+        wanted = torch.load(unfinished / "stage1" / name, weights_only=True)
         try:
             read = train.read_pt(folder / name, wanted.keys())
         except ValueError as error:

@@ -51,13 +51,12 @@ import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 import data
 import rewards
 import score
-from model import GPT, GPTConfig, common_start, frequencies
+from model import GPT, GPTConfig, common_start, frequencies, round_layers
 from pretrained.weights import copy_companions, read_json, read_shape
 
 
@@ -83,10 +82,13 @@ STAGES = (
     Stage(2, "stage2", "Stage II", score.stage2_returns, {"steps": 400, "lr": 1e-3},
           POSED | {"steps": 40, "lr": 5e-6, "warmup": 5, "beta1": 0.1}),
 )  # fmt: skip
-# The paper's settings for other data; it gives the steps of both stages together, halved here.
+# Of other data. Long texts take gigabytes: a backward pass sees one problem, and the few problems
+# that are longer than all others are left out.
+LONG = {"micro": 1, "context": 2048}
+# The paper's settings; it gives the steps of both stages together, halved here.
 PAPER = {
-    "math": {"steps": 1500, "lr": 5e-6, "beta1": 0.01, "beta2": 0.1},
-    "humaneval": {"steps": 750, "lr": 1e-5, "beta1": 0.01, "beta2": 0.25},
+    "math": LONG | {"steps": 1500, "lr": 5e-6, "beta1": 0.01, "beta2": 0.1},
+    "humaneval": LONG | {"steps": 750, "lr": 1e-5, "beta1": 0.01, "beta2": 0.25},
 }
 
 
@@ -108,11 +110,13 @@ class Run:
     init: str | None = None  # folder of an open model, the base; math and humaneval need one
     layout: str = "auto"  # of prompts: chatml, llama3, plain; auto goes by the model's tokenizer
     max_new_tokens: int | None = None  # of an open model's attempt; its task's own if not given
+    context: int | None = None  # most tokens of problem and attempts; the model's if not given
     layers: int = 3  # of a base model of our own
     heads: int = 4  # of a base model of our own
     width: int = 32  # of a base model of our own
     device: str = "auto"  # auto takes cuda, then mps, then cpu
     dtype: str = "float32"  # float32, or bfloat16 for the forward passes (autocast)
+    recompute: bool = False  # the activations, in a backward pass: slower, in a tenth of the memory
     shard: bool = False  # of several processes (torchrun) each keeps a part of Adam's state
     # stage
     seed: int = 0  # of the initial weights and of everything drawn
@@ -133,7 +137,7 @@ class Run:
             value = getattr(self, name)
             if value is not None and not 0 < value <= score.MOST:
                 raise ValueError(f"{name} must be between 1 and {score.MOST}: {value}")
-        for name in ("steps", "lr", "limit", "max_new_tokens"):
+        for name in ("steps", "lr", "limit", "max_new_tokens", "context"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"{name} must be finite and positive: {value}")
@@ -157,7 +161,7 @@ class Run:
 # Settings
 
 # Flags of an open model, of problems from files, of arithmetic, and of a base model of our own.
-OPEN_FLAGS = ("init", "layout", "max_new_tokens", "shots")
+OPEN_FLAGS = ("init", "layout", "max_new_tokens", "context", "shots")
 FILE_FLAGS = ("data_dir", "limit", "levels", "subjects")
 ARITHMETIC_FLAGS = ("task", "difficulty")
 OWN_FLAGS = ("layers", "heads", "width")
@@ -170,7 +174,7 @@ ASK |= {"temperature", "unsafe_sandbox"}
 USED = {"ask": ASK, "eval": ASK | {"split", "eval_problems", "eval_batch"}, "export": set()}
 # What may differ where a stage goes on or is evaluated: nothing that it learns depends on it.
 FREE = {"out", "device", "attempts", "split", "eval_problems", "eval_batch"}
-FREE |= {"unsafe_sandbox", "micro", "shard"}
+FREE |= {"unsafe_sandbox", "micro", "recompute", "shard"}
 
 
 def resolve(stage: Stage, known: dict) -> tuple[Run, score.Config]:
@@ -452,23 +456,12 @@ def new_config(run: Run, task: data.Task) -> GPTConfig:
     return GPTConfig(vocab_size=task.encoding.n_vocab, **shape)
 
 
-def frozen(model: GPT) -> GPT:
-    """A reference: it is given no gradient and nothing updates it."""
+def frozen(model: GPT, dtype: torch.dtype = torch.float32) -> GPT:
+    """A reference: it is given no gradient and nothing updates it. What autocast would round to
+    this dtype at every step is kept in it."""
+    if dtype != torch.float32:
+        round_layers(model, dtype)
     return model.requires_grad_(False).eval()
-
-
-def save_model(path: Path, config: GPTConfig, weights: dict) -> None:
-    content = {"config": asdict(config), "model": weights}
-    write_atomically(path, lambda p: torch.save(content, p))
-
-
-def copy_weights(model: GPT) -> dict:
-    """The weights on the host; a tied head is the same tensor there, too."""
-    copies: dict[int, torch.Tensor] = {}
-    for weight in model.state_dict().values():
-        if weight.data_ptr() not in copies:
-            copies[weight.data_ptr()] = weight.detach().to("cpu", copy=True)
-    return {name: copies[weight.data_ptr()] for name, weight in model.state_dict().items()}
 
 
 class Log:
@@ -537,36 +530,31 @@ class Alarms:
 
 
 class Best:
-    """The weights with the highest training reward, averaged over the last WINDOW steps (a single
-    step's is too noisy to choose by) and looked at every EVERY steps and after the last one."""
+    """The highest training reward, averaged over the last WINDOW steps (a single step's is too
+    noisy to choose by) and looked at every EVERY steps and after the last one."""
 
     WINDOW, EVERY = 50, 10
 
     def __init__(self):
         self.recent: list[float] = []
-        self.reward = -math.inf
-        self.weights: dict | None = None
+        self.reward = -math.inf  # until a first look
 
-    def add(self, step: int, steps: int, reward: float, model: GPT) -> None:
+    def add(self, step: int, steps: int, reward: float) -> bool:
+        """Whether the weights after this step are the best so far."""
         self.recent = (self.recent + [reward])[-self.WINDOW :]
         mean = sum(self.recent) / len(self.recent)
         looked_at = step == steps or (step % self.EVERY == 0 and step >= self.WINDOW)
-        if looked_at and mean > self.reward:
-            self.reward, self.weights = mean, copy_weights(model)
+        if not looked_at or mean <= self.reward:
+            return False
+        self.reward = mean
+        return True
 
-    def restore(self, saved: dict, model: dict) -> None:
-        """Goes on from vars() of another, of a model of these shapes. Raises ValueError for what
-        cannot be that."""
+    def restore(self, saved: dict) -> None:
+        """Goes on from vars() of another. Raises ValueError for what cannot be that."""
         self.recent = [float(reward) for reward in saved["recent"]]
-        self.reward, self.weights = float(saved["reward"]), saved["weights"]
+        self.reward = float(saved["reward"])
         if not all(map(math.isfinite, self.recent)) or math.isnan(self.reward):
             raise ValueError("the training rewards are not finite")
-        if self.weights is not None and shapes(self.weights) != shapes(model):
-            raise ValueError("the best weights have other shapes")
-
-
-def shapes(weights: dict) -> dict:
-    return {name: weight.shape for name, weight in weights.items()}
 
 
 # ---------------------------------------------------------------------------------------------
@@ -650,18 +638,20 @@ class Trainer:
             self.optimizer.consolidate_state_dict(to=0)
         if not is_first():
             return
-        best = self.best.weights or copy_weights(self.policy)
-        save_model(self.job.folder / "model.pt", self.policy.config, best)
+        if self.best.reward == -math.inf:
+            self.save_model()
         state = {
             "settings": self.job.settings(),
             "step": self.step,
             "samples": self.samples,
             "seconds": self.seconds,
-            "model": copy_weights(self.policy),
-            "optimizer": self.optimizer.state_dict(),
-            "best": vars(self.best),
         }
         path, before = self.job.folder / "state.pt", self.job.folder / BEFORE
+        if self.step == self.job.run.steps:  # nothing goes on from here
+            write_atomically(path, lambda p: torch.save(state, p))
+            return before.unlink(missing_ok=True)
+        state["model"] = self.policy.state_dict()
+        state["optimizer"], state["best"] = self.optimizer.state_dict(), vars(self.best)
         if path.exists():
             before.unlink(missing_ok=True)
             try:
@@ -669,6 +659,12 @@ class Trainer:
             except OSError:  # not every file system has links
                 shutil.copyfile(path, before)
         write_atomically(path, lambda p: torch.save(state, p))
+
+    def save_model(self) -> None:
+        if is_first():
+            content = {"config": asdict(self.policy.config), "model": self.policy.state_dict()}
+            path = self.job.folder / "model.pt"
+            write_atomically(path, lambda p: torch.save(content, p))
 
     def restore(self) -> None:
         """Goes on from what `save` has left in the folder. Raises ValueError if that is not of this
@@ -685,7 +681,9 @@ class Trainer:
                     raise ValueError("the optimizer's moments have other shapes")
             state["optimizer"]["param_groups"] = self.groups  # never the file's
             self.optimizer.load_state_dict(state["optimizer"])
-            self.best.restore(state["best"], state["model"])
+            self.best.restore(state["best"])
+            # The best model so far, or one from steps that will be made again.
+            read_pt(self.job.folder / "model.pt", {"config", "model"}, mmap=True)
         except (RuntimeError, ValueError, KeyError, AttributeError, TypeError) as error:
             path = self.job.folder / "state.pt"
             raise ValueError(f"{path} does not fit its stage ({one_line(error)})") from None
@@ -727,7 +725,8 @@ class Trainer:
             seed * 1_000_003 + self.step,
         )
         metrics = together(metrics, self.policy.device)
-        self.best.add(self.step, run.steps, metrics["reward"], self.policy)
+        if self.best.add(self.step, run.steps, metrics["reward"]):
+            self.save_model()
         return metrics
 
 
@@ -1070,14 +1069,12 @@ class Live(TorchDispatchMode):
 
 @dataclass(frozen=True)
 class Plan:
-    """What a step of reinforcement takes at its longest: bytes, and floating-point operations."""
+    """The bytes that a step of reinforcement takes at its longest."""
 
     parameters: int
-    kept: int  # both models, gradients, Adam's moments, the best weights
+    kept: int  # both models, gradients, Adam's moments
     update: int  # activations of one backward pass
     rollout: int  # the cache, and the copies of the weights that decode
-    update_flops: int
-    rollout_flops: int
 
     @property
     def peak(self) -> int:
@@ -1086,44 +1083,37 @@ class Plan:
 
     def table(self) -> str:
         lines = [
-            ("both models, gradients, Adam, best weights", size(self.kept)),
-            ("activations of a backward pass (--micro)", size(self.update)),
-            ("cache and copies of the weights in rollouts", size(self.rollout)),
-            ("peak, beside what Python and torch take", size(self.peak)),
-            ("operations in rollouts", f"{self.rollout_flops / 1e9:,.0f} GFLOP"),
-            ("operations in the update", f"{self.update_flops / 1e9:,.0f} GFLOP"),
+            ("both models, gradients, Adam", self.kept),
+            ("activations of a backward pass (--micro)", self.update),
+            ("cache and copies of the weights in rollouts", self.rollout),
+            ("peak, beside what Python and torch take", self.peak),
         ]
-        return "\n".join(f"  {name:45}{value:>14}" for name, value in lines)
-
-
-def size(count: int) -> str:
-    return f"{count / 2**20:,.0f} MiB"
+        return "\n".join(f"  {name:45}{size / 2**20:>10,.0f} MiB" for name, size in lines)
 
 
 def plan_step(config: GPTConfig, task: data.Task, run: Run, cfg: score.Config) -> Plan:
     """Runs the update on tensors that have shapes and no memory, laid out as rollouts would be in
-    which every answer is as long as it may be. Nothing is drawn; drawing is counted as one forward
-    pass over all tokens."""
+    which every answer is as long as it may be."""
     K, M, T = cfg.samples, cfg.revisions, task.max_new_tokens
     prompts = [task.prompt(x) for x in task.batch(run.seed, 1, cfg.problems)]
     longest, start = max(map(len, prompts)), len(common_start(prompts))
     slots = longest + T + len(task.close) + len(task.revise)  # of the trunk
-    passes = cfg.problems // (cfg.micro or cfg.problems)
     N, S = K * (cfg.micro or cfg.problems), slots - start + M * T
 
     def table(*shape: int) -> torch.Tensor:
         return torch.zeros(shape, dtype=torch.int64)
 
     frequencies.cache_clear()  # those of real tensors, and below those of shapes
-    with FakeTensorMode(), Live() as live, FlopCounterMode(display=False) as flops:
-        policy, ref = GPT(config), frozen(GPT(config))
-        weights = live.bytes // 2
+    with FakeTensorMode(), Live() as live:
+        policy = GPT(config)
+        policy.recompute, weights = run.recompute, live.bytes
+        ref = frozen(GPT(config), getattr(torch, run.dtype))
+        both = live.bytes
         packed = score.Packed(table(start), table(N, S), table(N, S).bool(), table(S),
                               table(N, T), table(M, T))  # fmt: skip
         rolled = types.SimpleNamespace(packed=packed)
         with precision(run, torch.device("cpu")):
             states = score.attempt_states(policy, rolled)
-            forward = flops.get_total_flops()
             with torch.no_grad():
                 ref_states = score.attempt_states(ref, rolled)
             total = torch.zeros(())
@@ -1136,15 +1126,11 @@ def plan_step(config: GPTConfig, task: data.Task, run: Run, cfg: score.Config) -
     frequencies.cache_clear()
     rows = cfg.problems * K * M
     cache = 2 * config.layers * config.kv_heads * config.head_width * rows * (slots + T)
-    drawn = cfg.problems * K * (1 + M) * T * 2 * config.width * config.vocab_size
-    parameters = sum(weight.numel() for weight in policy.parameters())
     return Plan(
-        parameters=parameters,
-        kept=6 * weights,  # policy, reference, gradient, two moments, best
-        update=live.most - 3 * weights,
+        parameters=sum(weight.numel() for weight in policy.parameters()),
+        kept=both + 3 * weights,  # gradient and two moments
+        update=live.most - both - weights,
         rollout=4 * cache + (weights // 2 if run.dtype == "bfloat16" else weights),
-        update_flops=passes * flops.get_total_flops(),
-        rollout_flops=passes * forward + drawn,
     )
 
 
@@ -1202,7 +1188,10 @@ def run_stage(
             "add --resume to go on with it, or choose another --out"
         )
     policy = stage_model(jobs[number - 1], task, device) if number else new_model(job, task, device)
-    ref = frozen(stage_model(jobs[0], task, device)) if number else None
+    ref = None
+    if number:
+        ref = frozen(stage_model(jobs[0], task, device), getattr(torch, job.run.dtype))
+    policy.recompute = job.run.recompute
     trainer = Trainer(job, task, policy, ref)
     if job.saved is not None:
         trainer.restore()
@@ -1374,7 +1363,7 @@ def source(run: Run) -> data.Source:
     init = Path(run.init)
     if not init.is_dir():
         raise ValueError(f"--init {init}: no such folder")
-    folder = Path(run.data_dir or f"data/{run.data}")
+    folder, longest = Path(run.data_dir or f"data/{run.data}"), read_shape(init)["context"]
     for path in (path for place in (folder, init) for path in place.rglob("*")):
         if path.exists() and not (path.is_file() or path.is_dir()):
             raise ValueError(f"{path} is no file to read from")  # a device or pipe: it may not end
@@ -1383,6 +1372,7 @@ def source(run: Run) -> data.Source:
         init=init,
         layout=run.layout,
         max_new_tokens=run.max_new_tokens,
+        context=min(run.context or longest, longest),
         attempts=run.attempts,
         limit=run.limit,
         levels=None if run.levels is None else parse_levels(run.levels),

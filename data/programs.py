@@ -51,7 +51,7 @@ class ProgramTask(FileTask):
     system = "You are an expert Python programmer."
     instruction = REVISE
     plain_revise = f"\n\n{REVISE}\n[BEGIN]\n"
-    max_new_tokens = 384
+    max_new_tokens = 768
     timeout = 3.0  # seconds a program may take
     shots = ""  # MBPP's worked examples, before a base model's problem
 
@@ -80,8 +80,8 @@ class ProgramTask(FileTask):
         return len(self.answer(problem, response)) < len(response)
 
     def answer(self, problem: Program, response: str) -> str:
-        """A response up to the end of its answer: to [DONE], and to where the function that was asked
-        for is complete, in a fenced block of a chat model's or as a base model's text goes on."""
+        """A response up to the end of its answer: to [DONE], and to where the function asked for is
+        complete, in a fenced block of a chat model's or as a base model's text goes on."""
         done = DONE.search(response)
         response = response[: done.start()] if done else response
         if self.is_chat:
@@ -175,8 +175,8 @@ def defines(code: str, name: str) -> bool:
 
 
 def extract_code(response: str, entry_point: str) -> str:
-    """The program in an answer: what stands after [BEGIN], or in fenced blocks, or else all of it. Of
-    several blocks that define the function the last counts, since those before it were never
+    """The program in an answer: what stands after [BEGIN], or in fenced blocks, or else all of it.
+    Of several blocks that define the function the last counts, since those before it were never
     closed; blocks that only define other things stay with it."""
     response = BEGIN.split(response)[-1]
     blocks = [block for block, _ in fenced(response)]

@@ -141,7 +141,8 @@ class Trainer(train.Trainer):
         rolled = score.rollout(self.policy, self.task, problems, cfg, seed, first_by=self.ref)
         metrics = score.rollout_metrics(rolled, returns, cfg)
         metrics |= score.update(self.policy, self.ref, self.optimizer, [rolled], returns, cfg)
-        self.best.add(self.step, self.job.run.steps, metrics["reward"], self.policy)
+        if self.best.add(self.step, self.job.run.steps, metrics["reward"]):
+            self.save_model()
         tokens = int(rolled.first.mask.sum() + rolled.second.mask.sum())
         return metrics | {"tokens": tokens, "samples": len(rolled.r1) + len(rolled.r2)}
 
