@@ -68,6 +68,7 @@ import bench_rollout
 import bench_trl
 import compare
 import methods
+import on_gpu
 import posed
 import runs
 import speed
@@ -3967,6 +3968,22 @@ def drawn(batch: dict, name: str, eos: int) -> model_module.Generation:
     tokens = torch.tensor([row + [0] * (T - len(row)) for row in rows])
     ended = torch.tensor([row[-1] == eos for row in rows])
     return model_module.Generation(tokens, mask, torch.zeros(tokens.shape), ended)
+
+
+def test_parts_on_a_gpu_are_stopped_in_time(tmp_path, capsys):
+    """One that fails and one that takes too long leave their logs; what has no time is named."""
+    parts = on_gpu.Parts(tmp_path, 4.0)
+    assert parts.run("good", "-c", "print('done')")
+    assert not parts.run("bad", "-c", "raise SystemExit(3)")
+    assert not parts.run("long", "-c", "import time; print('begun', flush=True); time.sleep(60)")
+    assert not parts.run("late", "-c", "print('never')")
+    out = capsys.readouterr().out
+    assert "== good: exit code 0" in out and "== bad: exit code 3" in out
+    assert "== long: stopped" in out and "== late: no time left" in out and "never\n" not in out
+    assert (tmp_path / "long.log").read_text().startswith("begun")
+    (tmp_path / "log").write_text('{"seconds": 9.0}\n{"seconds": 2.0}\n')
+    assert on_gpu.steps_that_fit(tmp_path / "log", 100) == 50
+    assert on_gpu.steps_that_fit(tmp_path / "log", 1) == 1
 
 
 def test_arithmetic_is_learned_by_an_open_model(chatty, tmp_path, capsys):

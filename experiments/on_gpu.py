@@ -1,18 +1,18 @@
-"""What to run where a GPU is lent for minutes: the paper's own tasks on an open model, then the rest.
+"""What to run where a GPU is at hand for minutes: the paper's tasks on an open model, and more.
 
     python experiments/on_gpu.py --init DIR --data-dir DIR --out DIR [--seconds 600]
 
 In order of worth, each part logged to OUT/PART.log as it goes and its last lines printed:
 
     probe            two steps of Stage I, to know how many fit
-    stage1, stage2   SCoRe on MBPP, half of the time for both
+    stage1, stage2   SCoRe on MBPP, a third of the time for the steps of both
     eval-…           HumanEval: the base, Stage I, Stage II
     naive            naive multi-turn RL from the same base, with as many updates, and its eval
     tests            what needs CUDA
     rollouts, updates   the benchmarks beside transformers and plain losses
 
-Further flags are train.py's (`--problems 16 --samples 4 --revisions 4` by default). A part that the time
-does not allow is stopped, saves what it has, and is named as stopped.
+Further flags are train.py's (`--problems 16 --samples 4 --revisions 4` by default). A part that
+the time does not allow is stopped, saves what it has, and is named as stopped.
 """
 
 import argparse
@@ -87,7 +87,7 @@ def main() -> int:
         "probe", *TRAIN, "--stage", 1, "--steps", 2, "--out", out / "probe", *settings
     ):
         return 1
-    fit = steps_that_fit(out / "probe/humaneval/stage1/metrics.jsonl", args.seconds / 4)
+    fit = steps_that_fit(out / "probe/humaneval/stage1/metrics.jsonl", args.seconds / 6)
     for stage in (1, 2):
         where = ["--stage", stage, "--steps", fit, "--out", out]
         parts.run(f"stage{stage}", *TRAIN, *where, *settings)
