@@ -2997,8 +2997,8 @@ def awkward_texts() -> list[str]:
 
 
 def their_tokenizer(style: str, vocabulary: dict | None = None):
-    """A byte-level BPE of the tokenizers library: trained on this project's own text, or with the
-    vocabulary and merges given."""
+    """A byte-level BPE of the tokenizers library: trained on a text of the tests' own, which seldom
+    changes, or with the vocabulary and merges given."""
     tokenizers = pytest.importorskip("tokenizers", reason="equality is with tokenizers")
     parts, split = tokenizers.pre_tokenizers, tokenizers.pre_tokenizers.Split
     own = parts.ByteLevel(add_prefix_space=False, use_regex=True)
@@ -3022,7 +3022,7 @@ def their_tokenizer(style: str, vocabulary: dict | None = None):
             vocab_size=600, special_tokens=CONTROLS, initial_alphabet=parts.ByteLevel.alphabet(),
             show_progress=False,
         )  # fmt: skip
-        made.train([str(HERE / "README.md"), str(HERE / "score.py")], trainer)
+        made.train([str(HERE / "verifiers" / "cases" / "problems.txt")], trainer)
     made.add_special_tokens(CONTROLS)
     return made
 
@@ -3678,11 +3678,12 @@ def test_malformed_programs_name_file_and_line(file, line, named, chatty, tmp_pa
 
 def test_the_real_files_are_read(chatty, tmp_path):
     folder = shared("HumanEval.jsonl.gz").parent
-    task = data.load("humaneval", source=source(chatty, folder, context=32768))
-    assert [len(x) for x in task.splits.values()] == [881, 90, 164]
+    task = data.load("humaneval", source=source(chatty, folder))
+    # One of MBPP's prompts is longer than this model's context.
+    assert [len(x) for x in task.splits.values()] == [880, 90, 164]
     for name in ("HumanEval.jsonl.gz", "sanitized-mbpp.json"):
         shutil.copy(folder / name, tmp_path)
-    task = data.load("humaneval", source=source(chatty, tmp_path, context=32768))
+    task = data.load("humaneval", source=source(chatty, tmp_path))
     assert sum(len(task.splits[name]) for name in ("train", "val")) == 427 - 3
     whole = [x.head + x.gold for x in task.splits["test"]]
     assert all(x.entry_point in text for x, text in zip(task.splits["test"], whole))
@@ -3899,7 +3900,7 @@ def test_trl_takes_the_same_step(stage, chatty, tmp_path, monkeypatch):
     with torch.no_grad():
         for weight in trainer.model.parameters():
             weight += 0.1 * torch.randn(weight.shape, generator=generator)
-        trainer.model.get_output_embeddings().weight[trainer.task.eos] *= 30  # some attempts end
+        trainer.model.get_output_embeddings().weight[trainer.task.eos] *= 10  # some attempts end
     trainer.model.save_pretrained(tmp_path / "policy")
     policy, ref = GPT.from_pretrained(tmp_path / "policy"), GPT.from_pretrained(chatty)
     batches, losses = [], []

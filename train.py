@@ -1363,7 +1363,7 @@ def source(run: Run) -> data.Source:
     init = Path(run.init)
     if not init.is_dir():
         raise ValueError(f"--init {init}: no such folder")
-    folder, longest = Path(run.data_dir or f"data/{run.data}"), read_shape(init)["context"]
+    folder = Path(run.data_dir or f"data/{run.data}")
     for path in (path for place in (folder, init) for path in place.rglob("*")):
         if path.exists() and not (path.is_file() or path.is_dir()):
             raise ValueError(f"{path} is no file to read from")  # a device or pipe: it may not end
@@ -1372,7 +1372,7 @@ def source(run: Run) -> data.Source:
         init=init,
         layout=run.layout,
         max_new_tokens=run.max_new_tokens,
-        context=min(run.context or longest, longest),
+        context=run.context,
         attempts=run.attempts,
         limit=run.limit,
         levels=None if run.levels is None else parse_levels(run.levels),

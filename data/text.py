@@ -21,7 +21,7 @@ class Source:
     folder: Path  # of the data, where it comes from files
     init: Path  # of the model
     layout: str = "auto"  # of prompts: chatml, llama3, plain; auto goes by the model's tokenizer
-    context: int | None = None  # most tokens of a problem and its attempts. None: the model's
+    context: int | None = None  # most tokens of a problem and its attempts. None: as the model's
     max_new_tokens: int | None = None  # of an attempt. None: the task's own
     attempts: int = 2  # of an evaluation, that must fit the context
     limit: int | None = None  # most problems of a split
@@ -43,7 +43,8 @@ class TextTask(Task):
     def __init__(self, source: Source):
         self.layout = pick_layout(load_tokenizer(source.init), source.layout)
         self.encoding, self.eos = self.layout.tokenizer.encoding, self.layout.eos
-        self.context = source.context or read_shape(source.init)["context"]
+        longest = read_shape(source.init)["context"]
+        self.context = min(source.context or longest, longest)
         self.is_chat = self.layout.style != "plain"
         self.close = [self.eos] if self.is_chat else []
         self.revise = self.layout.revise(self.instruction, self.plain_revise)
