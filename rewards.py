@@ -13,11 +13,11 @@ worker.py, confine.py).
 In arithmetic a right answer has exactly one spelling, the verifier's own. It rebuilds that spelling
 and compares; it never parses numbers out of the response, for that is where leniency creeps in
 (int() takes "1_3", " 13", "+13" and "１３"). What the arithmetic verifiers refuse, each tried in
-test_score.py: a wrong step on the way to the right end; the end without the steps; steps left out,
-repeated, reordered or added after the end; a restated problem with another target; a sum that is
-right modulo 100; negative zero; leading zeros and signs; underscores, exponents, blanks, line ends
-and digits of other scripts; text before or after the answer; a control token's text; two answers of
-which one is right; nothing at all.
+tests/test_data.py: a wrong step on the way to the right end; the end without the steps; steps left
+out, repeated, reordered or added after the end; a restated problem with another target; a sum that
+is right modulo 100; negative zero; leading zeros and signs; underscores, exponents, blanks, line
+ends and digits of other scripts; text before or after the answer; a control token's text; two
+answers of which one is right; nothing at all.
 """
 
 import ast

@@ -99,7 +99,8 @@ def main() -> int:
         evaluate(name)
     if parts.run("naive", *NAIVE, "--steps", 2 * fit, "--out", out, *settings):
         evaluate("naive")
-    parts.run("tests", "-m", "pytest", "-q", "test_score.py", "-k", "cuda or graph")
+    files = ["test_score.py", "tests/test_fast.py"]
+    parts.run("tests", "-m", "pytest", "-q", *files, "-k", "cuda or graph")
     bench = [*device, "--dtypes", "bfloat16", "--write", out / "rollouts.json"]
     sizes = ["--sizes", "gpt2", "qwen", "--rows", 64, 256, "--peers", "eager"]
     parts.run("rollouts", HERE / "bench_rollout.py", *bench, *sizes)

@@ -9,9 +9,9 @@ Every attack is bounded (hundreds of forks, 4 GiB, half a minute, harmless signa
 that a sandbox that leaks breaks a check and not the machine. Even so: never run these programs
 outside a sandbox.
 
-    python -m verifiers.try_sandbox              a line a case, totals; exit code 1 if one is bad
-    python -m verifiers.try_sandbox NAME ...     the cases whose name or kind is given
-    python -m verifiers.try_sandbox --data DIR   also the speed on DIR/HumanEval.jsonl.gz's answers
+    python -m tests.try_sandbox              a line a case, totals; exit code 1 if one is bad
+    python -m tests.try_sandbox NAME ...     the cases whose name or kind is given
+    python -m tests.try_sandbox --data DIR   also the speed on DIR/HumanEval.jsonl.gz's answers
 
 In a test, with a host per module (the trainer is then the test process):
 

@@ -1,6 +1,6 @@
 """Tries the grader of MATH answers on tables of cases, written without sight of it.
 
-    python -m verifiers.try_grader
+    python -m tests.try_grader
 
 cases/grades/ has bare answers that are the same and different by category, whole responses with
 their reward, and bait: strings that have hung, crashed or fooled graders. Labels follow the written

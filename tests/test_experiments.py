@@ -1,0 +1,498 @@
+"""The comparison of methods: budgets, what is imitated, and that its tables are its runs'."""
+
+import dataclasses
+import json
+import math
+import os
+import pathlib
+import re
+import shutil
+import signal
+import subprocess
+import sys
+
+import compare
+import methods
+import numpy as np
+import on_gpu
+import posed
+import pytest
+import runs
+import tables
+import torch
+import transcripts
+
+import data
+import model as model_module
+import score
+import test_score
+import train
+from data.task import text_hash
+from model import GPT
+from test_score import odd_start
+from tests.helpers import ROOT, same_weights, source, without_times, write_math
+
+
+def test_transcripts_show_what_the_evaluation_counts(trained, tmp_path, monkeypatch, capsys):
+    folder, to = trained / "stage1", tmp_path / "page.html"
+    command = ["transcripts.py", str(folder), "--problems", "20", "--to", str(to)]
+    monkeypatch.setattr(sys, "argv", command + ["--device", "cpu"])
+    transcripts.main()
+    content = re.search(r"const content = (.*);", to.read_text())[1]
+    shown = json.loads(content)["shown"]
+    task, gpt = data.load("puzzle", 2), train.load_model(folder, None, torch.device("cpu"))
+    result = score.evaluate(gpt, task, task.held_out("test", 20))
+    assert [x["problem"] for x in shown] == [x.prompt for x in result.problems]
+    assert [x["right"] for x in shown] == (result.rewards.T == 1).tolist()
+    for x, *said in zip(shown, *result.responses):
+        rows = zip(*(column["rows"] for column in x["columns"]))
+        assert ["".join(text for part in row for text, _ in part) for row in rows] == said
+        assert all(column["new"] or len({t for [[t, _]] in column["rows"]}) == 1
+                   for column in x["columns"])  # fmt: skip
+    first = score.respond(gpt, task, result.problems[:1], [task.prompt(result.problems[0])], [0],
+                          1, 0.0, 0)  # fmt: skip
+    logprobs = [p for column in shown[0]["columns"] for _, p in column["rows"][0]]
+    assert logprobs == pytest.approx(first.logprobs[0, : len(logprobs)].tolist(), abs=1e-5)
+    monkeypatch.setattr(sys, "argv", ["transcripts.py", str(tmp_path)])
+    with pytest.raises(SystemExit) as ended:
+        transcripts.main()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == f"transcripts.py: no such file: {tmp_path}/model.pt\n"
+
+
+def test_pieces_of_a_page_are_whole_characters(chatty, tmp_path):
+    task = data.load("math", source=source(chatty, write_math(tmp_path)))
+    ids = task.encoding.encode_ordinary("é🙂x") + [task.eos]
+    tokens = torch.tensor([ids, ids[:2] + [task.eos] + [0] * (len(ids) - 3)])
+    mask = torch.tensor([[True] * len(ids), [True] * 3 + [False] * (len(ids) - 3)])
+    attempt = model_module.Generation(tokens, mask, -0.25 * mask.float(), torch.ones(2).bool())
+    row, short = transcripts.pieces(task, attempt)
+    assert "".join(text for text, _ in row) == "é🙂x"
+    assert sum(logprob for _, logprob in row) == -0.25 * (len(ids) - 1)
+    assert all("\ufffd" not in text for text, _ in row) and len(short) <= 2
+
+
+SHOWN = [
+    {"problem": "<b>1</b></script>", "right": [False, True], "columns": [
+        {"new": False, "rows": [[["a\n", -0.1]], [["a\n", -0.2]]]},
+        {"new": True, "rows": [[], [["<i>", -3.0]]]}]},
+    {"problem": "2", "right": [True, True], "columns": [
+        {"new": False, "rows": [[["c", -0.1]], [["c", -0.2]]]}]},
+]  # fmt: skip
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium")
+@pytest.mark.parametrize(
+    "keys, kinds", [("f", ["fixed"]), ("bu", ["kept"]), ("faj", ["fixed", "kept"])]
+)
+def test_the_page_works_in_a_browser(keys, kinds, tmp_path):
+    """Its counts, its filters by key, the place that j goes to, and text that stays text."""
+    press = "".join(f'document.onkeydown({{key: "{key}"}});' for key in keys)
+    page = transcripts.page("two", SHOWN).replace('show("all");\n', f'show("all");{press}\n')
+    (tmp_path / "page.html").write_text(page)
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
+    command += [f"--user-data-dir={tmp_path / 'browser'}", (tmp_path / "page.html").as_uri()]
+    dom = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
+    for count in ("all 2", "fixed 1", "kept 1", "broken 0", "unchanged 1"):
+        assert f">{count}</button>" in dom
+    articles = re.findall(r'<article class="(.*?)"', dom)
+    assert [name.split()[0] for name in articles] == kinds
+    current = [number for number, name in enumerate(articles) if "current" in name]
+    assert current == ([1] if keys.endswith("j") else [0] if kinds else [])
+    if "fixed" in kinds:
+        assert "&lt;b&gt;1&lt;/b&gt;&lt;/script&gt;" in dom and "&lt;i&gt;</span>" in dom
+        assert 'title="log π = -3.000"' in dom and ">a↵</span>" in dom
+
+
+def test_tables_are_what_the_comparison_printed():
+    readme, results = (ROOT / "README.md").read_text(), tables.RESULTS.read_text()
+    rows, tuning = (json.loads(file.read_text()) for file in (tables.FIGURES, tables.TUNING))
+    parts = tables.tables(rows, tuning)
+    assert tables.marked("main", parts["main"]) in readme
+    assert all(tables.marked(name, text) in results for name, text in parts.items())
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_trl_takes_the_same_step(stage, chatty, tmp_path, monkeypatch):
+    """Of what TRL has drawn: masks, advantages, loss and its gradient are score.py's. The policy is
+    not the reference, attempts differ in length, and a step has one part or two."""
+    trl_score = pytest.importorskip("trl_score", exc_type=SystemExit)
+    monkeypatch.setattr(trl_score, "rewards", lambda task, problems, attempts: [
+        float(text_hash(task.decode(y)) % 2) for y, _ in attempts
+    ])  # fmt: skip
+    written = tmp_path / "trl" / "stage1"
+    shutil.copytree(chatty, written)
+    given = {"task": "addition", "difficulty": 2, "init": str(chatty), "shots": 1, "steps": 1}
+    given |= {"max_new_tokens": 7, "problems": 4, "samples": 2, "revisions": 2, "beta1": 0.3}
+    given |= {"beta2": 0.7, "device": "cpu", "out": str(tmp_path), "micro": 2 * stage}
+    plain = {"optim": "sgd", "learning_rate": 1.0, "warmup_steps": 0, "max_grad_norm": 1e9}
+    trainer = trl_score.make_trainer(train.STAGES[stage], given, plain)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in trainer.model.parameters():
+            weight += 0.1 * torch.randn(weight.shape, generator=generator)
+        trainer.model.get_output_embeddings().weight[trainer.task.eos] *= 10  # some attempts end
+    trainer.model.save_pretrained(tmp_path / "policy")
+    policy, ref = GPT.from_pretrained(tmp_path / "policy"), GPT.from_pretrained(chatty)
+    batches, losses = [], []
+    for name, kept in (("_generate_and_score_completions", batches), ("_compute_loss", losses)):
+        monkeypatch.setattr(trainer, name, keeping(getattr(trainer, name), kept))
+    trainer.train()
+    [batch], parts = batches, losses
+
+    task, cfg, M = trainer.task, trainer.cfg, trainer.cfg.revisions
+    problems = trainer.problems[:4]
+    first, second = (drawn(batch, name, task.eos) for name in ("first", "second"))
+    first = first.take(slice(None, None, M))
+    assert 0 < first.ended.sum() < 8 and len(second.mask.sum(1).unique()) > 2
+    again = score.try_again(task, [task.prompt(x) for x in problems], first)
+    rows = [
+        ids[ok.bool()].tolist()
+        for ids, ok in zip(batch["completion_ids"], batch["completion_mask"])
+    ]
+    xs = [task.prompt(x) for x in score.repeat(problems, 4)]
+    assert [x + row for x, row in zip(xs, rows)] == [
+        x + y for x, y in zip(score.repeat(again, M), score.answers(second))
+    ]
+    assert torch.equal(
+        batch["first"] | batch["second"],
+        batch["tool_mask"].bool() & batch["completion_mask"].bool(),
+    )
+    r1, r2 = (
+        torch.tensor([float(text_hash(task.decode(y)) % 2) for y in score.answers(attempt)])
+        for attempt in (first, second)
+    )
+    assert 0 < r1.sum() < 8 and 0 < r2.sum() < 16
+    packed = score.pack([task.prompt(x) for x in problems], first, again, second)
+    rolled = score.Rollout(first, second, r1, r2, r2 > 0, True, packed)
+    returns = train.STAGES[stage].returns
+    logprobs, kls = score.attempt_scores(policy, ref, rolled, cfg.temperature)
+    values = score.advantages(r1, r2, *(score.later(kl.detach()) for kl in kls), returns, cfg)
+    theirs = batch["advantages1"][::M][batch["first"][::M]], batch["advantages2"][batch["second"]]
+    for ours, of_trl, attempt in zip(values, theirs, (first, second)):
+        assert torch.allclose(ours[attempt.mask], of_trl, atol=1e-5) and of_trl.abs().max() > 1e-3
+    ours = sum(part.mean() for part in score.policy_loss(logprobs, kls, rolled, returns, cfg))
+    assert sum(parts).item() == pytest.approx(ours.item(), rel=1e-5)
+    ours.backward()
+    trainer.model.save_pretrained(tmp_path / "after")
+    for weight, after in zip(
+        policy.parameters(), GPT.from_pretrained(tmp_path / "after").parameters()
+    ):
+        scale = weight.grad.abs().max()
+        assert (weight - weight.grad - after).abs().max() < 1e-5 * scale < 1e-2
+
+
+def keeping(function, kept: list):
+    """The function, which leaves what it returns in a list."""
+
+    def kept_as_well(*args, **options):
+        kept.append(function(*args, **options))
+        return kept[-1]
+
+    return kept_as_well
+
+
+def drawn(batch: dict, name: str, eos: int) -> model_module.Generation:
+    """One of the two attempts of TRL's rows."""
+    rows = [ids[ok].tolist() for ids, ok in zip(batch["completion_ids"], batch[name])]
+    T = max(map(len, rows))
+    mask = torch.arange(T) < torch.tensor([len(row) for row in rows])[:, None]
+    tokens = torch.tensor([row + [0] * (T - len(row)) for row in rows])
+    ended = torch.tensor([row[-1] == eos for row in rows])
+    return model_module.Generation(tokens, mask, torch.zeros(tokens.shape), ended)
+
+
+def test_parts_on_a_gpu_are_stopped_in_time(tmp_path, capsys):
+    """One that fails and one that takes too long leave their logs; what has no time is named."""
+    parts = on_gpu.Parts(tmp_path, 4.0)
+    assert parts.run("good", "-c", "print('done')")
+    assert not parts.run("bad", "-c", "raise SystemExit(3)")
+    assert not parts.run("long", "-c", "import time; print('begun', flush=True); time.sleep(60)")
+    assert not parts.run("late", "-c", "print('never')")
+    out = capsys.readouterr().out
+    assert "== good: exit code 0" in out and "== bad: exit code 3" in out
+    assert "== long: stopped" in out and "== late: no time left" in out and "never\n" not in out
+    assert (tmp_path / "long.log").read_text().startswith("begun")
+    (tmp_path / "log").write_text('{"seconds": 9.0}\n{"seconds": 2.0}\n')
+    assert on_gpu.steps_that_fit(tmp_path / "log", 100) == 50
+    assert on_gpu.steps_that_fit(tmp_path / "log", 1) == 1
+
+
+def test_baselines_of_an_open_model_lie_beside_its_stages(chatty, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(train, "STAGES", train.STAGES)
+    flags = ["--task", "addition", "--difficulty", "2", "--max-new-tokens", "6", "--device", "cpu"]
+    flags += ["--problems", "2", "--samples", "2", "--eval-problems", "4", "--out", str(tmp_path)]
+    flags += ["--init", str(chatty), "--steps"]
+    assert train.main(["--stage", "1", *flags, "2"]) == 0
+    seen = []
+    watched = dataclasses.replace(
+        methods.METHODS["naive"],
+        learns=lambda *args: seen.append(1) or methods.naive_returns(*args),
+    )
+    monkeypatch.setitem(methods.METHODS, "naive", watched)
+    assert posed.main(["naive", *flags, "4"]) == 0 and len(seen) >= 4
+    said = json.loads((tmp_path / "addition" / "naive" / "results.json").read_text())
+    assert said["steps"] == 4 and len(train.read_log(tmp_path / "addition" / "naive")) == 4
+    assert train.read_settings(tmp_path / "addition" / "stage1")[1] == 2  # is left as it was
+    capsys.readouterr()
+    monkeypatch.setattr(train.Trainer, "save", lambda trainer: os.kill(os.getpid(), signal.SIGINT))
+    assert posed.main(["both", *flags, "2"]) == 130
+    assert "goes on with: python experiments/posed.py both --task" in capsys.readouterr().err
+    assert posed.main([]) == 2 and posed.main(["base"]) == 2
+
+
+TINY = {"difficulty": 3, "layers": 1, "width": 16, "transcripts": 16, "eval_problems": 20}
+
+
+@pytest.fixture(scope="module")
+def small_base(tmp_path_factory) -> pathlib.Path:
+    """A base model for every method to start from."""
+    out = tmp_path_factory.mktemp("compared")
+    with pytest.MonkeyPatch.context() as patch:
+        shrink(patch)
+        runs.Run("base", 0).perform(out)
+    return out
+
+
+def shrink(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(runs.Trainer, "PROBLEMS", 20)
+    patch.setattr(runs.Trainer, "LOOK", 2)
+    patch.setattr(score, "grade", odd_start)
+    for name, method in methods.METHODS.items():
+        own = {"problems": 8, "steps": 7}  # no whole number of rounds
+        patch.setitem(
+            methods.METHODS, name, dataclasses.replace(method, own=method.own | TINY | own)
+        )
+
+
+@pytest.fixture
+def few_updates(monkeypatch):
+    shrink(monkeypatch)
+
+
+@pytest.fixture
+def compared(small_base, tmp_path) -> pathlib.Path:
+    return pathlib.Path(shutil.copytree(small_base, tmp_path / "out"))
+
+
+METHODS = [name for name in methods.METHODS if name not in ("base", "stage1")]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_runs_and_leaves_what_the_tables_need(name, compared, few_updates):
+    for run in compare.planned_with_starts([runs.Run(name, 0)]):
+        if not run.finished(compared):
+            run.perform(compared)
+    folder = runs.Run(name, 0).folder(compared)
+    found = json.loads((folder / "details.json").read_text())
+    assert sum(found["edits"]) == 20 and 0 <= found["edit_ratio"] <= 1
+    assert len(found["attempts"]) == 10 and found["votes"]["samples"][-1] == 32
+    [curve] = tables.curves([runs.Run(name, 0)], compared)
+    assert [point[0] for point in curve["val"]] == [2, 4, 6]
+    imitates = isinstance(methods.METHODS[name].learns, methods.Imitation)
+    assert len(curve["sampled"]) == (0 if imitates else 4)
+    samples = json.loads((folder / "results.json").read_text())["samples"]
+    assert samples == pytest.approx(7 * samples_a_step(name), rel=0.04)  # 5 offline problems of 4.8
+
+
+def test_the_comparison_s_score_is_the_command_line_s(compared, few_updates, monkeypatch):
+    """Stage I by compare.py is `python train.py --stage 1`, weight for weight."""
+    run = runs.Run("stage1", 0)
+    run.perform(compared)
+    stages = [
+        dataclasses.replace(stage, own=methods.METHODS[stage.folder].own) for stage in train.STAGES
+    ]
+    monkeypatch.setattr(train, "STAGES", tuple(stages))
+    again = compared / "again"
+    shutil.copytree(runs.Run("base", 0).folder(compared), again / "puzzle" / "base")
+    assert train.main(["--stage", "1", "--out", str(again), "--device", "cpu"]) == 0
+    assert same_weights(run.folder(compared) / "model.pt", again / "puzzle" / "stage1" / "model.pt")
+
+
+@pytest.mark.parametrize("name", ["star_plus", "offline_only"])
+def test_a_stopped_method_goes_on_as_if_it_had_not(name, compared, few_updates, monkeypatch):
+    monkeypatch.setattr(train, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(train, "SAVE_SHARE", math.inf)
+    for run in compare.planned_with_starts([runs.Run(name, 0)]):
+        if not run.finished(compared):
+            run.perform(compared)
+    whole = run.folder(compared)
+    kept = whole.rename(whole.with_name("whole"))
+    advance = runs.Trainer.advance
+
+    def stop_after_three(trainer):
+        if trainer.step == 3:
+            raise KeyboardInterrupt
+        return advance(trainer)
+
+    monkeypatch.setattr(runs.Trainer, "advance", stop_after_three)
+    with pytest.raises(KeyboardInterrupt):
+        run.perform(compared)
+    monkeypatch.setattr(runs.Trainer, "advance", advance)
+    run.perform(compared)
+    assert same_weights(whole / "model.pt", kept / "model.pt")
+    assert without_times(whole / "metrics.jsonl") == without_times(kept / "metrics.jsonl")
+    counts = [json.loads((each / "results.json").read_text())["samples"] for each in (whole, kept)]
+    assert counts[0] == counts[1]
+
+
+def samples_a_step(name: str) -> float:
+    run, cfg = train.resolve(train.STAGES[1], methods.METHODS[name].own)
+    return cfg.problems * (1 + cfg.offline) * cfg.samples * (1 + cfg.revisions)
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if not name.endswith("_stage1")])
+def test_budgets_are_equal(name):
+    """As many updates as SCoRe's two stages, and as many samples but for 5 per cent."""
+    chain = compare.planned_with_starts([runs.Run(name, 0)])[1:]  # without the base
+    steps = [run.settings["steps"] for run in chain]
+    assert sum(steps) == methods.STEPS
+    samples = sum(n * samples_a_step(run.method) for n, run in zip(steps, chain))
+    assert abs(samples / (sum(steps) * samples_a_step("stage2")) - 1) < 0.051
+
+
+def test_learning_rates_are_the_best_on_validation_problems():
+    """And three are tried around each; tuning.json says nothing yet of methods not run."""
+    assert all(len(compare.tried(arm)) == 3 for arm in ("stage1", "stage2", *methods.MAIN))
+    tuning = json.loads(tables.TUNING.read_text())
+    for arm in {row["arm"] for row in tuning}:
+        found = {row["lr"]: row["acc_t2"] for row in tuning if row["arm"] == arm}
+        assert found.keys() == set(compare.tried(arm)), arm
+        assert methods.METHODS[arm].own["lr"] == max(found, key=found.get), arm
+
+
+def test_returns_of_the_baselines_by_hand():
+    """r1, r2, KL1, KL2 and β1 as numbers: (y1's return, y2's)."""
+    numbers = [torch.tensor([value]) for value in (1.0, 0.5, 3.0, 4.0)]
+    cfg = score.Config(beta1=0.1)
+    for returns, wanted in (
+        (methods.naive_returns, (0.0, 0.1)),
+        (methods.both_returns, (0.7, 0.1)),
+        (methods.trajectory_returns, (1.2, 0.1)),
+        (methods.single_returns, (0.7, 0.0)),
+    ):
+        assert [float(part) for part in returns(*numbers, cfg)] == pytest.approx(wanted)
+
+
+def test_what_is_imitated():
+    """Answers are (text, reward). Own pairs follow each other; mixed ones end in a right answer,
+    another one than they begin with."""
+    firsts, seconds = [("a", 0.0), ("b", 1.0)], [("c", 1.0), ("d", 0.0), ("e", 0.0), ("f", 1.0)]
+    own = runs.own_pairs(firsts, seconds, None)
+    kept = {
+        keep: ["".join(text for text, _ in pair) for pair in own if keep(pair[0][1], pair[1][1])]
+        for keep in (methods.wrong_to_right, methods.ends_right)
+    }
+    assert kept == {methods.wrong_to_right: ["ac"], methods.ends_right: ["ac", "bf"]}
+    mixed = runs.mixed_pairs(firsts, seconds, np.random.default_rng(0))
+    assert [pair[0] for pair in mixed] == firsts + seconds
+    assert all(y2[1] == 1 and y2 != y1 for y1, y2 in mixed)
+    assert runs.mixed_pairs([("a", 0.0)], [("b", 1.0)], np.random.default_rng(0)) == [
+        (("a", 0.0), ("b", 1.0))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "ratio"),
+    [("", "", 0), ("abc", "abc", 0), ("abc", "", 1), ("abcd", "axd", 2 / 7), ("ab", "ba", 2 / 4)],
+)
+def test_edit_ratio_by_hand(first, second, ratio):
+    assert runs.edit_ratio(first, second) == pytest.approx(ratio)
+
+
+def fake_launch(code: str):
+    """In place of a run: a process that runs `code` in the run's folder."""
+
+    def launch(run: runs.Run, out: pathlib.Path, threads: int) -> subprocess.Popen:
+        run.folder(out).mkdir(parents=True, exist_ok=True)
+        return subprocess.Popen([sys.executable, "-c", code], cwd=run.folder(out))
+
+    return launch
+
+
+def test_runs_wait_for_what_they_start_from(tmp_path, monkeypatch, capsys):
+    done = "import time; open('details.json', 'w').write(str(time.time()))"
+    monkeypatch.setattr(compare, "launch", fake_launch(done))
+    runs = compare.planned(["quick"], 1)
+    compare.perform_all(runs, tmp_path, workers=2)
+    ended = {run: float((run.folder(tmp_path) / "details.json").read_text()) for run in runs}
+    assert all(ended[run.start] < ended[run] for run in runs if run.start)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(runs) and lines[-1].endswith("about 0 minutes left")
+    compare.perform_all(runs, tmp_path, workers=2)  # nothing is left
+    assert not capsys.readouterr().out
+
+
+def test_a_failed_run_ends_the_comparison_and_names_its_log(tmp_path, monkeypatch):
+    monkeypatch.setattr(compare, "launch", fake_launch("raise SystemExit(3)"))
+    with pytest.raises(SystemExit, match=r"base failed: see .*base\.log"):
+        compare.perform_all(compare.planned(["quick"], 1), tmp_path, workers=2)
+
+
+def test_a_run_that_another_process_makes_is_left_to_it(compared, few_updates):
+    run = runs.Run("base", 0)
+    with train.locked(run.folder(compared)), pytest.raises(ValueError, match="is training in"):
+        run.perform(compared)
+
+
+def test_comparison_refuses_runs_with_other_settings(compared, few_updates, monkeypatch):
+    monkeypatch.setattr(tables, "EVALUATED", {"n": 20, "temperature": 0.0})
+    [row] = tables.gather([runs.Run("base", 0)], compared)
+    own = methods.METHODS["base"].own
+    assert (row["arm"], row["seed"], row["n"], row["lr"]) == ("base", 0, 20, own["lr"])
+    monkeypatch.setitem(own, "lr", own["lr"] / 2)
+    with pytest.raises(SystemExit, match="was made with lr"):
+        tables.gather([runs.Run("base", 0)], compared)
+
+
+def test_figures_are_drawn_from_what_was_kept(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    import figures
+
+    monkeypatch.setattr(figures, "FOLDER", tmp_path)
+    figures.main()
+    assert {path.stem for path in tmp_path.glob("*.png")} == figures.DRAWINGS.keys()
+    assert all(f"(figures/{name}.png)" in tables.RESULTS.read_text() for name in figures.DRAWINGS)
+
+
+def test_what_goes_wrong_is_one_change_each():
+    """The page's cases still apply to the source, still compile, and have their figures."""
+    pytest.importorskip("matplotlib")
+    import wrong
+
+    page = (ROOT / "experiments" / "WRONG.md").read_text()
+    for case in wrong.CASES.values():
+        compile(wrong.changed(case, (ROOT / case.file).read_text()), case.file, "exec")
+    for name in wrong.CASES | wrong.RUNS:
+        assert f"(figures/wrong_{name}.png)" in page
+        assert (ROOT / "experiments" / "figures" / f"wrong_{name}.png").exists()
+    caught = re.findall(r"`(test_\w+)(?:\[(.*?)\])?`", page)
+    assert len(caught) == 4
+    for test, mutant in caught:
+        assert hasattr(test_score, test) and (not mutant or mutant in test_score.MUTANTS)
+
+
+def test_curves_are_drawn_of_any_run(trained, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("matplotlib")
+    import plot
+
+    stages = [str(trained / name) for name in ("base", "stage1", "stage2")]
+    for folders in (stages, stages[:1]):
+        to = tmp_path / "curves.png"
+        monkeypatch.setattr(sys, "argv", ["plot.py", *folders, "--to", str(to)])
+        plot.main()
+        assert to.read_bytes().startswith(b"\x89PNG")
+    rows = plot.read(trained / "stage1")
+    figure = plot.draw({"one": rows, "two": rows}, window=3)
+    lines = figure.axes[0].get_lines()
+    assert len(lines) == 4 and list(lines[1].get_xdata()) == [row["step"] for row in rows]
+    last = [row["acc_t2"] for row in rows[-3:]]
+    assert lines[1].get_ydata()[-1] == pytest.approx(sum(last) / 3)
+    capsys.readouterr()
+    for content, said in (("x", "is not a log"), ("", "holds no step"), ("[1]", "is not a log")):
+        (tmp_path / "metrics.jsonl").write_text(content)
+        monkeypatch.setattr(sys, "argv", ["plot.py", str(tmp_path)])
+        with pytest.raises(SystemExit) as ended:
+            plot.main()
+        err = capsys.readouterr().err
+        assert ended.value.code == 2 and said in err and err.count("\n") == 1

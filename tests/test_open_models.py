@@ -1,0 +1,290 @@
+"""Pretrained models from the command line: both stages, warm-up, export, bad flags."""
+
+import json
+import os
+import pathlib
+import re
+import shutil
+import signal
+import types
+
+import numpy as np
+import pytest
+import torch
+
+import data
+import score
+import train
+from data import Problem
+from data.task import text_hash
+from model import GPT
+from pretrained.tokenizer import load_tokenizer
+from tests.helpers import (
+    CHAT_TEMPLATES,
+    ROOT,
+    same_weights,
+    source,
+    tiny_checkpoint,
+    weights,
+    without_bytes,
+    write_math,
+    write_programs,
+)
+
+
+def test_the_paper_s_settings_are_the_defaults():
+    known = {"data": "math", "init": "model"}
+    for stage in train.STAGES[1:]:
+        run, cfg = train.resolve(stage, known)
+        assert (run.lr, run.steps) == (5e-6, 1500)
+        assert (cfg.beta1, cfg.beta2, cfg.alpha) == (0.01, 0.1, 10)
+    run, cfg = train.resolve(train.STAGES[1], known | {"data": "humaneval"})
+    assert (run.lr, run.steps, cfg.beta1, cfg.beta2) == (1e-5, 750, 0.01, 0.25)
+    assert train.resolve(train.STAGES[2], {})[1].beta1 == 0.02
+
+
+OPEN_FLAGS = "--steps 2 --problems 2 --samples 2 --revisions 2 --max-new-tokens 8 --device cpu"
+
+
+@pytest.mark.parametrize("template", ["chatml", None])
+@pytest.mark.parametrize("name", data.OPEN)
+def test_both_stages_run_on_an_open_model(name, template, tmp_path, capsys, monkeypatch):
+    """From a tiny random checkpoint through both stages, evaluation and export, offline. A random
+    model is never right, so half of all answers are called so, or nothing would be learnt."""
+    for kind in data.OPEN.values():
+        monkeypatch.setattr(
+            kind, "rewards", lambda self, xs, said: [float(text_hash(y) % 2) for y in said]
+        )
+    monkeypatch.setattr(score, "grade", lambda task, xs, attempt: torch.tensor(
+        task.rewards(xs, score.texts(task, attempt))
+    ))  # fmt: skip
+    init = tmp_path / "init"
+    init.mkdir()
+    tiny_checkpoint(init, template)
+    folder = tmp_path / "data"
+    write_math(folder) if name == "math" else write_programs(folder)
+    out = tmp_path / "out"
+
+    def command(*args: object, flags: str = OPEN_FLAGS) -> int:
+        return train.main([str(arg) for arg in args] + flags.split())
+
+    source_flags = ["--data", name, "--init", init, "--data-dir", folder, "--out", out]
+    for stage in (1, 2):
+        assert command("--stage", stage, *source_flags, "--eval-problems", 4, "--micro", 1) == 0
+    printed = capsys.readouterr().out
+    assert f"base: using {init}" in printed and "Stage I: using" in printed
+    for number, stage in enumerate(("base", "stage1", "stage2")):
+        results = json.loads((out / name / stage / "results.json").read_text())
+        assert results["stage"] == number and results["skipped"] == 0
+        assert results["data"] == results["task"] == name and results["n"] == 4
+        assert 0 <= results["truncated"] <= 1
+        samples = sorted((out / name / stage).glob("samples_t*.jsonl"))
+        assert len(samples) == (2 if name == "humaneval" else 0)
+        assert all(len(path.read_text().splitlines()) == 4 for path in samples)
+    assert not (out / name / "base" / "model.pt").exists()
+    # the stage's folder alone says what it was trained on
+    assert command("--eval", out / name / "stage2", flags="--eval-problems 3 --device cpu") == 0
+    assert command("--eval", out / name / "base", flags="--eval-problems 3 --device cpu") == 0
+    assert command("--stage", 2, *source_flags, flags=OPEN_FLAGS + " --limit 3") == 2
+    assert "stage1 was made with limit None" in capsys.readouterr().err
+    assert command("--export", out / name / "stage2", flags="") == 0
+    exported = GPT.from_pretrained(out / name / "stage2" / "pretrained")
+    tokens = torch.tensor([[1, 2, 3]])
+    trained = train.load_model(
+        out / name / "stage2", data.load(name, source=source(init, folder)), torch.device("cpu")
+    )
+    assert torch.equal(exported(tokens), trained(tokens))
+    assert not torch.equal(exported(tokens), GPT.from_pretrained(init)(tokens))
+    ends = json.loads((out / name / "stage2" / "pretrained" / "config.json").read_text())
+    assert ends["eos_token_id"] == 7
+    assert load_tokenizer(out / name / "stage2" / "pretrained").chat == (
+        CHAT_TEMPLATES[template] if template else ""
+    )
+
+
+def test_an_open_model_killed_and_resumed_equals_uninterrupted(chatty, tmp_path, monkeypatch):
+    """Also with gradients of more problems at a time, and when evaluated on more attempts."""
+    monkeypatch.setattr(score, "grade", lambda task, xs, attempt: torch.tensor(
+        [float(text_hash(y) % 2) for y in score.texts(task, attempt)]
+    ))  # fmt: skip
+    folder, advance = write_math(tmp_path / "data"), train.Trainer.advance
+
+    def command(out: str, *more: str) -> int:
+        flags = f"--stage 1 --data math --init {chatty} --data-dir {folder} --out {tmp_path / out}"
+        settings = "--problems 2 --samples 2 --revisions 2 --max-new-tokens 8 --device cpu"
+        return train.main([*flags.split(), *settings.split(), "--steps", "4", *more])
+
+    def interrupted(trainer: train.Trainer) -> dict:
+        if trainer.step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return advance(trainer)
+
+    assert command("whole", "--micro", "1") == 0
+    monkeypatch.setattr(train.Trainer, "advance", interrupted)
+    assert command("halves", "--micro", "1") == 130
+    monkeypatch.setattr(train.Trainer, "advance", advance)
+    assert command("halves", "--micro", "1", "--resume", "--attempts", "3") == 0
+    one, other = (tmp_path / out / "math" / "stage1" / "model.pt" for out in ("whole", "halves"))
+    assert same_weights(one, other)
+    init = GPT.from_pretrained(chatty).state_dict()
+    assert any(not torch.equal(w, init[name]) for name, w in weights(one).items())
+
+
+def test_the_readme_s_task_is_one(chatty, tmp_path, monkeypatch, capsys):
+    """Its file, as it stands there: trained on, evaluated, and strict."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    [code] = [block for block in blocks if "class Words" in block]
+    monkeypatch.setattr(data, "OPEN", dict(data.OPEN))
+    words = types.ModuleType("words")
+    exec(code, words.__dict__)
+    lines = [json.dumps({"question": f"Capital of {n}?", "answer": f"City{n}"}) for n in range(8)]
+    (tmp_path / "train.jsonl").write_text("\n".join(lines[:4]))
+    (tmp_path / "test.jsonl").write_text("\n".join(lines[4:]))
+    flags = f"--data words --data-dir {tmp_path} --init {chatty} --out {tmp_path} --device cpu"
+    flags += " --problems 2 --samples 2 --revisions 2 --steps 1"
+    assert train.main(["--stage", "1", *flags.split()]) == 0
+    results = json.loads((tmp_path / "words" / "stage1" / "results.json").read_text())
+    assert (results["n"], results["config"]["lr"]) == (4, 5e-6)
+    task = words.Words(source(chatty, tmp_path))
+    [problem] = [x for x in task.held_out("test", None) if x.gold == "City5"]
+    right, wrong = ["City5", " city5.\n"], ["", "City", "City5 or City6", "It is City5", "City5!"]
+    assert [task.reward(problem, text) for text in right + wrong] == [1, 1, 0, 0, 0, 0, 0]
+    with pytest.raises(ValueError, match="no problem 'x', for none has an id"):
+        task.problem("x")
+
+
+def test_arithmetic_is_learned_by_an_open_model(chatty, tmp_path, capsys):
+    """Both stages, from the command line; the second knows the model and the examples."""
+    flags = ["--data", "arithmetic", "--task", "addition", "--difficulty", "2", "--steps", "1"]
+    flags += ["--problems", "2", "--samples", "2", "--revisions", "2", "--eval-problems", "4"]
+    flags += ["--max-new-tokens", "6", "--device", "cpu", "--out", str(tmp_path)]
+    assert train.main(["--stage", "1", "--init", str(chatty), "--shots", "1", *flags]) == 0
+    assert train.main(["--stage", "2", *flags]) == 0
+    results = json.loads((tmp_path / "addition" / "stage2" / "results.json").read_text())
+    assert (results["config"]["shots"], results["config"]["lr"]) == (1, 5e-6)
+    assert results["config"]["init"] == str(chatty) and results["n"] == 4
+    capsys.readouterr()
+    assert train.main(["--stage", "2", "--shots", "3", *flags]) == 2
+    assert "made with shots 1, not 3" in capsys.readouterr().err
+
+
+def test_an_open_model_is_warmed_up(chatty, tmp_path, capsys):
+    """Stage 0 trains it on transcripts; it is then the base and the reference of the stages."""
+    flags = ["--task", "addition", "--difficulty", "2", "--max-new-tokens", "6", "--device", "cpu"]
+    flags += ["--eval-problems", "4", "--out", str(tmp_path), "--init", str(chatty)]
+    stage1 = ["--stage", "1", "--steps", "1", "--problems", "2", "--samples", "2", *flags]
+    folder = tmp_path / "addition"
+    assert train.main(stage1) == 0
+    assert not (folder / "base" / "model.pt").exists()
+    shutil.rmtree(folder)
+    assert train.main(["--stage", "0", "--steps", "3", "--transcripts", "4", *flags]) == 0
+    assert not same_model(folder / "base" / "model.pt", GPT.from_pretrained(chatty))
+    capsys.readouterr()
+    assert train.main(stage1) == 0
+    assert "base: using" in (said := capsys.readouterr().out) and "finished after 3" in said
+    [row] = map(json.loads, (folder / "stage1" / "metrics.jsonl").open())
+    assert abs(row["kl_1"]) < 1e-4  # of the policy and its reference, before the first update
+    assert train.main(["--stage", "0", *flags[:-2]]) == 0  # it is known whose warm-up it is
+    assert train.main(["--eval", str(folder / "base"), "--eval-problems", "4"]) == 0
+    assert json.loads((folder / "base" / "results.json").read_text())["steps"] == 3
+
+
+def same_model(path: pathlib.Path, gpt: GPT) -> bool:
+    saved = torch.load(path, weights_only=True)["model"]
+    return all(torch.equal(saved[name], weight) for name, weight in gpt.state_dict().items())
+
+
+@pytest.mark.parametrize("both", [True, False])
+def test_the_loss_of_a_warm_up_is_that_of_unpadded_texts(both, chatty, tmp_path):
+    """Of both attempts or of the second, whatever prompts share."""
+    task, gpt = data.load("addition", 2, source(chatty, tmp_path)), GPT.from_pretrained(chatty)
+    rows = task.transcripts(0, 1, 5, 0.0)
+    losses = []
+    for prompt, first, second in rows:
+        y1, y2 = (task.encode(text) + [task.eos] for text in (first, second))
+        x = task.prompt(Problem(prompt))
+        ids = torch.tensor(x + y1 + task.revise + y2)
+        logprobs = gpt(ids[None, :-1])[0].log_softmax(-1)
+        each = -logprobs[range(len(ids) - 1), ids[1:]]
+        losses += each[-len(y2) :].tolist() + both * each[len(x) - 1 :][: len(y1)].tolist()
+    optimizer = torch.optim.SGD(gpt.parameters(), lr=0.0)
+    metrics = train.base_step(gpt, optimizer, task, rows, clip=1.0, both=both)
+    assert metrics["loss"] == pytest.approx(np.mean(losses), abs=1e-5)
+    assert metrics["tokens"] == len(losses)
+
+
+@pytest.mark.parametrize(
+    "flags, named",
+    [
+        ("--data math", "--init"),
+        ("--data math --init nowhere", "nowhere"),
+        ("--data math --init INIT", "github.com/hendrycks/math"),
+        ("--data math --init INIT --data-dir DATA --levels 0-3", "levels"),
+        ("--data math --init INIT --data-dir DATA --levels 3-1", "levels"),
+        ("--data math --init INIT --data-dir DATA --subjects astrology", "astrology"),
+        ("--data math --init INIT --data-dir DATA --levels 5-1,1", "levels"),
+        ("--data math --init INIT --data-dir DATA --limit 0", "limit"),
+        ("--data math --init INIT --data-dir DATA --problems 13", "12 training problems, not 13"),
+        ("--data math --init INIT --data-dir DATA --layout scroll", "scroll"),
+        ("--data math --init INIT --data-dir DATA --layout llama3", "llama3"),
+        ("--data math --init INIT --data-dir DATA --split val", "val"),
+        ("--data math --init INIT --data-dir DATA --eval-problems 99", "99"),
+        ("--data math --init INIT --data-dir DATA --max-new-tokens 9999", "skipped"),
+        ("--data math --init INIT --data-dir DATA --task puzzle", "--task"),
+        ("--data humaneval --init INIT --levels 1", "--levels"),
+        ("--data chess", "chess"),
+        ("--init INIT", "puzzle cannot be posed"),
+        ("--init INIT --task addition --width 16", "--width"),
+        ("--init INIT --task addition --shots 999", "999 examples"),
+        ("--init INIT --task addition --shots -1", "shots"),
+        ("--init INIT --task addition --limit 3", "--limit"),
+        ("--shots 3", "--shots"),
+        ("--layout plain", "--layout"),
+        ("--data math --init INIT --data-dir DATA --shots 3", "--shots"),
+        ("--limit 3", "--limit"),
+        ("--data math --init DATA --data-dir DATA", "tokenizer"),
+    ],
+)
+def test_bad_open_flag_is_one_line(flags, named, chatty, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_math(tmp_path / "data")
+    if "llama3" in flags:  # a tokenizer without its control tokens
+        chatty = shutil.copytree(chatty, tmp_path / "copy")
+        raw = json.loads((chatty / "tokenizer.json").read_text().replace("eot_id", "eot"))
+        (chatty / "tokenizer.json").write_text(json.dumps(raw))
+    flags = flags.replace("INIT", str(chatty)).replace("DATA", "data")
+    assert train.main(["--stage", "1", *flags.split()]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and named in lines[0], lines
+    assert not list(tmp_path.rglob("*.pt"))
+
+
+@pytest.mark.parametrize(
+    "name", ["data/train/algebra/9.json", "data/test.jsonl", "init/vocab.json"]
+)
+def test_a_pipe_among_the_files_is_one_line(name, chatty, tmp_path, capsys):
+    """To read it would be to wait for ever."""
+    shutil.copytree(chatty, tmp_path / "init")
+    folder = write_math(tmp_path / "data")
+    (tmp_path / name).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / name)
+    flags = ["--stage", "1", "--data", "math", "--init", tmp_path / "init", "--data-dir", folder]
+    assert train.main([*map(str, flags), "--out", str(tmp_path / "out")]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert f"{tmp_path / name} is no file to read from" in line
+
+
+def test_a_problem_that_the_tokenizer_cannot_spell_is_one_line(chatty, tmp_path, capsys):
+    init, folder = shutil.copytree(chatty, tmp_path / "init"), write_math(tmp_path / "data")
+    without_bytes(init / "tokenizer.json", 4)
+    (folder / "test.jsonl").write_text(json.dumps({"problem": "1 \x04 2?\n", "answer": "7"}))
+    path = folder / "train" / "algebra" / "3.json"
+    flags = ["--stage", "1", "--data", "math", "--init", init, "--data-dir", folder]
+    flags = [*map(str, flags), "--out", str(tmp_path / "out")]
+    for named in (r"'1 \x04 2?\n'", "train/algebra/3.json"):
+        assert train.main(flags) == 2
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == 1 and named in lines[0] and "the byte 4" in lines[0], lines
+        (folder / "test.jsonl").unlink(missing_ok=True)
+        path.write_text(json.dumps({"problem": "1 \x04 2?", "solution": "$\\boxed{1}$"}))
+    assert not list(tmp_path.rglob("*.pt"))

@@ -1,0 +1,274 @@
+"""The grader of MATH answers and the sandbox, on cases that were written without sight of them."""
+
+import fractions
+import gzip
+import json
+import os
+import pathlib
+import re
+import signal
+import sys
+import time
+
+import hypothesis
+import pytest
+from hypothesis import strategies as st
+
+import data
+import rewards
+import train
+from rewards import math_equal, math_reward
+from tests import try_grader, try_sandbox
+from tests.helpers import PLAIN_JSON, ROOT, anything, shared, source, write_programs
+from verifiers import sandbox, worker
+
+
+def test_tables_are_read_whole():
+    """A row that is written wrongly must not go unread."""
+    tables = (try_grader.EQUAL, try_grader.DIFFERENT, try_grader.RESPONSES)
+    sizes = [sum(map(len, table.values())) for table in tables]
+    assert all(size >= least for size, least in zip(sizes, (520, 813, 98)))
+    for name in ("equal.txt", "different.txt", "bait.txt"):
+        rows = [row for rows in try_grader.read_rows(name).values() for row in rows]
+        assert min(map(len, rows)) > 1, name
+    assert len(try_grader.BAIT) >= 140
+    assert len(try_sandbox.CONTROLS) >= 89 and len(try_sandbox.ATTACKS) >= 447 - 16  # x86's
+
+
+@pytest.mark.parametrize("category", try_grader.EQUAL)
+def test_the_same_answer_written_otherwise(category):
+    wrong = [case for case in try_grader.EQUAL[category] if math_equal(*case) is not True]
+    assert not wrong
+
+
+@pytest.mark.parametrize("category", try_grader.DIFFERENT)
+def test_another_answer(category):
+    pairs = [pair for case in try_grader.DIFFERENT[category] for pair in (case, case[::-1])]
+    wrong = [pair for pair in pairs if math_equal(*pair) is not False]
+    assert not wrong
+
+
+@pytest.mark.parametrize("category", try_grader.RESPONSES)
+def test_the_answer_in_a_response(category):
+    wrong = [case for case in try_grader.RESPONSES[category] if math_reward(*case[:2]) != case[2]]
+    assert not wrong
+
+
+def test_bait_neither_hangs_nor_crashes_nor_pays():
+    """Each in a forked process with an alarm: nesting, towers of powers, 100,000 characters, …"""
+    fates = {name: try_grader.survive(bait) for name, bait in try_grader.BAIT.items()}
+    assert not {name: fate for name, fate in fates.items() if fate}
+
+
+def test_every_reference_answer_equals_itself():
+    answers = {gold for cases in try_grader.EQUAL.values() for pair in cases for gold in pair}
+    assert all(math_equal(gold, gold) for gold in answers)
+    lines = shared("gsm8k_test.jsonl").read_text(encoding="utf-8").splitlines()
+    golds = [json.loads(line)["answer"].rpartition("#### ")[2] for line in lines]
+    assert len(golds) == 1319
+    for gold in golds:
+        plain = gold.replace(",", "")
+        assert math_equal(gold, plain) and math_equal(f"\\${plain}.00", gold)
+        assert not math_equal(plain + "0", gold) or plain == "0"
+        assert not math_equal(str(int(plain) + 1), gold)
+
+
+def test_an_answer_is_never_executed():
+    marker = "import os; os.environ.__setitem__('SCORE_EXECUTED', '1')"
+    for text in (f"exec({marker!r})", "__import__('os').environ.update(SCORE_EXECUTED='1')"):
+        math_reward(f"\\boxed{{{text}}}", "1")
+    assert "SCORE_EXECUTED" not in os.environ
+
+
+@pytest.fixture(scope="module")
+def host():
+    """What an attack must leave alone: files, processes, sockets, settings, the next program."""
+    with try_sandbox.Host() as watched:
+        yield watched
+
+
+# Those of the kind "time" take their whole limit; the command line runs them all.
+SLOW = [case for case in try_sandbox.ATTACKS if case.kind == "time"]
+QUICK = [case for case in try_sandbox.ATTACKS if case.kind != "time"] + SLOW[::6]
+HONEST = [case for case in try_sandbox.CONTROLS if not case.optional]
+
+
+@pytest.mark.parametrize("case", QUICK, ids=lambda case: case.name)
+def test_attack_fails_and_leaves_the_host_alone(case, host):
+    outcome = try_sandbox.run(case, host)
+    assert outcome.good, outcome
+
+
+@pytest.mark.parametrize("case", HONEST, ids=lambda case: case.name)
+def test_honest_program_passes(case, host):
+    outcome = try_sandbox.run(case, host)
+    assert outcome.good, outcome
+
+
+def test_every_canonical_solution_passes():
+    """All 164 of HumanEval, through run_many, with the prompt's helpers for 32, 38 and 50."""
+    with gzip.open(shared("HumanEval.jsonl.gz"), "rt", encoding="utf-8") as lines:
+        records = [json.loads(line) for line in lines]
+    items = [
+        (r["prompt"] + r["canonical_solution"], r["test"], r["entry_point"], 10.0, r["prompt"])
+        for r in records
+    ]
+    verdicts = rewards.run_many(items)
+    failed = [r["task_id"] for r, verdict in zip(records, verdicts) if not verdict.passed]
+    assert len(records) == 164 and failed == []
+    empty = [(r["prompt"] + "    pass\n", *item[1:]) for r, item in zip(records, items)]
+    assert not any(verdict.passed for verdict in rewards.run_many(empty))
+
+
+# MBPP's tests of these hand over objects or functions of the program's own, which do not cross.
+OBJECTS = {367, 533, 601, 927}
+
+
+def test_mbpp_solutions_pass():
+    lines = shared("mbpp.jsonl").read_text(encoding="utf-8").splitlines()
+    records = [json.loads(line) for line in lines]
+    items = []
+    for r in records:
+        test, entry_point = rewards.mbpp_test(r["test_list"], r["test_setup_code"])
+        items.append((r["code"], test, entry_point, 10.0))
+    verdicts = rewards.run_many(items)
+    failed = {r["task_id"] for r, verdict in zip(records, verdicts) if not verdict.passed}
+    assert len(records) == 974 and failed <= OBJECTS
+
+
+@pytest.mark.parametrize(
+    "tests, named",
+    [([], "no test"), (["assert f(1) =="], "assert f(1) =="), (["assert 1 == 1"], "function")],
+)
+def test_mbpp_records_without_a_test_are_named(tests, named):
+    with pytest.raises(ValueError) as error:
+        rewards.mbpp_test(tests)
+    assert named in str(error.value)
+
+
+def test_a_worker_that_cannot_start_is_a_verdict_and_ends_a_run(chatty, tmp_path, monkeypatch):
+    """As where a machine runs out of processes: no exception, and no reward of 0 either."""
+
+    def fails(*args, **options):
+        raise OSError(11, "Resource temporarily unavailable")
+
+    task = data.load("humaneval", source=source(chatty, write_programs(tmp_path)))
+    sandbox.POOL.stop()
+    monkeypatch.setattr(sandbox.subprocess, "Popen", fails)
+    test = "def check(candidate):\n    assert candidate() == 1\n"
+    assert rewards.run_tests("def f(): return 1", test, "f").reason == "refused"
+    with pytest.raises(rewards.SandboxError, match="no longer"):
+        task.rewards(task.splits["test"][:1], ["    return 0"])
+
+
+def test_programs_run_in_parallel_and_in_order():
+    """Half a second each on two workers is half the time on one; verdicts keep their places."""
+    test = "def check(candidate):\n    assert candidate() == 1\n"
+    programs = [f"import time\ndef f():\n    time.sleep(0.5)\n    return {n % 2}" for n in range(6)]
+    items = [(program, test, "f") for program in programs]
+    rewards.run_many(items[:2], workers=2)  # starts the workers
+    started = time.monotonic()
+    verdicts = rewards.run_many(items, workers=6)
+    assert [verdict.passed for verdict in verdicts] == [False, True] * 3
+    assert time.monotonic() - started < sum(verdict.seconds for verdict in verdicts) / 2
+    for workers in (0, -1):
+        with pytest.raises(ValueError, match="workers"):
+            rewards.run_many(items, workers)
+
+
+def test_the_sandbox_says_what_holds_and_refuses_elsewhere(monkeypatch, tmp_path, capsys):
+    assert rewards.sandbox_status().startswith("sandbox: ")
+    assert "seccomp" in rewards.sandbox_status()
+    monkeypatch.setattr(sandbox, "POOL", sandbox.Pool())
+    monkeypatch.setattr(sys, "platform", "darwin")
+    with pytest.raises(rewards.SandboxError, match="darwin"):
+        rewards.sandbox_status()
+    verdict = rewards.run_tests("def f(): pass", "def check(candidate): pass", "f")
+    assert (verdict.passed, verdict.reason) == (False, "refused")
+    flags = ["--stage", "1", "--data", "humaneval", "--init", str(tmp_path)]
+    assert train.main(flags) == 2
+    assert "darwin" in capsys.readouterr().err
+
+
+def test_the_worker_holds_nothing_of_ours_but_itself():
+    """Asked from inside of a program: the grader, the data and the model are not in its process,
+    and the repository, in which its worker started, is not where it looks for modules."""
+    program = """
+import os, sys
+def f(repository):
+    files = {name: getattr(module, "__file__", None) for name, module in sys.modules.items()}
+    ours = {name: file for name, file in files.items() if file and file.startswith(repository)}
+    return ours, [os.path.abspath(path) for path in sys.path], os.getcwd(), sys.argv[1:]
+"""
+    folder = ROOT.resolve()
+    ours = {
+        "__main__": str(folder / "verifiers" / "worker.py"),
+        "verifiers": str(folder / "verifiers" / "__init__.py"),
+        "verifiers.confine": str(folder / "verifiers" / "confine.py"),
+    }
+    test = f"""
+def check(candidate):
+    ours, path, directory, arguments = candidate({str(folder)!r})
+    assert ours == {ours!r}
+    assert path and {str(folder)!r} not in path
+    assert directory != {str(folder)!r} and arguments == []
+"""
+    assert rewards.run_tests(program, test, "f", 10.0).passed
+
+
+def test_a_verdict_is_never_another_program_s():
+    """A tester or runner that is killed while it waits costs no program the verdict of the one
+    before, though worker and trainer speak through a pipe that outlives them."""
+    test = "def check(candidate):\n    assert candidate() == 1\n"
+    right, wrong = ("def f(): return 1", test, "f"), ("def f(): return 2", test, "f")
+    for which in (0, 1):
+        rewards.run_many([right, wrong], workers=1)
+        worker = sandbox.POOL.idle[-1].process.pid
+        children = pathlib.Path(f"/proc/{worker}/task/{worker}/children")
+        deadline = time.monotonic() + 5
+        while len(waiting := children.read_text().split()) < 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        os.kill(int(waiting[which]), signal.SIGKILL)
+        rewards.run_tests(*right)  # may be lost with what was killed
+        passed = [rewards.run_tests(*item).passed for item in (wrong, right, wrong, wrong, right)]
+        assert passed == [False, True, False, False, True]
+
+
+PIECES = list("0123456789+-*/^_(){}[]|,.:=<>! xyzei\\$%°½²９") + " and |\n|\u202e|cm".split("|")
+PIECES += r"\frac \sqrt \left( \pi \text{ \cup \lfloor \rfloor \! \, \boxed{ \binom \infty".split()
+PIECES += [r"\begin{pmatrix}", r"\end{pmatrix}"]
+LATEX = st.lists(st.sampled_from(PIECES), max_size=25).map("".join)
+
+
+@anything(1500)
+@hypothesis.given(a=LATEX, b=LATEX)
+def test_any_answers_have_a_verdict(a, b):
+    """Without an exception, and the same either way round."""
+    assert math_equal(a, b) == math_equal(b, a)
+    rewards.extract_answer(a + b)
+
+
+@anything(3000)
+@hypothesis.given(
+    text=st.lists(st.sampled_from("0123456789+-*/() "), max_size=12).map("".join),
+    gold=st.integers(-9, 9),
+)
+def test_no_sum_is_taken_for_another_number(text, gold):
+    """Python's own arithmetic judges what is accepted."""
+    if math_equal(text, str(gold)):
+        explicit = re.sub(r"(?<=[\d)]) *(?=\()", "*", text.strip().rstrip("."))
+        exact = re.sub(r"\d+", lambda number: f"Fraction({int(number[0])})", explicit)
+        assert eval(exact, {"Fraction": fractions.Fraction}) == gold
+
+
+@anything(500)
+@hypothesis.given(
+    message=PLAIN_JSON
+    | st.dictionaries(st.sampled_from(sorted(worker.BUILD)), PLAIN_JSON, min_size=1, max_size=1)
+)
+def test_any_message_of_a_program_is_a_plain_value_or_refused(message):
+    try:
+        value = worker.from_json(message)
+    except (ValueError, TypeError, AttributeError, KeyError, ArithmeticError):
+        return
+    assert type(value).__module__ in ("builtins", "fractions")
