@@ -1,12 +1,37 @@
-"""Fixtures that several rooms share."""
+"""Fixtures that several rooms share, and how `pytest` by itself runs everything."""
 
+import functools
+import inspect
+import os
 import pathlib
 
 import pytest
 
-import test_score  # noqa: F401  isort: skip
+import test_score  # noqa: F401  isort: skip  (it sets what torch and Triton read when imported)
 import train
 from tests.helpers import run, six_steps, tiny_checkpoint
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """`pytest` without a file runs one process a core, at most four, each with one thread. A
+    process begins with its share of the tests in their order, so that it makes few fixtures twice;
+    one that has none left takes half of what another still has to do."""
+    no_file = config.args_source == config.ArgsSource.TESTPATHS
+    free = getattr(config.option, "numprocesses", 0) is None  # xdist is there, and no -n was given
+    if no_file and free and not hasattr(config, "workerinput"):  # else processes start processes
+        config.option.numprocesses, config.option.maxprocesses = "logical", 4
+        config.option.dist = "worksteal"
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def sources_are_read_once():
+    """Every command makes its --help of comments, and Python finds a class's source by parsing the
+    whole file, which takes longer than the steps of most tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inspect, "getsource", functools.cache(inspect.getsource))
+        yield
 
 
 @pytest.fixture(scope="session")
