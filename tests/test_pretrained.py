@@ -200,65 +200,78 @@ def test_loading_does_not_hold_two_copies(tmp_path):
     assert float(copies) < 1.3
 
 
-def damaged(folder: pathlib.Path, how: str) -> None:
+def weights_edited(change):
+    """Damage to model.safetensors: a change of its header, and its values as they are."""
+
+    def damage(folder: pathlib.Path) -> None:
+        path = folder / "model.safetensors"
+        raw = path.read_bytes()
+        length = int.from_bytes(raw[:8], "little")
+        header = json.loads(raw[8 : 8 + length])
+        change(header)
+        text = json.dumps(header).encode()
+        path.write_bytes(len(text).to_bytes(8, "little") + text + raw[8 + length :])
+
+    return damage
+
+
+def config_edited(change):
+    """Damage to config.json."""
+
+    def damage(folder: pathlib.Path) -> None:
+        config = json.loads((folder / "config.json").read_text())
+        change(config)
+        (folder / "config.json").write_text(json.dumps(config))
+
+    return damage
+
+
+def truncated(folder: pathlib.Path) -> None:
     path = folder / "model.safetensors"
-    raw = path.read_bytes()
-    length = int.from_bytes(raw[:8], "little")
-    header, values = json.loads(raw[8 : 8 + length]), raw[8 + length :]
-    config = json.loads((folder / "config.json").read_text())
-    norm = header["model.norm.weight"]
-    if how == "missing":
-        del header["model.norm.weight"]
-    elif how == "extra":
-        header["model.norm.bias"] = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
-    elif how == "misshapen":
-        norm["shape"] = [norm["shape"][0] // 2, 2]
-    elif how == "size":
-        norm["shape"] = [norm["shape"][0] + 1]
-    elif how == "dtype":
-        norm["dtype"] = "I64"
-    elif how == "family":
-        config["model_type"] = "mamba"
-    elif how == "rope":
-        config["rope_parameters"] = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}
-    elif how == "quantized":
-        config["quantization_config"] = {"bits": 4}
-    elif how == "no width":
-        del config["hidden_size"]
-    elif how == "heads":
-        config["num_attention_heads"] = 3
-    elif how == "truncated":
-        values = values[:-10]
-    (folder / "config.json").write_text(json.dumps(config))
-    text = json.dumps(header).encode()
-    path.write_bytes(len(text).to_bytes(8, "little") + text + values)
-    if how == "garbage":
-        path.write_bytes(b"garbage")
-    elif how == "config":
-        (folder / "config.json").write_text("{")
-    elif how == "no config":
-        (folder / "config.json").unlink()
-    elif how == "pickled":
-        path.rename(folder / "pytorch_model.bin")
-    elif how == "shard":
-        index = {"weight_map": {"model.norm.weight": "model-00001-of-00002.safetensors"}}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    path.write_bytes(path.read_bytes()[:-10])
 
 
-@pytest.mark.parametrize(
-    "how, named",
-    [
-        ("missing", "model.norm.weight"), ("extra", "model.norm.bias"),
-        ("misshapen", "model.norm.weight"), ("size", "model.norm.weight"), ("dtype", "I64"),
-        ("truncated", "truncated"), ("garbage", "model.safetensors"), ("family", "mamba"),
-        ("rope", "yarn"), ("quantized", "quantization_config"), ("no width", "hidden_size"),
-        ("heads", "heads"), ("config", "config.json"), ("no config", "config.json"),
-        ("pickled", "pickled"), ("shard", "model-00001-of-00002.safetensors"),
-    ],
-)  # fmt: skip
-def test_damaged_checkpoint_is_one_line(how, named, qwen, tmp_path):
-    shutil.copytree(qwen, tmp_path / "copy")
-    damaged(tmp_path / "copy", how)
+NORM = "model.norm.weight"
+EMPTY = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
+YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}
+SHARD = "model-00001-of-00002.safetensors"
+DAMAGE = {
+    # name: (damage to a folder, what the line names)
+    "missing": (weights_edited(lambda h: h.pop(NORM)), NORM),
+    "extra": (weights_edited(lambda h: h.update({"model.norm.bias": EMPTY})), "model.norm.bias"),
+    "misshapen": (weights_edited(lambda h: h[NORM].update(shape=[16, 2])), NORM),
+    "size": (weights_edited(lambda h: h[NORM].update(shape=[33])), NORM),
+    "dtype": (weights_edited(lambda h: h[NORM].update(dtype="I64")), "I64"),
+    "truncated": (truncated, "truncated"),
+    "garbage": (
+        lambda folder: (folder / "model.safetensors").write_bytes(b"garbage"), "model.safetensors"
+    ),
+    "family": (config_edited(lambda c: c.update(model_type="mamba")), "mamba"),
+    "rope": (config_edited(lambda c: c.update(rope_parameters=YARN)), "yarn"),
+    "quantized": (
+        config_edited(lambda c: c.update(quantization_config={"bits": 4})), "quantization_config"
+    ),
+    "no width": (config_edited(lambda c: c.pop("hidden_size")), "hidden_size"),
+    "heads": (config_edited(lambda c: c.update(num_attention_heads=3)), "heads"),
+    "config": (lambda folder: (folder / "config.json").write_text("{"), "config.json"),
+    "no config": (lambda folder: (folder / "config.json").unlink(), "config.json"),
+    "pickled": (
+        lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"),
+        "pickled",
+    ),
+    "shard": (
+        lambda folder: (folder / "model.safetensors.index.json").write_text(
+            json.dumps({"weight_map": {NORM: SHARD}})
+        ),
+        SHARD,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("how", DAMAGE)
+def test_damaged_checkpoint_is_one_line(how, qwen, tmp_path):
+    damage, named = DAMAGE[how]
+    damage(shutil.copytree(qwen, tmp_path / "copy"))
     with pytest.raises((ValueError, OSError)) as error:
         GPT.from_pretrained(tmp_path / "copy")
     assert named in str(error.value) and "\n" not in str(error.value)
