@@ -16,8 +16,6 @@ from model import GPT, GPTConfig
 from pretrained.tokenizer import QWEN_PATTERN, byte_characters
 
 ROOT = pathlib.Path(__file__).parent.parent
-
-
 LOOK = "--difficulty 2 --eval-problems 20 --device cpu".split()
 BASE = [*LOOK, *"--layers 1 --width 16 --transcripts 8".split()]
 SMALL = [*BASE, *"--problems 4 --samples 2 --revisions 2".split()]

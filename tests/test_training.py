@@ -1051,6 +1051,7 @@ def test_any_damage_to_a_checkpoint_is_one_line(choice, unfinished, tmp_path_fac
 
 @anything(60)
 @hypothesis.given(settings=st.dictionaries(st.sampled_from([*FLAGS, "stage"]), PLAIN_JSON))
+@hypothesis.example(settings={"init": []})
 def test_any_settings_of_a_checkpoint_are_one_line(settings, trained, tmp_path_factory):
     """With the right sums: what somebody else's program might have written."""
     folder = tmp_path_factory.mktemp("any") / "stage1"
