@@ -9,7 +9,7 @@ In order of worth, each part logged to OUT/PART.log as it goes and its last line
     eval-…           HumanEval: the base, Stage I, Stage II
     naive            naive multi-turn RL from the same base, with as many updates, and its eval
     tests            what needs CUDA
-    rollouts, updates   the benchmarks beside transformers and plain losses
+    rollouts, updates   the benchmarks beside transformers and a plain loss; OUT/bench.json
 
 Further flags are train.py's (`--problems 16 --samples 4 --revisions 4` by default). A part that
 the time does not allow is stopped, saves what it has, and is named as stopped.
@@ -99,13 +99,12 @@ def main() -> int:
         evaluate(name)
     if parts.run("naive", *NAIVE, "--steps", 2 * fit, "--out", out, *settings):
         evaluate("naive")
-    files = ["test_score.py", "tests/test_fast.py"]
-    parts.run("tests", "-m", "pytest", "-q", *files, "-k", "cuda or graph")
-    bench = [*device, "--dtypes", "bfloat16", "--write", out / "rollouts.json"]
-    sizes = ["--sizes", "gpt2", "qwen", "--rows", 64, 256, "--peers", "eager"]
-    parts.run("rollouts", HERE / "bench_rollout.py", *bench, *sizes)
-    bench = [*device, "--dtype", "bfloat16", "--write", out / "updates.json"]
-    parts.run("updates", HERE / "bench_update.py", *bench)
+    parts.run("tests", "-m", "pytest", "-q", "-k", "cuda or graph")
+    bench, low = HERE / "bench.py", [*device, "--dtypes", "bfloat16", "--sizes", "gpt2", "qwen"]
+    kept = ["--file", out / "bench.json", "--keep"]
+    rows = ["--rows", 64, 256, "--peers", "eager"]
+    parts.run("rollouts", bench, "rollouts", *low, *rows, *kept, "h200")
+    parts.run("updates", bench, "updates", *low, *kept, "h200-updates")
     return 0
 
 

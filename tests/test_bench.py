@@ -1,89 +1,157 @@
-"""The benchmarks: what they compare samples what it scores."""
+"""The benchmarks: what they compare, that each of them runs, that SPEED.md has their figures."""
 
 import json
 import math
-import subprocess
-import sys
 
-import bench_rollout
-import bench_trl
+import bench
 import pytest
-import speed
+import tables
 import torch
 
-import score
-from tests.helpers import ROOT
 
+@pytest.fixture
+def here(monkeypatch):
+    """Every measurement in this process, without the rates of the limit, which take seconds."""
+    rates = {"gemm": 1e9, "head": 1e9, "memory": 1e9, "weight_bytes": 4, "head_bytes": 4}
 
-def test_benchmarks_run(tmp_path, monkeypatch, capsys):
-    """On sizes that measure nothing: every way gives its figures, for what was asked."""
-    for rate in ("gemm_rate", "memory_rate"):  # which take seconds
-        monkeypatch.setattr(bench_rollout, rate, lambda *args: 1e9)
-    path, threads = tmp_path / "out.json", torch.get_num_threads()
-    command = f"bench --repeats 1 --write {path} --rows 4 --prompt 5 --new 4 --peers nocache concat"
-    command += " --dtypes float32 bfloat16 --lengths equal ragged"
-    monkeypatch.setattr(sys, "argv", command.split())
-    bench_rollout.main()
+    def measure_peaks(best, device, dtype, threads):
+        return best.setdefault(f"{dtype}, {threads} thread(s)", rates)
+
+    monkeypatch.setattr(bench, "measure_peaks", measure_peaks)
+    monkeypatch.setattr(bench, "elsewhere", lambda call, args, turn: call(*args))
+    threads = torch.get_num_threads()
+    yield
     torch.set_num_threads(threads)
-    results = json.loads(path.read_text())["results"]
-    assert [result["way"] for result in results] == ["ours", "nocache", "concat"] * 4
-    assert {result["mean_length"] for result in results if result["lengths"] == "equal"} == {4}
-    assert all(result["tokens_per_second"] > 0 for result in results)
-    errors = [result["logprob_error"]["max"] for result in results if "logprob_error" in result]
+
+
+def run(command: str, path) -> list[dict]:
+    """What a small run of it keeps."""
+    bench.main(f"{command} --quick --repeats 1 --keep part/name --file {path}".split())
+    return json.loads(path.read_text())["part/name"]["results"]
+
+
+def test_rollouts_are_measured_for_what_was_asked(here, tmp_path, capsys):
+    pytest.importorskip("transformers", reason="the peer is transformers")
+    command = "rollouts --rows 4 --peers eager --dtypes float32 bfloat16 --lengths equal ragged"
+    rows = run(command, tmp_path / "kept.json")
+    assert [row["way"] for row in rows] == ["ours", "eager"] * 4
+    assert {row["mean_length"] for row in rows if row["lengths"] == "equal"} == {4}
+    assert all(row["tokens_per_second"] > 0 and row["share_of_limit"] > 0 for row in rows)
+    errors = [row["error_max"] for row in rows if "error_max" in row]
     assert len(errors) == 2 and max(errors) < 0.05
-    assert capsys.readouterr().out.count("| tiny |") == len(results)
-
-    script = str(ROOT / "experiments" / "bench_update.py")
-    command = f"{script} --repeats 1 --write {path} --rows 8 --width 4 --vocabulary 30"
-    options = [*command.split(), "--peers", "slices", "naive"]
-    subprocess.run([sys.executable, *options], check=True, capture_output=True)
-    assert json.loads(path.read_text())["results"].keys() == {"slices", "naive"}
+    mine, eager = rows[:2]
+    times = mine["tokens_per_second"] / eager["tokens_per_second"]
+    assert mine["ours_faster"] == 1 and eager["ours_faster"] == pytest.approx(times)
+    assert capsys.readouterr().out.count("| tiny |") == len(rows)
 
 
-def test_steps_beside_trl_have_as_many_completions(monkeypatch):
+def test_updates_are_measured_by_their_parts(here, tmp_path):
+    rows = run("updates", tmp_path / "kept.json")
+    assert [(row["part"], row["way"]) for row in rows] == [
+        ("head and loss", "ours"),
+        ("head and loss", "naive"),
+        ("whole update", "ours"),
+    ]
+    assert all(row["seconds"] > 0 for row in rows) and rows[2]["MiB"] > 0
+
+
+def test_growth_is_measured_with_what_bounds_a_step(here, tmp_path):
+    rows = run("growth", tmp_path / "kept.json")
+    assert [row["quantity"] for row in rows] == [
+        quantity for quantity in ("rows", "context", "parameters") for _ in range(2)
+    ]
+    for row in rows:
+        shares = [row[name] for name in ("products", "weights", "cache", "overhead")]
+        assert sum(shares) == pytest.approx(1) and row["seconds"] > 0
+    assert [math.isfinite(row.get("slope", math.inf)) for row in rows] == [False, True] * 3
+
+
+def test_steps_beside_trl_have_as_many_completions(monkeypatch, here, tmp_path):
     pytest.importorskip("trl", reason="the peer is TRL")
-    for name, small in {
-        "NEW": 4, "STEPS": 2, "CFG": score.Config(problems=2, samples=2, revisions=2),
-        "COMPLETIONS": 12, "VOCABULARY": 32,
-    }.items():  # fmt: skip
-        monkeypatch.setattr(bench_trl, name, small)
-    monkeypatch.setattr(bench_trl.Random, "eos", 32)
-    monkeypatch.setattr(bench_trl.Random, "max_new_tokens", 4)
     graded = []
-    monkeypatch.setattr(bench_trl, "reward", lambda text: graded.append(text.split()) or 0.0)
-    for way in (bench_trl.ours, bench_trl.rloo):
+    monkeypatch.setattr(
+        bench.Random, "reward", lambda task, problem, text: graded.append(text.split()) or 0.0
+    )
+    for way in (bench.our_step, bench.trl_step):
         graded.clear()
-        assert len(times := way()) == 2 and min(times) > 0
+        assert way(bench.Namespace(**bench.QUICK))["seconds"] > 0
         assert len(graded) == 24 and max(map(len, graded)) == 4  # TRL's texts lack special tokens
 
 
-@pytest.mark.parametrize("way", ["ours", "eager", "nocache", "concat"])
+def test_what_fails_is_left_out_and_named():
+    def fail(turn: int) -> dict:
+        raise RuntimeError("no memory\nat all")
+
+    ways = {"ours": lambda turn: {"seconds": 1.0 + turn}, "other": fail}
+    rows = list(bench.in_turn(ways, 3, warm_ups=2, size="tiny"))
+    assert rows[0] == {"size": "tiny", "way": "ours", "seconds": 2.0, "ours_faster": 1.0}
+    assert rows[1] == {"size": "tiny", "way": "other", "failed": "no memory"}
+
+
+def test_a_way_is_measured_in_a_process_of_its_own():
+    head = bench.elsewhere(bench.measure_head, ("naive", "tiny", "float32", "cpu", 2048), 0)
+    # Two tables of logits and what is made of them: 2,048 × 128 numbers are 1 MiB.
+    assert head["seconds"] > 0 and 2 < head["MiB"] < 100
+
+
+def test_the_limit_is_that_of_the_slower_of_products_and_reading():
+    """By hand, of one layer of width 2 and 4 tokens: 4 · 2² + 2 · 2 · 8 = 48 weights, head 8."""
+    config = bench.plain(1, 2, 1, 4, 8)
+    assert bench.weight_counts(config) == (48, 8)
+    peaks = {"gemm": 1.0, "head": 2.0, "memory": 4.0, "weight_bytes": 1, "head_bytes": 2}
+    seconds = bench.limit(config, [2, 1], 3, peaks)
+    # Step 0 reads 2 prompts of 3 tokens and draws 2; step 1 reads and draws 1, and reads 4 slots.
+    products = (2 * 48 * 6 / 1 + 2 * 8 * 2 / 2) + (2 * 48 / 1 + 2 * 8 / 2)
+    assert seconds == {"products": products, "weights": 0, "cache": 4 * (2 * 2 * 2) / 4}
+    slow = bench.limit(config, [2, 1], 3, peaks | {"memory": 0.01}, first=1)
+    assert slow["weights"] == (48 * 1 + 8 * 2) / 0.01 and slow["products"] == 0
+
+
+def test_the_limit_s_rates_are_measured():
+    best = {}
+    peaks = bench.measure_peaks(best, "cpu", "float32", 1, tries=1)
+    assert list(best.values()) == [peaks] and peaks["weight_bytes"] == peaks["head_bytes"] == 4
+    assert all(1e7 < peaks[name] < 1e14 for name in ("gemm", "head", "memory"))
+
+
+@pytest.mark.parametrize("way", ["ours", "eager"])
 @pytest.mark.parametrize("lengths", ["equal", "ragged"])
-def test_what_the_benchmark_compares_samples_what_it_scores(way, lengths, tmp_path):
+def test_what_the_benchmark_compares_samples_what_it_scores(way, lengths):
     """Log-probabilities are a teacher-forced forward's; `compiled` shares the code of `eager`."""
-    if way == "eager":
+    model = bench.build(bench.SIZES["tiny"])
+    eos = bench.add_eos(model) if lengths == "ragged" else None
+    prompts = bench.draw_prompts(model, 8, 8)
+    if way == "ours":
+        answers = bench.ours(model, prompts, "float32", 16, eos, 0)
+    else:
         pytest.importorskip("transformers", reason="the peer is transformers")
-    model, library = bench_rollout.build(bench_rollout.named("tiny", 24), "cpu"), None
-    eos = bench_rollout.add_eos(model) if lengths == "ragged" else None
-    if way == "eager":
-        model.save_pretrained(tmp_path)
-        library = bench_rollout.load_library(tmp_path, "float32", "cpu")
-    prompts = bench_rollout.draw_prompts(model, 8, 8)
-    ways = bench_rollout.make_ways(model, library, "float32", bench_rollout.PEERS, prompts)
-    answers = ways[way](16, eos, 0)
+        library = bench.load_library(model, "float32")
+        answers = bench.from_library(False, lambda: library, prompts, 16, eos, 0)
     assert answers[0].shape == answers[1].shape == (8, 16)
-    assert bench_rollout.logprob_error(model, prompts, answers, eos)["max"] < 1e-4
+    assert bench.logprob_error(model, prompts, answers, eos)["error_max"] < 1e-4
+
+
+def test_the_heads_that_are_compared_have_the_same_values():
+    policy, ref = (bench.build(bench.SIZES["tiny"]) for _ in range(2))
+    torch.manual_seed(0)
+    ref.head.weight.normal_(std=0.1)
+    hidden, ref_hidden = torch.randn(2, 5, 192)
+    heads = policy, hidden, torch.arange(5), ref, ref_hidden, 0.7
+    for ours, naive in zip(bench.GPT.scores(*heads), bench.naive_scores(*heads)):
+        assert torch.allclose(ours, naive, atol=1e-4)
 
 
 def test_the_benchmark_s_peers_draw_from_the_softmax():
     logits, N = torch.tensor([[2.0, -math.inf, 0.0, 1.0, -3.0]]), 100_000
     torch.manual_seed(0)
-    token, logprob = bench_rollout.plain_draw(logits.expand(N, -1))
+    token, logprob = bench.plain_draw(logits.expand(N, -1))
     p = logits[0].softmax(-1)
     assert torch.allclose(logprob, p.log()[token], atol=1e-6)
     counts = torch.bincount(token[:, 0], minlength=5)
     assert (counts - N * p).abs().le(4 * (N * p * (1 - p)).sqrt()).all()
 
 
-def test_the_page_of_speed_is_what_the_benchmarks_printed():
-    assert speed.FILE.read_text() == speed.page()
+def test_speed_md_has_the_figures_that_are_kept():
+    page, parts = bench.PAGE.read_text(), bench.parts(json.loads(bench.FILE.read_text()))
+    assert page.count("<!-- /") == len(parts)
+    assert all(tables.marked(name, text) in page for name, text in parts.items())
