@@ -50,18 +50,18 @@ class Runs:
             return None
         return [None if None in column else statistics.mean(column) for column in zip(*found)]
 
-    def series(self, arm: str, kind: str) -> list[list[float]] | None:
-        """[steps, values, values, …] of "val" or "sampled", averaged over seeds."""
-        found = [row[kind] for row in self.curves if row["arm"] == arm and row[kind]]
+    def series(self, arm: str) -> list[list[float]] | None:
+        """[steps, t1, t2, changed] on validation problems, averaged over seeds."""
+        found = [row["val"] for row in self.curves if row["arm"] == arm and row["val"]]
         if not found:
             return None
         points = [[statistics.mean(values) for values in zip(*point)] for point in zip(*found)]
         return [list(column) for column in zip(*points)]
 
-    def lines(self, kind: str):
+    def lines(self):
         """(arm, title, series) of what is trained from the base; Stage II goes on after Stage I."""
         for arm in COLOURS:
-            series = self.series(arm, kind)
+            series = self.series(arm)
             if series is None:
                 continue
             if arm == "stage2":
@@ -77,27 +77,12 @@ def draw_curves(runs: Runs):
     """t1, t2 and changed on validation problems over the steps of training."""
     figure, [axes] = panels(3)
     for axis, (column, name) in zip(axes, enumerate(("acc@t1", "acc@t2", "changed"), 1)):
-        for arm, title, series in runs.lines("val"):
+        for arm, title, series in runs.lines():
             percent = [100 * value for value in series[column]]
             axis.plot(series[0], percent, color=COLOURS[arm], label=title)
         axis.set(title=f"{name}, % (greedy, validation)", xlabel="updates after the base")
         axis.grid(alpha=0.3)
     axes[1].legend(fontsize=7)
-    return figure
-
-
-def draw_condition(runs: Runs):
-    """f/b against the odds of p, sampled; above the diagonal editing pays."""
-    figure, [[axis]] = panels(1)
-    for arm, title, (_, p, fixed, broken) in runs.lines("sampled"):
-        odds = [right / (1 - right) for right in p]
-        ratio = [f / (1 - r) / max(b / r, 1e-4) for r, f, b in zip(p, fixed, broken)]
-        axis.plot(odds, ratio, ".-", color=COLOURS[arm], label=title, markersize=3)
-    axis.plot([0.15, 1], [0.15, 1], "k--", linewidth=1)
-    axis.set(xscale="log", yscale="log", xlabel="odds p/(1 − p)", ylabel="f/b", title="f/b")
-    axis.set_xticks([0.2, 0.4, 0.8], ["0.2", "0.4", "0.8"])
-    axis.set_xticks([], minor=True)
-    axis.legend(fontsize=7)
     return figure
 
 
@@ -146,24 +131,6 @@ def draw_votes(runs: Runs):
     return figure
 
 
-def draw_solutions(runs: Runs):
-    """Accuracy by how many solutions a problem has: one is the hardest."""
-    groups = ("1", "2", "3–4", "5 and more")
-    figure, [axes] = panels(2, sharey=True)
-    for axis, attempt in zip(axes, (0, 1)):
-        for offset, arm in enumerate(("base", "stage1", "stage2", "both")):
-            found = [runs.mean(arm, "by_solutions", group) for group in groups]
-            if None in found:
-                continue
-            places = [i + 0.2 * (offset - 1.5) for i in range(len(groups))]
-            percent = [100 * group[attempt] for group in found]
-            axis.bar(places, percent, 0.2, color=COLOURS[arm], label=METHODS[arm].title)
-        axis.set_xticks(range(len(groups)), groups)
-        axis.set(title=f"acc@t{attempt + 1}, %", xlabel="solutions of a problem")
-    axes[0].legend(fontsize=7)
-    return figure
-
-
 def draw_sweeps(runs: Runs):
     figure, [axes] = plt.subplots(1, len(SWEEPS), figsize=(14, 3), squeeze=False, sharey=True)
     for axis, (name, arms) in zip(axes, SWEEPS.items()):
@@ -180,11 +147,9 @@ def draw_sweeps(runs: Runs):
 
 DRAWINGS = {
     "curves": draw_curves,
-    "condition": draw_condition,
     "edits": draw_edits,
     "attempts": draw_attempts,
     "votes": draw_votes,
-    "solutions": draw_solutions,
     "sweeps": draw_sweeps,
 }
 

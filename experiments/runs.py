@@ -227,12 +227,10 @@ def mixed_pairs(firsts: list, seconds: list, rng: np.random.Generator) -> list:
 
 def details(model, task: ArithmeticTask, result: score.Evaluation) -> dict:
     """Of the greedy evaluation `result`, and of samples: what figures.py draws."""
-    said, rewards = result.responses, result.rewards
-    ratios = [edit_ratio(*pair) for pair in zip(*said)]
+    ratios = [edit_ratio(*pair) for pair in zip(*result.responses)]
     return {
         "edit_ratio": statistics.mean(ratios),
         "edits": np.histogram(ratios, 20, (0, 1))[0].tolist(),
-        "by_solutions": by_solutions(task, result.problems, rewards),
         "attempts": ten_attempts(model, task, result.problems),
         "votes": votes(model, task, result.problems[:500]),
     }
@@ -246,19 +244,6 @@ def edit_ratio(first: str, second: str) -> float:
         for j, b in enumerate(second, 1):
             diagonal, row[j] = row[j], min(diagonal + (a != b), row[j] + 1, row[j - 1] + 1)
     return row[-1] / max(1, len(first) + len(second))
-
-
-def by_solutions(task: ArithmeticTask, problems: list[Problem], rewards: torch.Tensor) -> dict:
-    """acc@t1, acc@t2 and the count of problems that have so many solutions."""
-    groups: dict[str, list[int]] = {}
-    for index, problem in enumerate(problems):
-        count = len(task.family.solutions(problem.prompt))
-        name = "1" if count == 1 else "2" if count == 2 else "3–4" if count < 5 else "5 and more"
-        groups.setdefault(name, []).append(index)
-    return {
-        name: [*rewards[:2, indices].mean(1).tolist(), len(indices)]
-        for name, indices in sorted(groups.items())
-    }
 
 
 def ten_attempts(model, task: ArithmeticTask, problems: list[Problem]) -> list[float]:

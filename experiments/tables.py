@@ -9,7 +9,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
 from methods import ABLATIONS, BASES, LRS, MAIN, METHODS, QUICK, REST, SWEEPS
-from runs import Run, Trainer
+from runs import Run
 
 import train
 
@@ -45,8 +45,7 @@ def gather(runs: list[Run], out: Path) -> list[dict]:
 
 
 def curves(runs: list[Run], out: Path) -> list[dict]:
-    """What figures.py draws of each finished run: its details, its validation accuracies, and what
-    its own rollouts said of right and wrong attempts, over windows of steps."""
+    """What figures.py draws of each finished run: its details and its validation accuracies."""
     rows = []
     for run in runs:
         if not run.finished(out):
@@ -54,23 +53,10 @@ def curves(runs: list[Run], out: Path) -> list[dict]:
         folder = run.folder(out)
         log = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         looks = [[row["step"], *row["val"].values()] for row in log if "val" in row]
-        windows = [log[i : i + Trainer.LOOK] for i in range(0, len(log), Trainer.LOOK)]
-        sampled = [
-            [window[-1]["step"], *(mean_of(window, name) for name in SAMPLED)]
-            for window in windows
-            if window[0]["acc_t1"] is not None
-        ]
         found = json.loads((folder / "details.json").read_text())
-        content = {"val": looks, "sampled": sampled} | found
+        content = {"val": looks} | found
         rows.append({"arm": run.arm, "seed": run.seed} | rounded(content))
     return rows
-
-
-SAMPLED = ("acc_t1", "fixed", "broken")
-
-
-def mean_of(rows: list[dict], name: str) -> float:
-    return statistics.mean(row[name] for row in rows)
 
 
 def rounded(content):

@@ -18,9 +18,11 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-sys.path.insert(0, str(HERE))
+sys.path[:0] = [str(HERE), str(ROOT)]
 
 import plot
+
+from test_score import MUTANTS
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,9 @@ class Case:
     wrong: str
 
 
+# The same line as a mutant of the tests. Their other versions of these mistakes are for one second
+# attempt a first, or change one attempt alone.
+_, _, _, *NO_KL1 = MUTANTS["no KL on attempt 1, I"]
 CASES = {
     "gamma1": Case(
         2,
@@ -40,7 +45,7 @@ CASES = {
         "return1 = r1 - cfg.beta1 * kl1",
         "return1 = r1 + r2 + cfg.alpha * (r2 - r1) - cfg.beta1 * kl1",
     ),
-    "no_kl1": Case(1, "score.py", "return1 = -cfg.beta2 * kl1", "return1 = 0 * kl1"),
+    "no_kl1": Case(1, "score.py", *NO_KL1),
     "token_mean": Case(
         1,
         "score.py",
