@@ -99,7 +99,8 @@ def main() -> int:
         evaluate(name)
     if parts.run("naive", *NAIVE, "--steps", 2 * fit, "--out", out, *settings):
         evaluate("naive")
-    parts.run("tests", "-m", "pytest", "-q", "-k", "cuda or graph")
+    files = ["test_score.py", "tests/test_fast.py"]
+    parts.run("tests", "-m", "pytest", "-q", *files, "-k", "cuda or graph")
     bench, low = HERE / "bench.py", [*device, "--dtypes", "bfloat16", "--sizes", "gpt2", "qwen"]
     kept = ["--file", out / "bench.json", "--keep"]
     rows = ["--rows", 64, 256, "--peers", "eager"]
