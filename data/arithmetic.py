@@ -15,10 +15,12 @@ paper found pretrained models to be: see `Corpus`.
 
 import re
 from dataclasses import dataclass
+from operator import mul
 
 import numpy as np
 import tiktoken
 
+from data.draws import Draws
 from data.task import Problem, Task, text_hash
 from rewards import number_reward, parse_puzzle, puzzle_reward, puzzle_step, signed
 
@@ -56,7 +58,7 @@ class Corpus:
     copy_late: float = 0.995  # in the last three tenths of training
     right_again: float | None = None  # of fresh second attempts; as of first ones if None
 
-    def mistake(self, hard: bool, rng: np.random.Generator, again: bool = False) -> str | None:
+    def mistake(self, hard: bool, rng: Draws, again: bool = False) -> str | None:
         """Of one attempt at a problem, a first or a fresh second one; None if it is right."""
         right = self.right_hard if hard else self.right
         if again and self.right_again is not None:
@@ -79,17 +81,19 @@ class Puzzle:
         self.max_new_tokens = difficulty + 1
         bits = np.arange(2**difficulty)[:, None] >> np.arange(difficulty)
         self.choices = 1 - 2 * (bits & 1)  # (2^k, k): every way to sign k digits
+        self.ways = self.choices.tolist()  # the same as lists, which are faster for one way
         # One token a target and one a step, which keeps an attempt as short as it has digits.
         steps = range(-9 * difficulty, self.top + 9 * difficulty + 1)
         targets = [f"={target:02d}" for target in range(self.top + 1)]
         self.form = f"[1-9]{{{difficulty}}}({'|'.join(targets)})"  # of a prompt
         self.words = targets + [sign + signed(remains) for sign in "+-" for remains in steps]
 
-    def draw(self, rng: np.random.Generator) -> str:
+    def draw(self, rng: Draws) -> str:
         """A solvable prompt: digits and signs are drawn, the target is what they make."""
         while True:
-            digits = rng.integers(1, 10, self.difficulty)
-            target = int(digits @ self.choices[rng.integers(len(self.choices))])
+            digits = [1 + rng.below(9) for _ in range(self.difficulty)]
+            signs = self.ways[rng.below(len(self.ways))]
+            target = sum(map(mul, signs, digits))
             if 0 <= target <= self.top:
                 return "".join(map(str, digits)) + f"={target:02d}"
 
@@ -98,7 +102,7 @@ class Puzzle:
         digits, target = prompt.split("=")
         return "".join(sorted(digits)) + "=" + target
 
-    def spell(self, prompt: str, signs: np.ndarray) -> str:
+    def spell(self, prompt: str, signs: list[int]) -> str:
         digits, remains = parse_puzzle(prompt)
         steps = []
         for digit, sign in zip(digits, signs):
@@ -106,31 +110,31 @@ class Puzzle:
             steps.append(text)
         return "".join(steps)
 
-    def solutions(self, prompt: str) -> np.ndarray:
-        """Every way to sign the digits that makes the target, (n, k)."""
+    def solutions(self, prompt: str) -> list[list[int]]:
+        """Every way to sign the digits that makes the target."""
         digits, target = parse_puzzle(prompt)
-        return self.choices[self.choices @ digits == target]
+        hits = np.flatnonzero(self.choices @ digits == target).tolist()
+        return [self.ways[n] for n in hits]
 
     def hard(self, prompt: str) -> bool:
         """Whether the corpus has a habit here: where the first digit is larger than the last."""
         return prompt[0] > prompt[self.difficulty - 1]
 
-    def attempt(
-        self, prompt: str, mistake: str | None, previous: str | None, rng: np.random.Generator
-    ) -> str:
+    def attempt(self, prompt: str, mistake: str | None, previous: str | None, rng: Draws) -> str:
         """Signs that make the target, the nearest to the previous attempt's if there is one (drawn
         evenly among several). A mistake flips one of them: "slip" any, "habit" the largest digit's.
         Every step is computed without a mistake."""
         solutions = self.solutions(prompt)
-        score = rng.random(len(solutions))
+        score = [rng.random() for _ in solutions]
         if previous is not None:
-            before = np.array([-1 if sign == "-" else 1 for sign in STEP.findall(previous)])
-            score += solutions @ before  # two apart for every sign that agrees
-        signs = solutions[score.argmax()].copy()
+            before = [-1 if sign == "-" else 1 for sign in STEP.findall(previous)]
+            for n, signs in enumerate(solutions):
+                score[n] += sum(map(mul, signs, before))  # two apart for every sign that agrees
+        signs = solutions[score.index(max(score))].copy()
         if mistake == "habit":
-            signs[np.argmax(parse_puzzle(prompt)[0])] *= -1
+            signs[prompt.index(max(prompt[: self.difficulty]))] *= -1
         elif mistake == "slip":
-            signs[rng.integers(len(signs))] *= -1
+            signs[rng.below(len(signs))] *= -1
         return self.spell(prompt, signs)
 
     def reward(self, prompt: str, response: str) -> float:
@@ -150,8 +154,8 @@ class Numbers:
         self.form = rf"{number}\{self.operator}{number}="  # of a prompt
         self.max_new_tokens = 2 * difficulty + 1
 
-    def draw(self, rng: np.random.Generator) -> str:
-        left, right = rng.integers(0, 10**self.difficulty, 2)
+    def draw(self, rng: Draws) -> str:
+        left, right = (rng.below(10**self.difficulty) for _ in range(2))
         return f"{left}{self.operator}{right}="
 
     def canonical(self, prompt: str) -> str:
@@ -172,17 +176,15 @@ class Numbers:
         """Whether the corpus has a habit here: where the units carry."""
         return self.carried(prompt) > 0
 
-    def attempt(
-        self, prompt: str, mistake: str | None, previous: str | None, rng: np.random.Generator
-    ) -> str:
+    def attempt(self, prompt: str, mistake: str | None, previous: str | None, rng: Draws) -> str:
         """The answer. A mistake is a "slip", one digit changed, or the "habit", the units' carry
         forgotten."""
         forgotten = 10 * self.carried(prompt) if mistake == "habit" else 0
         answer = str(self.value(*self.numbers(prompt)) - forgotten)
         if mistake != "slip":
             return answer
-        place = rng.integers(len(answer))
-        digit = (int(answer[place]) + rng.integers(1, 10)) % 10
+        place = rng.below(len(answer))
+        digit = (int(answer[place]) + 1 + rng.below(9)) % 10
         return str(int(answer[:place] + str(digit) + answer[place + 1 :]))
 
     def reward(self, prompt: str, response: str) -> float:
@@ -226,19 +228,19 @@ class ArithmeticTask(Task):
         bucket = text_hash(self.family.canonical(prompt)) % 20
         return next(name for name, buckets in SPLITS.items() if bucket in buckets)
 
-    def _draw(self, split: str, rng: np.random.Generator) -> str:
+    def _draw(self, split: str, rng: Draws) -> str:
         while True:
             prompt = self.family.draw(rng)
             if self.split(prompt) == split:
                 return prompt
 
     def batch(self, seed: int, step: int, count: int) -> list[Problem]:
-        rng = np.random.default_rng([seed, step, text_hash("batch")])
+        rng = Draws([seed, step, text_hash("batch")])
         return [Problem(self._draw("train", rng)) for _ in range(count)]
 
     def held_out(self, split: str, count: int | None = None) -> list[Problem]:
         count = 2000 if count is None else count
-        rng = np.random.default_rng([text_hash(split)])
+        rng = Draws([text_hash(split)])
         prompts: dict[str, None] = {}
         repeats = 0
         while len(prompts) < count:
@@ -257,7 +259,7 @@ class ArithmeticTask(Task):
     ) -> list[tuple[str, str, str]]:
         """(prompt, first attempt, second attempt) of `count` training problems; `progress` is how
         much of base training is behind, 0 to 1."""
-        rng = np.random.default_rng([seed, step, text_hash("corpus")])
+        rng = Draws([seed, step, text_hash("corpus")])
         corpus = self.corpus
         copy = corpus.copy if progress < 0.7 else corpus.copy_late
         rows = []
