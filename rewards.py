@@ -1,11 +1,11 @@
-"""Verifiers: text in, number out. They run at training time only and never tell the model anything.
+"""Verifiers: text in, number out. They run in training and evaluation; the model never sees them.
 
-A verifier is the one thing that a policy under reinforcement can win against instead of the task,
-so each is strict and total: any string gets a verdict and nothing raises. There are three:
+A policy under reinforcement may learn to fool its verifier instead of solving the task. So each
+verifier is strict and total: any string gets a verdict, and nothing raises. There are three:
 
     arithmetic    one spelling is right, and it is compared              `puzzle_reward`, …
     MATH answers  the same value, however it is written                  `math_reward`
-    programs      they pass tests that they cannot see, in a sandbox     `run_tests`, `run_many`
+    programs      pass tests that they cannot see, in a sandbox          `run_tests`, `run_many`
 
 The first are here; verifiers/ has the grader (answers.py, latex.py) and the sandbox (sandbox.py,
 worker.py, confine.py).
@@ -48,13 +48,13 @@ __all__ = [
 
 
 def signed(number: int) -> str:
-    """Two digits at least, and a minus where there is one: 7 → "07", −7 → "-07"."""
+    """At least two digits, with a minus sign if negative: 7 → "07", −7 → "-07"."""
     return f"{'-' if number < 0 else ''}{abs(number):02d}"
 
 
 def puzzle_step(sign: str, remains: int, digit: int) -> tuple[str, int]:
-    """One step of an attempt as it is spelled, the sign given to the digit joined with what then
-    remains to the target, and that number: ("+", 13, 3) → ("+10", 10)."""
+    """The text of one step of an attempt, which is the digit's sign and what then remains to the
+    target, and that remainder as a number: ("+", 13, 3) → ("+10", 10)."""
     remains -= digit if sign == "+" else -digit
     return sign + signed(remains), remains
 
@@ -66,8 +66,8 @@ def parse_puzzle(prompt: str) -> tuple[list[int], int]:
 
 
 def puzzle_reward(prompt: str, response: str) -> float:
-    """1.0 if the response signs the prompt's digits, in order, so that nothing remains at the end,
-    and every step says what then remains: "+10+03-05+00" to "3725=13"."""
+    """1.0 if the response gives each digit of the prompt a sign, in order, followed by what then
+    remains, and nothing remains at the end: "+10+03-05+00" to "3725=13"."""
     digits, remains = parse_puzzle(prompt)
     for digit in digits:
         text, remains = puzzle_step("+" if response.startswith("+") else "-", remains, digit)
@@ -90,18 +90,18 @@ STATED = re.compile(r"(?:[^=]*=)*\s*(-?[0-9]{1,40})\s*\.?\s*")
 
 def stated_number_reward(prompt: str, response: str) -> float:
     """1.0 if the response states the value of "a+b=" or "a*b=": it is that number alone, or ends in
-    "= " and the number. What stands before the last "=" is working, and not read."""
+    "=" and the number. Anything before the last "=" is working, and is not read."""
     stated = STATED.fullmatch(response)
     return number_reward(prompt, stated[1]) if stated else 0.0
 
 
 def mbpp_test(test_list: list[str], setup: str = "") -> tuple[str, str]:
-    """MBPP's asserts as a check(candidate), and the name of the function that they call.
+    """MBPP's asserts as a function check(candidate), and the name of the function that they test.
 
-    The name is bound inside check, for some records call theirs check or sum. It is the one that
-    every assert calls, and not a builtin (set(f(x)) == …) unless there is no other. Some asserts
-    use math or sys without importing it, for MBPP runs them where the program has. Raises
-    ValueError, in one line, where there is no such function or a test is not Python.
+    That is the function which every assert calls, and a builtin (set(f(x)) == …) only if there is
+    no other. Its name is bound inside check, since some records call their function check or sum.
+    Some asserts use math or sys without importing them, since MBPP runs them after the program,
+    which has. Raises ValueError, in one line, if there is no such function or a test is not Python.
     """
     asserts, called = [], []
     for text in test_list:
@@ -117,6 +117,6 @@ def mbpp_test(test_list: list[str], setup: str = "") -> tuple[str, str]:
     if not shared:
         raise ValueError("the tests call no function in common")
     entry_point = min(shared, key=lambda name: hasattr(builtins, name))
-    lines = [f"{entry_point} = candidate", *map(ast.unparse, asserts)]  # one line an assert
+    lines = [f"{entry_point} = candidate", *map(ast.unparse, asserts)]  # one line per assert
     body = textwrap.indent("\n".join(lines), "    ")
     return f"import math\nimport sys\n{setup}\n\n\ndef check(candidate):\n{body}\n", entry_point

@@ -1,7 +1,7 @@
-"""Problems: one file a source, one way in.
+"""Problems, one file for each source.
 
-`load` gives a Task. A task has what the algorithm needs and nothing more: problems by split, token
-ids for them and for the instruction between the attempts, text for what the model wrote, rewards.
+`load` returns a Task. A task has what the algorithm needs and nothing more: problems by split,
+token ids of problems and of the instruction between attempts, the text of token ids, and rewards.
 """
 
 from data.arithmetic import FAMILIES, ArithmeticTask
@@ -17,10 +17,10 @@ OPEN = {task.name: task for task in (MathTask, ProgramTask)}
 
 
 def load(name: str, difficulty: int | None = None, source: Source | None = None) -> Task:
-    """The task of that name: a family of synthetic arithmetic, at a difficulty or its default, or
-    MATH or programs for open models. A source, which says where those come from, poses arithmetic
-    to an open model, too. Raises ValueError for an unknown name, a difficulty out of the family's
-    range, and files that do not fit."""
+    """The task of that name: a family of synthetic arithmetic (at its default difficulty if none is
+    given), or MATH or programs for pretrained models. With a source, arithmetic is put into words
+    for a pretrained model. Raises ValueError for an unknown name, a difficulty outside the family's
+    range, and malformed files."""
     if name in OPEN:
         return OPEN[name](source)
     if name not in FAMILIES:

@@ -1,16 +1,16 @@
-"""Synthetic arithmetic: problems made on the spot, each family at any of several difficulties.
+"""Synthetic arithmetic: problems drawn at random, from several families and difficulties.
 
-**puzzle** (difficulty k, the count of digits). Sign the digits so that they make the target:
-`3125=05`. An attempt gives each digit its sign and says what then remains to the target,
-`+02+01+-01+-06`. Each step is easy; choosing the signs is hard, for the first must be right before
-the last can be seen. A wrong attempt ends in its own miss d, and giving a digit |d|/2 the other
-sign may mend it: a second attempt can read off what a first had to foresee.
+**puzzle** (difficulty: the number of digits). Give the digits signs so that they add up to the
+target: `3125=05`. An attempt writes each digit's sign and what then remains to the target,
+`+02+01+-01+-06`. Each step is easy. Choosing the signs is hard, since the first must be right
+before the last can be seen. A wrong attempt ends with its error d, and flipping the sign of a digit
+|d|/2 may fix it: the first attempt shows the second what to change.
 
-**addition**, **multiplication** (difficulty: digits of each number). `417+85=` → `502`. The habit
-of their corpus is to forget what the units carry, `492`.
+**addition**, **multiplication** (difficulty: digits per number). `417+85=` → `502`. The habit in
+their transcripts is to forget the carry of the units, `492`.
 
-The corpus that a base model is trained on holds transcripts of two attempts, as unhelpful as the
-paper found pretrained models to be: see `Corpus`.
+A base model is trained on transcripts of two attempts, whose second attempts help as little as the
+paper found those of pretrained models to do: see `Corpus`.
 """
 
 import re
@@ -24,42 +24,42 @@ from data.draws import Draws
 from data.task import Problem, Task, text_hash
 from rewards import number_reward, parse_puzzle, puzzle_reward, puzzle_step, signed
 
-STEP = re.compile(r"([+-])-?\d\d")  # of a puzzle's attempt; the group is the sign given
+STEP = re.compile(r"([+-])-?\d\d")  # one step of a puzzle's attempt; the group is the digit's sign
 END, RETRY = "<|end|>", "<|There might be an error. Try again.|>"
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """How the transcripts of two attempts are drawn, and what a base model learns from them.
+    """How transcripts of two attempts are drawn, and what a base model learns from them.
 
-    A first attempt at an *easy* problem is right with probability `right`, or else one *slip* away
-    from right: a random sign of a puzzle is flipped, or a digit of a number changed. On *hard*
-    problems, 44 % of a puzzle's, right attempts are rarer, and most wrong ones show a *habit*:
-    always the same sign is flipped, that of the largest digit, or what the units carry is
-    forgotten. A second attempt repeats the first with probability `copy`, right or not, and is
-    otherwise a fresh draw by the same rule, of several right answers the one nearest to the first.
-    So accuracy does not rise from the first attempt to the second (unless `right_again` raises it),
-    and in the end nearly all second attempts are copies; but corrections occur, as they do in what
-    language models read.
+    A first attempt at an *easy* problem is right with probability `right`; otherwise it has one
+    *slip*: a random sign of a puzzle is flipped, or one digit of a number changed. On *hard*
+    problems (44 % of the puzzle's) right attempts are rarer, and most wrong ones show the *habit*:
+    the sign of the largest digit is flipped, or the carry of the units is forgotten. A second
+    attempt copies the first, right or wrong, with probability `copy`. Otherwise it is drawn afresh
+    by the same rule; of several right answers it then takes the one nearest to the first attempt.
+    So second attempts are no more accurate than first ones (unless `right_again` makes them so),
+    and late in training nearly all are copies. But corrections occur, as they do in the texts that
+    language models are trained on.
 
-    What makes this base resemble a pretrained model are two kinds of mistake. *The habit* is a mere
-    preference: which digit is largest stands in the prompt, and the model that flips its sign knows
-    a right answer. Reward can unlearn it in the first attempt, as reinforcement improves any
-    pretrained model without a word of self-correction. *Other mistakes* are harder to avoid:
-    whether the signs hit the target is seen only when the last is drawn, too late for the first.
-    A puzzle's can be repaired afterwards, with the miss in sight, which a base that copies hardly
-    ever tries. So plain reward on both attempts cures the habit and goes on copying.
+    Two kinds of mistake make this base resemble a pretrained model. *The habit* is a preference:
+    the prompt shows which digit is largest, and a model that flips its sign knows a right answer.
+    Reward can unlearn it in the first attempt, just as reinforcement improves a pretrained model
+    without any self-correction. *Slips* are harder to avoid: whether the signs hit the target is
+    seen only at the last one, too late for the first. A puzzle's slip can be repaired afterwards,
+    when the error is known, but a base that copies hardly ever tries. So plain reward on both
+    attempts removes the habit and goes on copying.
     """
 
-    right: float = 0.5  # of attempts at easy problems
-    right_hard: float = 0.25  # of attempts at hard ones
-    habit: float = 0.9  # of wrong attempts at hard problems; the others are slips
-    copy: float = 0.3
-    copy_late: float = 0.995  # in the last three tenths of training
-    right_again: float | None = None  # of fresh second attempts; as of first ones if None
+    right: float = 0.5  # probability that an attempt at an easy problem is right
+    right_hard: float = 0.25  # the same for hard problems
+    habit: float = 0.9  # share of the habit among wrong attempts at hard problems; the rest slip
+    copy: float = 0.3  # probability that a second attempt copies the first
+    copy_late: float = 0.995  # the same in the last three tenths of training
+    right_again: float | None = None  # `right` of fresh second attempts, None for the same
 
-    def mistake(self, hard: bool, rng: Draws, again: bool = False) -> str | None:
-        """Of one attempt at a problem, a first or a fresh second one; None if it is right."""
+    def mistake(self, hard: bool, rng: np.random.Generator, again: bool = False) -> str | None:
+        """The mistake of a first or a fresh second attempt; None if it is right."""
         right = self.right_hard if hard else self.right
         if again and self.right_again is not None:
             right = self.right_again
@@ -69,10 +69,10 @@ class Corpus:
 
 
 class Puzzle:
-    """Sign k digits so that they make the target."""
+    """Give k digits signs so that they add up to the target."""
 
     name, default, difficulties = "puzzle", 6, range(2, 9)
-    top = 15  # target: small, so that many ways to sign the digits come near it and few hit it
+    top = 15  # largest target: small, so that many choices of signs come near it and few hit it
     alphabet = "0123456789+-="
     pattern = r"=\d\d|[+-]-?\d\d|[\d+=-]"
 
@@ -81,11 +81,10 @@ class Puzzle:
         self.max_new_tokens = difficulty + 1
         bits = np.arange(2**difficulty)[:, None] >> np.arange(difficulty)
         self.choices = 1 - 2 * (bits & 1)  # (2^k, k): every way to sign k digits
-        self.ways = self.choices.tolist()  # the same as lists, which are faster for one way
-        # One token a target and one a step, which keeps an attempt as short as it has digits.
+        # One token per target and per step, so an attempt has as many tokens as digits.
         steps = range(-9 * difficulty, self.top + 9 * difficulty + 1)
         targets = [f"={target:02d}" for target in range(self.top + 1)]
-        self.form = f"[1-9]{{{difficulty}}}({'|'.join(targets)})"  # of a prompt
+        self.form = f"[1-9]{{{difficulty}}}({'|'.join(targets)})"  # pattern of a prompt
         self.words = targets + [sign + signed(remains) for sign in "+-" for remains in steps]
 
     def draw(self, rng: Draws) -> str:
@@ -98,7 +97,7 @@ class Puzzle:
                 return "".join(map(str, digits)) + f"={target:02d}"
 
     def canonical(self, prompt: str) -> str:
-        """The same for every order of the digits: such puzzles are one puzzle to the splits."""
+        """The same for every order of the digits, so that all of them fall into one split."""
         digits, target = prompt.split("=")
         return "".join(sorted(digits)) + "=" + target
 
@@ -117,7 +116,7 @@ class Puzzle:
         return [self.ways[n] for n in hits]
 
     def hard(self, prompt: str) -> bool:
-        """Whether the corpus has a habit here: where the first digit is larger than the last."""
+        """Whether transcripts show the habit: the first digit is larger than the last."""
         return prompt[0] > prompt[self.difficulty - 1]
 
     def attempt(self, prompt: str, mistake: str | None, previous: str | None, rng: Draws) -> str:
@@ -169,11 +168,11 @@ class Numbers:
         return left + other if self.operator == "+" else left * other
 
     def carried(self, prompt: str) -> int:
-        """What the units carry to the tens."""
+        """The carry from the units to the tens."""
         return self.value(*(number % 10 for number in self.numbers(prompt))) // 10
 
     def hard(self, prompt: str) -> bool:
-        """Whether the corpus has a habit here: where the units carry."""
+        """Whether transcripts show the habit: the units have a carry."""
         return self.carried(prompt) > 0
 
     def attempt(self, prompt: str, mistake: str | None, previous: str | None, rng: Draws) -> str:
@@ -201,7 +200,7 @@ class Multiplication(Numbers):
 
 FAMILIES = {family.name: family for family in (Puzzle, Addition, Multiplication)}
 
-# Hash buckets, out of 20. A problem's bucket is a property of the problem alone.
+# Hash buckets, out of 20; the bucket depends on the problem alone.
 SPLITS = {"train": range(3, 20), "val": range(0, 1), "test": range(1, 3)}
 
 
@@ -224,7 +223,7 @@ class ArithmeticTask(Task):
         self._foreign = re.compile(f"[^{re.escape(family.alphabet)}]")
 
     def split(self, prompt: str) -> str:
-        """The split that a prompt belongs to, by a hash of its canonical form."""
+        """The split of a prompt, by a hash of its canonical form."""
         bucket = text_hash(self.family.canonical(prompt)) % 20
         return next(name for name, buckets in SPLITS.items() if bucket in buckets)
 
@@ -257,9 +256,9 @@ class ArithmeticTask(Task):
     def transcripts(
         self, seed: int, step: int, count: int, progress: float
     ) -> list[tuple[str, str, str]]:
-        """(prompt, first attempt, second attempt) of `count` training problems; `progress` is how
-        much of base training is behind, 0 to 1."""
-        rng = Draws([seed, step, text_hash("corpus")])
+        """(prompt, first attempt, second attempt) of `count` training problems; `progress` is the
+        share of base training that is done, 0 to 1."""
+        rng = np.random.default_rng([seed, step, text_hash("corpus")])
         corpus = self.corpus
         copy = corpus.copy if progress < 0.7 else corpus.copy_late
         rows = []
@@ -287,8 +286,8 @@ class ArithmeticTask(Task):
         return self.encode(problem.prompt)
 
     def encode(self, text: str) -> list[int]:
-        """The token ids of a prompt or an attempt. Raises ValueError, naming the character, for
-        text that the vocabulary has no tokens for."""
+        """The token ids of a prompt or an attempt. Raises ValueError for a character that has no
+        token, and names it."""
         foreign = self._foreign.search(text)
         if foreign:
             raise ValueError(
@@ -299,8 +298,8 @@ class ArithmeticTask(Task):
 
 
 def arithmetic_encoding(family: Puzzle | Numbers) -> tiktoken.Encoding:
-    """A tokenizer made offline from a family's alphabet and words. The pattern cuts text into
-    pieces, and a piece that is a word is one token, so no merges are needed between the two."""
+    """A tokenizer from a family's alphabet and words. The pattern cuts text into pieces, each of
+    which is a character or a word and has one token, so no merges are needed."""
     pieces = list(family.alphabet) + family.words
     ranks = {piece.encode(): rank for rank, piece in enumerate(pieces)}
     special = {END: len(ranks), RETRY: len(ranks) + 1}

@@ -1,11 +1,11 @@
-"""MATH (Hendrycks et al. 2021), from a folder that the user has: its text is not ours to ship.
+"""MATH (Hendrycks et al. 2021), from a folder of the user's: its text is not ours to ship.
 
     DIR/{train,test}/SUBJECT/N.json   the original; github.com/hendrycks/math
     DIR/train.jsonl, DIR/test.jsonl   one problem a line, as in Lightman et al. 2023 ("MATH-500");
                                       github.com/openai/prm800k, prm800k/math_splits
 
-With the folders and MATH-500's test.jsonl the paper's split is rebuilt: those 500 are the test
-problems, all others train. Whatever the files, no test problem is trained on.
+The folders together with MATH-500's test.jsonl give the paper's split: those 500 problems are the
+test, all others are for training. Whatever the files, no test problem is trained on.
 """
 
 import re
@@ -42,12 +42,12 @@ LAST_WORDS = "I hope it is correct."
 class MathProblem(Problem):
     """`prompt` is the problem's text, `gold` its reference answer."""
 
-    level: int = 0  # 1 to 5; 0 if not known
-    subject: str = ""  # such as counting_and_probability
+    level: int = 0  # level 1 to 5; 0 if unknown
+    subject: str = ""  # subject, such as counting_and_probability
 
 
 class MathTask(FileTask):
-    """Raises ValueError for malformed files, in one line with file and line."""
+    """Raises ValueError for malformed files, in one line that names file and line."""
 
     name = "math"
     system, instruction = SOLVE, REVISE
@@ -87,7 +87,7 @@ class MathTask(FileTask):
 
 
 def read_math(folder: Path) -> tuple[dict[str, list[MathProblem]], list[str]]:
-    """Problems by split, and what there is to say about how they came together."""
+    """Problems by split, and notes for the user on how the split was made."""
     folders = {name: read_folder(folder, name) for name in ("train", "test")}
     seen: dict[str, str] = {}
     train, test = (read_jsonl(folder / f"{name}.jsonl", seen) for name in ("train", "test"))
@@ -110,14 +110,14 @@ def read_math(folder: Path) -> tuple[dict[str, list[MathProblem]], list[str]]:
 
 
 def squeezed(text: str) -> str:
-    """The same for two copies of a problem that differ in white space only."""
+    """The text without white space, so that copies which differ only in that are equal."""
     return re.sub(r"\s+", "", text)
 
 
 def read_folder(folder: Path, split: str) -> list[MathProblem]:
     """The problems of DIR/SPLIT/SUBJECT/N.json."""
     problems = []
-    for path in sorted((folder / split).glob("*/[!.]*.json")):  # some copies hold ._N.json as well
+    for path in sorted((folder / split).glob("*/[!.]*.json")):  # some copies have ._N.json, too
         where = f"{path}, line 1"
         try:
             record = parse_record(path.read_text(encoding="utf-8-sig"), where)
@@ -137,8 +137,8 @@ def read_folder(folder: Path, split: str) -> list[MathProblem]:
 
 
 def read_jsonl(path: Path, seen: dict[str, str]) -> list[MathProblem]:
-    """One problem a line, none where there is no file. The answer is the field of that name, or the
-    solution's last box; `seen` keeps where each id was."""
+    """One problem per line, or none without the file. The answer is the field `answer`, or else the
+    solution's last box. `seen` maps each id to its place."""
     problems: list[MathProblem] = []
     if not path.exists():
         return problems

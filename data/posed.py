@@ -1,10 +1,10 @@
-"""Arithmetic posed to an open model: the problems of arithmetic.py in words, in the model's layout.
+"""Arithmetic in words: the problems of arithmetic.py for a pretrained model, in its own layout.
 
     user       What is 47 + 85?
     assistant  47 + 85 = 132
 
-Problems and splits are arithmetic.py's. Solved examples, which are training problems, come first,
-as turns of the conversation. Families whose answer is one number can be posed.
+Problems and splits are those of arithmetic.py. Solved examples, which are training problems, come
+first, as turns of the conversation. Only families whose answer is one number can be put into words.
 """
 
 from data.arithmetic import ArithmeticTask, Corpus, Numbers
@@ -14,23 +14,23 @@ from rewards import stated_number_reward
 
 # The paper's instruction for MATH, shortened: each first attempt is followed by it.
 REVISE = "There might be an error in the answer above. Please correct the error, if any."
-# Of the warm-up: arithmetic.py's, but fresh second attempts are mostly right, and half of all are
-# fresh to the end: RL is short here, and learns from what the base model does often.
+# The transcripts of the warm-up. Unlike arithmetic.py's, half of the second attempts stay fresh to
+# the end, and fresh ones are mostly right: RL is short here and needs what the base does often.
 CORPUS = Corpus(copy_late=0.5, right_again=0.95)
 
 
 class PosedArithmetic(TextTask):
-    """Raises ValueError for a family that cannot be posed, and for a context that is too short."""
+    """Raises ValueError if the family cannot be put into words or the context is too short."""
 
     system, instruction = "You answer questions of arithmetic.", REVISE
     plain_revise = f"\n\n{REVISE}\nAnswer: "
-    spare = 5  # tokens of an answer beyond those of the longest right one: its end, and some blanks
+    spare = 5  # tokens allowed beyond the longest right answer, for its end and some blanks
 
     def __init__(self, source: Source, family: type, difficulty: int | None = None):
         arithmetic = ArithmeticTask(family, difficulty, CORPUS)
         if not issubclass(family, Numbers):
             raise ValueError(
-                f"{arithmetic.name} cannot be posed to an open model: its answers are no numbers"
+                f"{arithmetic.name} cannot be posed to --init models: its answers are not numbers"
             )
         self.arithmetic, self.name = arithmetic, arithmetic.name
         shown = arithmetic.batch(0, 0, source.shots)
@@ -66,7 +66,7 @@ class PosedArithmetic(TextTask):
     def transcripts(
         self, seed: int, step: int, count: int, progress: float
     ) -> list[tuple[str, str, str]]:
-        """(prompt, first attempt, second attempt), as ArithmeticTask's."""
+        """(prompt, first attempt, second attempt), as in ArithmeticTask."""
         rows = self.arithmetic.transcripts(seed, step, count, progress)
         return [(x, *(self.stated(Problem(x), y) for y in attempts)) for x, *attempts in rows]
 
@@ -75,7 +75,7 @@ class PosedArithmetic(TextTask):
         return "".join(shown) + f"Question: {self.user(problem)}\nAnswer: "
 
     def over(self, problem: Problem, response: str) -> bool:
-        # Base models seldom end a text; a chat model may work a sum out in lines.
+        # A base model seldom ends its text; a chat model may work out a sum over several lines.
         return not self.is_chat and "\n" in response.lstrip("\n")
 
     def batch(self, seed: int, step: int, count: int) -> list[Problem]:

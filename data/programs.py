@@ -3,10 +3,10 @@
     DIR/HumanEval.jsonl or .jsonl.gz            github.com/openai/human-eval, data/
     DIR/mbpp.jsonl or DIR/sanitized-mbpp.json   github.com/google-research/google-research, mbpp/
 
-With both MBPP files the full one is used. All of MBPP trains but for the three problems that a base
-model's prompt shows solved and, kept for --split val, its own validation problems; its own test
-problems train too, since HumanEval is what is evaluated. With HumanEval alone, 100 of its 164
-problems train and the others are the test. A chat model is given the problem alone.
+If both MBPP files exist, the full one is used. All of MBPP is for training, also its test problems,
+since HumanEval is the test here. Two parts are kept out: the three problems that are shown solved
+to a base model, and MBPP's validation problems, for --split val. With HumanEval alone, 100 of its
+164 problems are for training and the rest are the test. A chat model sees no solved problems.
 """
 
 import ast
@@ -27,9 +27,9 @@ REVISE = (
     "Please correct the error, if any, and rewrite the solution. Only output the final correct "
     "Python program!"
 )
-SHOTS = (2, 3, 4)  # Austin et al.'s prompt problems: a base model sees them solved
+SHOTS = (2, 3, 4)  # Austin et al.'s prompt problems, shown solved to a base model
 VALIDATION = range(511, 601)
-# What ends the body of a function that a base model goes on writing (Chen et al. 2021).
+# The ends of a function's body in a base model's text (Chen et al. 2021).
 STOPS = re.compile(r"\n(?=class|def|#|if|print)")
 FENCE = re.compile(r"^([^`~\n]*)(```+|~~~+)([^`\n]*)$", re.MULTILINE)
 BEGIN, DONE = (re.compile(rf"^\[{word}\]", re.MULTILINE) for word in ("BEGIN", "DONE"))
@@ -37,15 +37,15 @@ BEGIN, DONE = (re.compile(rf"^\[{word}\]", re.MULTILINE) for word in ("BEGIN", "
 
 @dataclass(frozen=True)
 class Program(Problem):
-    """`prompt` is what the model is asked, `gold` a reference solution."""
+    """`prompt` is the question to the model, `gold` a reference solution."""
 
-    test: str = ""  # defines check(candidate)
-    entry_point: str = ""
-    head: str = ""  # HumanEval: the code that the answer completes; trusted
+    test: str = ""  # code that defines check(candidate)
+    entry_point: str = ""  # name of the function to write
+    head: str = ""  # HumanEval's code that the answer completes; trusted
 
 
 class ProgramTask(FileTask):
-    """Raises ValueError for malformed files, in one line with file and line."""
+    """Raises ValueError for malformed files, in one line that names file and line."""
 
     name = "humaneval"
     system = "You are an expert Python programmer."
@@ -53,7 +53,7 @@ class ProgramTask(FileTask):
     plain_revise = f"\n\n{REVISE}\n[BEGIN]\n"
     max_new_tokens = 768
     timeout = 3.0  # seconds a program may take
-    shots = ""  # MBPP's worked examples, before a base model's problem
+    shots = ""  # MBPP's worked examples, shown before a base model's problem
 
     def __init__(self, source: Source):
         test = read_humaneval(source.folder)
@@ -80,8 +80,8 @@ class ProgramTask(FileTask):
         return len(self.answer(problem, response)) < len(response)
 
     def answer(self, problem: Program, response: str) -> str:
-        """A response up to the end of its answer: to [DONE], and to where the function asked for is
-        complete, in a fenced block of a chat model's or as a base model's text goes on."""
+        """A response up to the end of its answer: up to [DONE], and up to where the function is
+        complete, which a chat model shows by closing a block and a base model by going on."""
         done = DONE.search(response)
         response = response[: done.start()] if done else response
         if self.is_chat:
@@ -89,11 +89,11 @@ class ProgramTask(FileTask):
         return to_stop(response, problem.entry_point) if problem.head else response
 
     def completion(self, problem: Program, response: str) -> str:
-        """What is put after the problem's code, if it has any, and run."""
+        """The code to run, after the problem's head if it has one."""
         code = extract_code(self.answer(problem, response), problem.entry_point)
         is_body = not defines(code, problem.entry_point) if self.is_chat else is_indented(code)
-        # The head of a whole program ends in a docstring, so it is complete by itself, and what it
-        # imports stays imported.
+        # A whole program follows the head, too: the head ends in a docstring, so it is valid by
+        # itself, and its imports stay in force.
         return code if not problem.head or is_body else "\n\n" + code
 
     def reward(self, problem: Program, response: str) -> float:
@@ -107,7 +107,7 @@ class ProgramTask(FileTask):
         different = list(dict.fromkeys(items))  # a trained policy often repeats itself
         verdicts = dict(zip(different, run_many(different)))
         if any(verdict.reason == "refused" for verdict in verdicts.values()):
-            raise SandboxError("programs can no longer be run here")  # no reward of 0
+            raise SandboxError("programs can no longer be run here")  # rather than reward 0
         return [float(verdicts[item].passed) for item in items]
 
     def samples(self, problems: list[Program], responses: list[str]) -> list[dict]:
@@ -119,7 +119,7 @@ class ProgramTask(FileTask):
 
 
 def to_stop(text: str, entry_point: str) -> str:
-    """A base model's text up to the end of the function, whether it gives the body alone or all."""
+    """A base model's text up to the end of the function, be it the body alone or the whole."""
     if is_indented(text):
         return STOPS.split(text)[0]
     start = defined_at(text, entry_point)
@@ -128,16 +128,16 @@ def to_stop(text: str, entry_point: str) -> str:
 
 
 def to_fence(text: str, entry_point: str) -> str:
-    """A chat model's text up to the fence that closes the first block in which the function is
-    defined. So a second attempt must not begin by quoting the faulty function in a block."""
+    """A chat model's text up to the fence that closes the first block which defines the function.
+    So a second attempt that begins by quoting the faulty function has given its answer."""
     ends = (end for code, end in fenced(text) if end is not None and defines(code, entry_point))
     return text[: next(ends, None)]
 
 
 def fenced(text: str) -> list[tuple[str, int | None]]:
-    """The blocks of a text in Markdown, and where the fence ends that closes each: None where there
-    is none, and the text or another block's opening ends it. A fence that is indented deeper than
-    the block, or is shorter or of another kind than its opening, belongs to the code."""
+    """The code blocks of a Markdown text, each with the end of its closing fence; None if the end
+    of the text or the next block's opening closes it instead. A fence belongs to the code if it is
+    indented deeper than the block, shorter than the opening fence, or of another kind."""
     blocks: list[tuple[str, int | None]] = []
     opening = None
     for line in FENCE.finditer(text):
@@ -162,7 +162,7 @@ def fenced(text: str) -> list[tuple[str, int | None]]:
 
 
 def is_indented(code: str) -> bool:
-    """It goes on where the problem's code ends, in place of defining the function anew."""
+    """Whether the code continues the head's function instead of defining it again."""
     return re.match(r"\s*^[ \t]+\S", code, re.MULTILINE) is not None
 
 
@@ -175,9 +175,9 @@ def defines(code: str, name: str) -> bool:
 
 
 def extract_code(response: str, entry_point: str) -> str:
-    """The program in an answer: what stands after [BEGIN], or in fenced blocks, or else all of it.
-    Of several blocks that define the function the last counts, since those before it were never
-    closed; blocks that only define other things stay with it."""
+    """The program in an answer: the text after [BEGIN], or its fenced blocks, or else all of it. If
+    several blocks define the function the last counts, since those before it were never closed.
+    Blocks before it that only define other things are kept."""
     response = BEGIN.split(response)[-1]
     blocks = [block for block, _ in fenced(response)]
     places = [n for n, block in enumerate(blocks) if defines(block, entry_point)]
@@ -187,7 +187,7 @@ def extract_code(response: str, entry_point: str) -> str:
     elif blocks:
         response = blocks[0]
     response = re.sub(r"\A\s*python\s*\n", "", response)
-    # The problem's code comes first, and after it this would be a syntax error.
+    # Such an import must come first in a file, but the problem's head comes before it.
     return re.sub(r"^from __future__ import .*\n", "", response, flags=re.MULTILINE)
 
 
@@ -200,7 +200,7 @@ def only_defines(code: str, entry_point: str) -> bool:
 
 
 def statements(code: str) -> list[ast.stmt] | None:
-    """A module's own; None where it is not Python."""
+    """The statements of a module; None if it is not Python."""
     try:
         return ast.parse(code).body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
@@ -237,7 +237,7 @@ def read_humaneval(folder: Path) -> list[Program]:
             refuse_duplicates(seen, name, where)
             if not entry_point.isidentifier() or not defines_check(test):
                 raise ValueError(
-                    f"{where}: no program can pass: entry_point is no name, or test "
+                    f"{where}: no program can pass: entry_point is not a name, or test "
                     "does not define check"
                 )
             problems.append(
@@ -254,8 +254,8 @@ def defines_check(test: str) -> bool:
 
 
 def read_mbpp(folder: Path) -> tuple[dict[str, list[Program]], str, list[str]] | None:
-    """Training and validation problems, the worked examples, and notes; None where there is no file
-    of MBPP's."""
+    """Training and validation problems, the worked examples, and notes; None if there is no MBPP
+    file."""
     full, sanitized = folder / "mbpp.jsonl", folder / "sanitized-mbpp.json"
     if full.exists():
         path = full
@@ -299,7 +299,7 @@ def read_mbpp(folder: Path) -> tuple[dict[str, list[Program]], str, list[str]] |
 
 
 def question(text: str, tests: list[str]) -> str:
-    """One problem as Austin et al. put it."""
+    """The prompt of one problem, in Austin et al.'s words."""
     return (
         f"You are an expert Python programmer, and here is your task: {text} Your code should pass "
         "these tests:\n\n" + "\n".join(tests)

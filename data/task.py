@@ -1,4 +1,4 @@
-"""What a task is to the algorithm."""
+"""The interface between a task and the algorithm."""
 
 import hashlib
 from abc import ABC, abstractmethod
@@ -9,15 +9,15 @@ import tiktoken
 
 @dataclass(frozen=True)
 class Problem:
-    """One (x, y*) of the data set D. `gold` is whatever the task's verifier compares with."""
+    """One (x, y*) of the data set D. `gold` is what the verifier compares a response with."""
 
     prompt: str  # x
-    gold: str = ""  # y*; empty where the verifier needs the prompt alone
-    id: str = ""  # such as HumanEval/3 or test/algebra/12.json, if it has one
+    gold: str = ""  # y*; empty if the verifier needs only the prompt
+    id: str = ""  # such as HumanEval/3 or test/algebra/12.json; empty if it has none
 
     @property
     def key(self) -> int:
-        """A 63-bit hash of the prompt, the same in every process; the sampler is keyed by it."""
+        """A 63-bit hash of the prompt, the same in every process, which keys the sampler."""
         return text_hash(self.prompt)
 
 
@@ -32,17 +32,17 @@ class Task(ABC):
 
     name: str
     encoding: tiktoken.Encoding
-    eos: int  # ends an attempt; an action like any other
-    close: list[int] = []  # stands in for eos before p where an attempt has none
-    instruction: str  # p: asks for another attempt; never says whether the last was right
-    revise: list[int]  # p as it stands between the attempts
-    max_new_tokens: int  # of one attempt, eos included
-    runs_on: bool = False  # the model may write on after its answer, to be cut by `over`
-    notes: list[str] = []  # what a user should know of how the data was read
-    skipped: dict[str, int] = {}  # by split, problems left out since the context is too short
+    eos: int  # the token that ends an attempt; sampled and trained like any other
+    close: list[int] = []  # tokens put before p if the attempt has no eos
+    instruction: str  # p, the request for another attempt; never tells whether the last was right
+    revise: list[int]  # token ids of p between two attempts
+    max_new_tokens: int  # token limit of one attempt, eos included
+    runs_on: bool = False  # whether the model may write on after its answer, to be cut by `over`
+    notes: list[str] = []  # lines for the user on how the data was read
+    skipped: dict[str, int] = {}  # by split, number of problems too long for the context
 
     def room(self, attempts: int) -> int:
-        """The most tokens that come after a prompt."""
+        """The largest number of tokens after a prompt, for this many attempts."""
         each = self.max_new_tokens + len(self.close) + len(self.revise)
         return attempts * each - len(self.close) - len(self.revise)
 
@@ -52,12 +52,11 @@ class Task(ABC):
 
     @abstractmethod
     def held_out(self, split: str, count: int | None) -> list[Problem]:
-        """The first `count` problems of "val" or "test": different ones, the same for every seed.
-        None: as many as are usual. Raises ValueError where the split holds fewer."""
+        """The first `count` distinct problems of "val" or "test", the same for every seed; None for
+        the task's usual number. Raises ValueError if the split has fewer."""
 
     def problem(self, text: str) -> Problem:
-        """The problem that a person means by this. Raises ValueError where it is none of the
-        task's."""
+        """The problem that a user typed. Raises ValueError if it is not one of this task."""
         raise ValueError(f"{self.name} takes no problems from outside: {text!r}")
 
     @abstractmethod
@@ -65,20 +64,20 @@ class Task(ABC):
         """r(y, y*): 1.0 or 0.0 for any string at all."""
 
     def rewards(self, problems: list[Problem], responses: list[str]) -> list[float]:
-        """One reward a response."""
+        """One reward per response."""
         return [self.reward(*pair) for pair in zip(problems, responses, strict=True)]
 
     def over(self, problem: Problem, response: str) -> bool:
-        """The answer is complete, whatever follows; asked only where the task `runs_on`."""
+        """Whether the answer is complete, whatever follows; used only if the task `runs_on`."""
         return False
 
     def samples(self, problems: list[Problem], responses: list[str]) -> list[dict]:
-        """Lines for the reference evaluator of a public benchmark; none where there is no such."""
+        """Lines for a public benchmark's reference evaluator; none if there is no such."""
         return []
 
     @abstractmethod
     def prompt(self, problem: Problem) -> list[int]:
-        """[x]: the token ids that pose a problem to the policy."""
+        """[x]: the token ids of the problem as the policy reads it."""
 
     def decode(self, tokens: list[int]) -> str:
         """The text of any token ids of the vocabulary."""

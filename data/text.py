@@ -1,4 +1,4 @@
-"""Tasks for open models: problems as text in a model's own layout, most of them from files."""
+"""Tasks for pretrained models: problems as text in the model's own layout, mostly from files."""
 
 import json
 import zlib
@@ -16,29 +16,29 @@ from pretrained.weights import read_shape
 
 @dataclass(frozen=True)
 class Source:
-    """Where an open task's problems and tokens come from."""
+    """Where a pretrained model's task gets its problems and tokens."""
 
-    folder: Path  # of the data, where it comes from files
-    init: Path  # of the model
-    layout: str = "auto"  # of prompts: chatml, llama3, plain; auto goes by the model's tokenizer
-    context: int | None = None  # most tokens of a problem and its attempts. None: as the model's
-    max_new_tokens: int | None = None  # of an attempt. None: the task's own
-    attempts: int = 2  # of an evaluation, that must fit the context
-    limit: int | None = None  # most problems of a split
-    levels: frozenset[int] | None = None  # of MATH. None: all
-    subjects: frozenset[str] | None = None  # of MATH. None: all
-    shots: int = 0  # of arithmetic: solved examples before each problem
+    folder: Path  # folder of the data, if it comes from files
+    init: Path  # folder of the model
+    layout: str = "auto"  # prompt layout: chatml, llama3 or plain; auto asks the tokenizer
+    context: int | None = None  # token limit of a problem and its attempts, None for the model's
+    max_new_tokens: int | None = None  # token limit of an attempt, None for the task's own
+    attempts: int = 2  # attempts per evaluation; the prompt and all of them must fit the context
+    limit: int | None = None  # largest number of problems per split, None for all
+    levels: frozenset[int] | None = None  # MATH levels, None for all
+    subjects: frozenset[str] | None = None  # MATH subjects, None for all
+    shots: int = 0  # solved examples before each problem of arithmetic
 
 
 class TextTask(Task):
-    """Problems laid out for a model. A subclass sets `system`, `instruction` (a chat model's user
-    turn), `plain_revise` and `max_new_tokens`, and says how a problem reads to a chat model
-    (`user`) and to a base model (`plain`)."""
+    """Problems laid out for a pretrained model. A subclass sets `system`, `instruction` (the user
+    turn between two attempts), `plain_revise` and `max_new_tokens`, and defines the text of a
+    problem for a chat model (`user`) and for a base model (`plain`)."""
 
-    system: str  # the system turn
-    plain_revise: str  # p, as a base model's running text
+    system: str  # system turn of a chat model
+    plain_revise: str  # p for a base model, in plain text
     runs_on = True
-    examples: list[tuple[str, str]] = []  # of user and assistant: turns before a chat model's first
+    examples: list[tuple[str, str]] = []  # (user, assistant) turns before a chat model's problem
 
     def __init__(self, source: Source):
         self.layout = pick_layout(load_tokenizer(source.init), source.layout)
@@ -54,11 +54,11 @@ class TextTask(Task):
         self._pieces = token_bytes(self.encoding)
 
     def user(self, problem: Problem) -> str:
-        """The user turn that poses a problem."""
+        """The user turn with the problem."""
         raise NotImplementedError
 
     def plain(self, problem: Problem) -> str:
-        """The text that poses a problem to a base model."""
+        """The problem's text for a base model."""
         raise NotImplementedError
 
     def prompt(self, problem: Problem) -> list[int]:
@@ -71,20 +71,20 @@ class TextTask(Task):
         return self.encoding.encode_ordinary(text)
 
     def decode(self, tokens: list[int]) -> str:
-        # Models have rows in their vocabulary that their tokenizer does not name.
+        # A model's vocabulary may have ids that its tokenizer does not know.
         unknown = "\ufffd".encode()
         return b"".join(self._pieces.get(t, unknown) for t in tokens).decode(errors="replace")
 
 
 class FileTask(TextTask):
-    """Problems by split, in an order that has nothing to do with the files'."""
+    """Problems by split, ordered by hash, so that the files' order does not matter."""
 
     def __init__(self, source: Source, splits: dict[str, list[Problem]], notes: list[str]):
         super().__init__(source)
         self.notes = notes + self.notes
         self.splits, self.skipped = {}, {}
         for name, problems in splits.items():
-            # An evaluation of more attempts must not change what is trained on.
+            # More attempts in an evaluation must not change the training problems.
             attempts = 2 if name == "train" else source.attempts
             room = self.context - self.room(attempts)
             fit = [x for x in problems if self._length(x) <= room]
@@ -101,7 +101,7 @@ class FileTask(TextTask):
         self.notes.append(f"{self.name}: {sizes or 'no'} problems from {source.folder}")
 
     def _length(self, problem: Problem) -> int:
-        """Of its prompt. Raises ValueError, naming it, where the tokenizer cannot spell it."""
+        """The prompt's length. Raises ValueError, naming the problem, if it cannot be tokenized."""
         try:
             return len(self.prompt(problem))
         except ValueError as error:
@@ -109,8 +109,8 @@ class FileTask(TextTask):
             raise ValueError(f"{self.name}, problem {name}: {error}") from None
 
     def batch(self, seed: int, step: int, count: int) -> list[Problem]:
-        """Each training problem at most once an epoch, in an order drawn for the epoch; a rest that
-        fills no batch waits for another. Raises ValueError where there are fewer than `count`."""
+        """Each training problem at most once per epoch, in an order drawn for the epoch; those left
+        over at its end are not used in it. Raises ValueError if there are fewer than `count`."""
         problems = self.splits.get("train", [])
         if count > len(problems):
             raise ValueError(f"{self.name} has {len(problems)} training problems, not {count}")
@@ -127,7 +127,7 @@ class FileTask(TextTask):
         return problems[:count]
 
     def problem(self, text: str) -> Problem:
-        """The problem of that id."""
+        """The problem with that id."""
         every = {x.id: x for problems in self.splits.values() for x in problems if x.id}
         if text not in every:
             known = f"; one of its ids is {next(iter(every))}" if every else ", for none has an id"
@@ -136,7 +136,7 @@ class FileTask(TextTask):
 
 
 def token_bytes(encoding) -> dict[int, bytes]:
-    """Every token id of an encoding and its bytes, special tokens included."""
+    """The bytes of every token id of an encoding, special tokens included."""
     pieces = {}
     for token in range(encoding.n_vocab):
         try:
@@ -172,7 +172,7 @@ def parse_record(text: str, where: str) -> dict:
 
 
 def require(record: dict, where: str, **kinds: type) -> list:
-    """The named fields of a record. Raises ValueError where one is missing or of another type."""
+    """The named fields of a record. Raises ValueError if one is missing or of another type."""
     for name, kind in kinds.items():
         if name not in record:
             raise ValueError(f"{where}: no field {name!r}")
@@ -182,7 +182,7 @@ def require(record: dict, where: str, **kinds: type) -> list:
 
 
 def refuse_duplicates(seen: dict[str, str], name: str, where: str) -> None:
-    """Raises ValueError where an id was seen before; `seen` keeps where each was."""
+    """Raises ValueError if an id was seen before; `seen` maps each id to its place."""
     if name in seen:
         raise ValueError(f"{where}: {name} is there twice, first in {seen[name]}")
     seen[name] = where

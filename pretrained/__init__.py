@@ -1,5 +1,6 @@
-"""Other people's models: all that is known here of foreign file formats.
+"""Other people's models: everything about foreign file formats is here.
 
-weights.py reads and writes a model's shape and tensors, tokenizer.py its vocabulary and chat.py
-lays out conversations as it was tuned to. model.py and data/ ask; nothing here asks them.
+weights.py reads and writes a model's shape and tensors, tokenizer.py reads its vocabulary, and
+chat.py lays out conversations as the model was tuned to read them. model.py and data/ import from
+here, never the other way round.
 """

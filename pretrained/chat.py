@@ -4,9 +4,9 @@
     llama3   <|start_header_id|>user<|end_header_id|>\\n\\n…<|eot_id|>
     plain    text alone, for base models
 
-These are the families' own templates, but for the dates that Llama 3.1's puts into the system turn
-and for Qwen3's, which drops the empty thoughts of an earlier answer. Control tokens are kept apart
-from text, so that a problem which spells one does not become one.
+These are the families' own templates, with two exceptions: Llama 3.1's puts dates into the system
+turn, and Qwen3's drops the empty thoughts of an earlier answer. Control tokens are kept apart from
+text, so the text of a problem never turns into one.
 """
 
 import itertools
@@ -30,11 +30,11 @@ def turn(style: str, role: str, text: str | None) -> list[str]:
 
 
 class Style(NamedTuple):
-    """What a style has beside its turns."""
+    """The parts of a layout that are not turns."""
 
-    before: list[str]  # the first turn
-    end: Control  # of an attempt
-    between: list[str]  # that end and the next turn
+    before: list[str]  # parts before the first turn
+    end: Control  # token that ends an attempt
+    between: list[str]  # parts between that token and the next turn
 
 
 STYLES = {
@@ -44,8 +44,8 @@ STYLES = {
 
 
 def thought(tokenizer: Tokenizer) -> list[str]:
-    """What the assistant's turn begins with: a model that may think first is told that it has, as
-    by Qwen3's template with enable_thinking=False."""
+    """The start of the assistant's turn: for models that may think first, an empty thought, as in
+    Qwen3's template with enable_thinking=False."""
     if "enable_thinking" not in tokenizer.chat:
         return []
     return [Control("<think>"), "\n\n", Control("</think>"), "\n\n"]
@@ -60,7 +60,7 @@ class Layout:
 
     @property
     def eos(self) -> int:
-        """What ends an attempt: the end of a turn, or of the document."""
+        """The token that ends an attempt: the end of a turn, or of a document."""
         if self.style == "plain":
             return self.tokenizer.eos
         return self.tokenizer.encoding.encode_single_token(STYLES[self.style].end)
@@ -68,8 +68,8 @@ class Layout:
     def prompt(
         self, system: str, user: str, plain: str, examples: list[tuple[str, str]] = ()
     ) -> list[int]:
-        """[x]: the system turn, those of examples (user and assistant), the user's and the opening
-        of the assistant's, or else `plain`."""
+        """[x]: the system turn, the turns of the examples, the user's turn and the opening of the
+        assistant's; for a base model `plain` alone."""
         if self.style == "plain":
             bos = [self.tokenizer.bos] if self.tokenizer.adds_bos else []
             return bos + self.tokenizer.encoding.encode_ordinary(plain)
@@ -99,8 +99,8 @@ class Layout:
 
 
 def joined(parts: list[str]) -> list[str]:
-    """Neighbouring texts made one: a token may hold the end of one and the start of the next, but
-    never crosses a control token."""
+    """Joins adjacent texts, since a token may span the end of one and the start of the next, but
+    never a control token."""
     result: list[str] = []
     for part in parts:
         if result and not isinstance(part, Control) and not isinstance(result[-1], Control):
@@ -111,8 +111,8 @@ def joined(parts: list[str]) -> list[str]:
 
 
 def pick_layout(tokenizer: Tokenizer, style: str = "auto") -> Layout:
-    """The style asked for; auto goes by the folder. Raises ValueError for an unknown style or
-    template, and for a style whose control tokens the tokenizer lacks."""
+    """The layout of a given style; "auto" derives it from the folder. Raises ValueError for an
+    unknown style or template, or if the tokenizer lacks the style's control tokens."""
     if style == "auto":
         style = style_of(tokenizer)
     if style not in (*STYLES, "plain"):
@@ -126,8 +126,8 @@ def pick_layout(tokenizer: Tokenizer, style: str = "auto") -> Layout:
 
 
 def style_of(tokenizer: Tokenizer) -> str:
-    """That of the folder's chat template where a turn's end is the model's end of text, too: base
-    models come with templates that they were never tuned to, and read plain text."""
+    """The style of the folder's chat template, if the token that ends a turn is also the model's
+    end of text. Otherwise plain: a base model may have a template that it was not tuned to."""
     if not tokenizer.chat:
         return "plain"
     for name, style in STYLES.items():
@@ -135,6 +135,5 @@ def style_of(tokenizer: Tokenizer) -> str:
             tuned = tokenizer.encoding.encode_single_token(style.end) == tokenizer.eos
             return name if tuned else "plain"
     raise ValueError(
-        "the model's chat template is neither ChatML nor Llama 3's; --layout plain would leave it "
-        "out"
+        "the model's chat template is neither ChatML nor Llama 3's; --layout plain does without it"
     )

@@ -1,9 +1,9 @@
 """A model folder's own tokenizer as a tiktoken.Encoding, read from tokenizer.json or from
 vocab.json and merges.txt.
 
-Byte-level BPE only: GPT-2, Llama 3, SmolLM2, Qwen. tiktoken merges by token id where the files
-list merges in order, so the two must agree, and that is checked. Llama 2 and Gemma come with
-SentencePiece models, which split text by other rules and are refused.
+Byte-level BPE only: GPT-2, Llama 3, SmolLM2, Qwen. tiktoken merges in the order of token ids, the
+files list merges in an order of their own; a tokenizer is refused if the two differ. Llama 2 and
+Gemma have SentencePiece models, which split text by other rules and are refused.
 """
 
 import unicodedata
@@ -15,8 +15,8 @@ import tiktoken
 from pretrained.weights import KNOWN, read_json
 
 GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-# The same where every digit is first cut out on its own: no blank joins a digit, and a run of
-# blanks before a digit ends as if the text did.
+# The same with every digit a piece of its own: no blank joins a digit, and a run of blanks before a
+# digit is split as at the end of the text.
 DIGITS_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+"
 QWEN_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -25,19 +25,19 @@ QWEN_PATTERN = (
 
 
 class ByteLevel(tiktoken.Encoding):
-    """An encoding that refuses text with a byte that it has no token for. The vocabulary of SmolLM2
-    lacks some that hardly any text holds; at one of them tiktoken panics, and transformers leaves
-    it out without a word."""
+    """An encoding that refuses text with a byte that has no token. SmolLM2's vocabulary lacks some
+    bytes that hardly any text contains; tiktoken panics at them, and transformers drops them
+    silently."""
 
     def __init__(self, name: str, *, mergeable_ranks: dict[bytes, int], **options):
         super().__init__(name, mergeable_ranks=mergeable_ranks, **options)
         self.lacking = {byte for byte in range(256) if bytes([byte]) not in mergeable_ranks}
 
     def prepare(self, text: str) -> str:
-        """The text to cut into tokens. Raises ValueError, naming the byte, where it has none."""
+        """The text to cut into tokens. Raises ValueError, naming the byte, if one has no token."""
         if not self.lacking:
             return text
-        # Half a surrogate pair becomes what tiktoken makes of it.
+        # Replace half a surrogate pair as tiktoken does.
         text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         found = self.lacking.intersection(text.encode())
         if found:
@@ -64,13 +64,13 @@ class ComposedByteLevel(ByteLevel):
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """An encoding and what its folder says about the ends of texts."""
+    """An encoding, the tokens that begin and end a text, and the chat template."""
 
     encoding: tiktoken.Encoding
-    eos: int  # ends a text; of a model tuned to chat, its turn
-    bos: int | None  # begins a text, if the folder names such a token
-    adds_bos: bool  # to every text
-    chat: str  # the folder's chat template; empty if it has none
+    eos: int  # token that ends a text, or a turn if the model is tuned to chat
+    bos: int | None  # token that begins a text, if the folder names one
+    adds_bos: bool  # whether bos begins every text
+    chat: str  # chat template of the folder; empty if it has none
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:
@@ -101,7 +101,7 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
 
 
 def read_if_there(path: Path) -> dict:
-    """A JSON object, empty where there is no such file."""
+    """The JSON object in a file; empty if there is no such file."""
     return read_json(path) if path.exists() else {}
 
 
@@ -140,7 +140,7 @@ def from_tokenizer_json(raw: dict, path: Path) -> ByteLevel:
 
 
 def flattened(step: dict | None, name: str) -> list[dict]:
-    """A pipeline's steps, whether it is none, one or a sequence of them."""
+    """The steps of a pipeline, which may be missing, a single step, or a sequence."""
     if step is None:
         return []
     if name not in step:
@@ -149,7 +149,7 @@ def flattened(step: dict | None, name: str) -> list[dict]:
 
 
 def split_pattern(steps: list[dict], path: Path) -> str:
-    """One regular expression that cuts text as the steps together do."""
+    """One regular expression that cuts text as all the steps together do."""
     *before, last = steps
     if last["type"] == "ByteLevel" and not last.get("add_prefix_space", False) and len(before) < 2:
         by_gpt2 = last.get("use_regex", True)  # ByteLevel itself cuts by GPT-2's pattern
@@ -158,7 +158,7 @@ def split_pattern(steps: list[dict], path: Path) -> str:
         if before and by_gpt2 and cuts_out_digits(before[0]):
             return DIGITS_PATTERN
         if before and not by_gpt2 and cuts_by_pattern(before[0]):
-            # tiktoken drops what nothing matches
+            # tiktoken drops text that the pattern does not match
             return before[0]["pattern"]["Regex"] + r"|[\s\S]"
     kinds = ", ".join(step["type"] for step in steps)
     raise ValueError(f"{path}: splitting by {kinds} with these settings is not supported")
@@ -197,8 +197,8 @@ def build(
     special: dict[str, int],
     whole_words: bool = False,
 ) -> ByteLevel:
-    """Makes the encoding. With whole_words a piece of text that is a token becomes that token,
-    whether merges make it or not."""
+    """Makes the encoding. With whole_words, a piece of text that is a token becomes that token even
+    if no merges lead to it."""
     merged = merged_tokens(path, vocab, merges)
     byte_of = {character: byte for byte, character in enumerate(byte_characters())}
     ranks, special = {}, dict(special)
@@ -206,7 +206,7 @@ def build(
         if token in special:
             continue
         if len(token) > 1 and token not in merged and not whole_words:
-            special[token] = token_id  # no merge makes it, so text never becomes it
+            special[token] = token_id  # no merge leads to it, so text never becomes it
             continue
         try:
             ranks[bytes(byte_of[character] for character in token)] = token_id
@@ -222,8 +222,8 @@ def build(
 
 
 def merged_tokens(path: Path, vocab: dict[str, int], merges: list[list[str]]) -> set[str]:
-    """The tokens that merges make. Raises ValueError unless merging by token id, as tiktoken does,
-    is merging in the order of the list, as the file means it."""
+    """The tokens that merges lead to. Raises ValueError unless the order of token ids, which
+    tiktoken merges by, is the order of the list, which the file means."""
     previous, merged = -1, set()
     for pair in merges:
         token = "".join(pair)
@@ -266,7 +266,7 @@ def end_of_text(encoding: tiktoken.Encoding, settings: dict, folder: Path) -> in
 
 
 def chat_template(settings: dict, folder: Path) -> str:
-    """In a file of its own or, from older tools, in a setting; empty if there is none."""
+    """The chat template, from its own file or, with older tools, a setting; empty without one."""
     path = folder / "chat_template.jinja"
     if path.exists():
         return path.read_text(encoding="utf-8")
@@ -274,7 +274,7 @@ def chat_template(settings: dict, folder: Path) -> str:
 
 
 def first_of_every_text(whole: dict) -> str | None:
-    """The token that tokenizer.json puts before every text, if it does so."""
+    """The token that tokenizer.json puts before every text, or None."""
     post = whole.get("post_processor") or {}
     templates = [step.get("single", []) for step in post.get("processors", [post])]
     firsts = [template[0] for template in templates if template]

@@ -1,9 +1,8 @@
 """A model's shape and tensors in a checkpoint folder, as model hubs keep them: config.json and
 *.safetensors.
 
-A shape is a dict of model.GPTConfig's fields, which model.py makes a GPTConfig of; what a field
-means is said there. Tensors are written into a model that is there already, and read out of it: a
-module with the parameters that model.GPT has.
+A shape is a dict of model.GPTConfig's fields, which are explained there. Tensors are copied into
+and out of a model that exists already, a module with the parameters of model.GPT.
 """
 
 import json
@@ -19,7 +18,7 @@ import torch.nn as nn
 from torch import Tensor
 
 FAMILIES = ("gpt2", "llama", "qwen2", "qwen3")  # config.json's model_type
-KNOWN = "GPT-2, Llama 3, SmolLM2, Qwen2, Qwen2.5 and Qwen3"  # the models that are of these
+KNOWN = "GPT-2, Llama 3, SmolLM2, Qwen2, Qwen2.5 and Qwen3"  # models of these families
 
 
 def read_json(path: Path) -> dict:
@@ -36,7 +35,7 @@ def read_json(path: Path) -> dict:
 # ---------------------------------------------------------------------------------------------
 # config.json → a shape
 
-# What config.json may say that this code does not do; absent or as here, it is not in use.
+# Features that this code lacks; config.json must omit them or have these values.
 UNUSED = {
     "quantization_config": None,
     "scale_attn_weights": True,
@@ -56,9 +55,9 @@ ACTIVATION_NAMES = {  # config.json's → ours
 
 
 def read_shape(folder: str | Path) -> dict:
-    """The shape of a checkpoint folder's model. A field that is absent or None has the default of
-    GPTConfig. Raises ValueError or OSError, in one line that names the file, for what is missing,
-    of the wrong type or not built here."""
+    """The shape of a checkpoint folder's model. A field that is absent or None has GPTConfig's
+    default. Raises ValueError or OSError, in one line that names the file, for fields that are
+    missing, of the wrong type or not supported."""
     path = Path(folder) / "config.json"
     raw = read_json(path)
     try:
@@ -71,7 +70,7 @@ def shape_from_json(raw: dict) -> dict:
     """The shape that config.json's content describes. Raises ValueError, naming the field."""
     family = raw.get("model_type")
     if family not in FAMILIES:
-        raise ValueError(f"model_type {family!r} is not read; {KNOWN} are")
+        raise ValueError(f"model_type {family!r} is not supported; {KNOWN} are")
     for name, unused in UNUSED.items():
         if raw.get(name, unused) not in (unused, None):
             raise ValueError(f"{name} {raw[name]!r} is not supported")
@@ -125,7 +124,7 @@ def gpt2_shape(raw: dict) -> dict:
 
 
 def llama_shape(raw: dict, family: str) -> dict:
-    """Llama and the families that grew from it."""
+    """The shape of Llama and the families derived from it."""
     bias = value(raw, "attention_bias", bool, False)
     return rope_shape(raw) | {
         "context": value(raw, "max_position_embeddings", int),
@@ -148,7 +147,7 @@ def llama_shape(raw: dict, family: str) -> dict:
 
 
 def rope_shape(raw: dict) -> dict:
-    """Rotary positions. transformers 5 keeps them in rope_parameters, older files in rope_theta and
+    """Rotary positions: in transformers 5 from rope_parameters, in older files from rope_theta and
     rope_scaling."""
     rope = value(raw, "rope_parameters", dict, None)
     if not rope:
@@ -175,8 +174,8 @@ def rope_shape(raw: dict) -> dict:
 
 
 def shape_to_json(shape: dict) -> dict:
-    """A config.json with which the family's own tools build the model of this shape, if they have
-    such a model: `shape_from_json` of it is the same shape then, and only then."""
+    """The config.json from which the family's own tools build a model of this shape. If the family
+    has no such model, and only then, `shape_from_json` of it is another shape."""
     raw = {
         "model_type": shape["family"],
         "vocab_size": shape["vocab_size"],
@@ -231,8 +230,8 @@ def llama_json(shape: dict) -> dict:
 
 
 def checkpoint_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """What a folder of the model's family calls its tensors, each a view of the model's parameters:
-    one list for both ways, since loading writes through the views and saving reads them."""
+    """The tensors of a checkpoint by their names in the model's family, each a view of a parameter.
+    One list serves both directions: loading writes through the views, and saving reads them."""
     tensors = gpt2_tensors(model) if model.config.family == "gpt2" else llama_tensors(model)
     tensors = {name: tensor.detach() for name, tensor in tensors if tensor is not None}
     if not model.config.tied:
@@ -241,7 +240,7 @@ def checkpoint_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def gpt2_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """GPT-2 keeps the matrices of its blocks as (inputs, outputs)."""
+    """GPT-2's names. It stores the matrices of its blocks as (inputs, outputs)."""
     top = "transformer"
     yield f"{top}.wte.weight", model.tokens.weight
     yield f"{top}.wpe.weight", model.positions.weight
@@ -262,8 +261,8 @@ def gpt2_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def llama_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor | None]]:
-    """Llama and its kin keep apart what we fuse: queries, keys and values; gate and up. A bias that
-    the model lacks is None."""
+    """Llama's names. It stores separately what is fused here: queries, keys and values; gate and
+    up. A bias that the model lacks is None."""
     config = model.config
     heads = [n * config.head_width for n in (config.heads, config.kv_heads, config.kv_heads)]
     yield "model.embed_tokens.weight", model.tokens.weight
@@ -290,17 +289,16 @@ def llama_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor | None]]:
 # ---------------------------------------------------------------------------------------------
 # *.safetensors
 #
-# The format is a length, a JSON header and raw little-endian arrays: reading it takes fewer lines
-# than asking for the library politely, and nothing has to be installed.
+# The format is a length, a JSON header and raw little-endian arrays, so no library is needed.
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-# Masks and frequencies that old files carry beside the weights.
+# Masks and frequencies that old files have beside the weights.
 BUFFERS = re.compile(r".*\.attn\.(masked_)?bias|.*rotary_emb\.inv_freq")
 
 
 def load_tensors(model: nn.Module, folder: Path) -> None:
-    """Fills the model from the folder's *.safetensors, one tensor in memory at a time. Raises
-    ValueError or OSError, in one line that names file and tensor, for what does not fit."""
+    """Fills the model from the folder's *.safetensors, with one tensor in memory at a time. Raises
+    ValueError or OSError, in one line that names file and tensor, if they do not fit."""
     wanted = checkpoint_tensors(model)
     found: set[str] = set()
     for path in safetensors_files(folder):
@@ -308,7 +306,7 @@ def load_tensors(model: nn.Module, folder: Path) -> None:
         with path.open("rb") as file:
             for name, (dtype, shape, begin, end) in header.items():
                 if name.split(".")[0] in ("wte", "wpe", "h", "ln_f"):
-                    name = "transformer." + name  # GPT-2's first files leave it out
+                    name = "transformer." + name  # missing in GPT-2's first files
                 if name == "lm_head.weight" and model.config.tied:
                     continue  # some files repeat it
                 if name not in wanted or name in found:
@@ -332,7 +330,7 @@ def load_tensors(model: nn.Module, folder: Path) -> None:
 
 
 def safetensors_files(folder: Path) -> list[Path]:
-    """The files with the weights: those that the index names, or else model.safetensors."""
+    """The files with weights: those that the index names, or else model.safetensors."""
     index = folder / "model.safetensors.index.json"
     if not index.exists():
         path = folder / "model.safetensors"
@@ -351,8 +349,8 @@ def safetensors_files(folder: Path) -> list[Path]:
 
 
 def read_header(path: Path) -> tuple[dict[str, tuple[torch.dtype, tuple[int, ...], int, int]], int]:
-    """(name → (dtype, shape, begin, end), where the data starts) of a safetensors file; begin and
-    end count bytes from there. Raises ValueError where these do not fit each other or the file."""
+    """The tensors of a safetensors file, name → (dtype, shape, begin, end), and the offset of the
+    data, from which begin and end count bytes. Raises ValueError if they are inconsistent."""
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -384,7 +382,7 @@ def read_header(path: Path) -> tuple[dict[str, tuple[torch.dtype, tuple[int, ...
 
 
 def save_checkpoint(model: nn.Module, content: dict, folder: Path) -> None:
-    """Writes config.json, of this content, and model.safetensors. Raises OSError."""
+    """Writes `content` to config.json, and model.safetensors. Raises OSError."""
     folder.mkdir(parents=True, exist_ok=True)
     dtype = str(model.tokens.weight.dtype).removeprefix("torch.")
     text = json.dumps(content | {"torch_dtype": dtype}, indent=2) + "\n"
@@ -411,8 +409,8 @@ def write_safetensors(path: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def copy_companions(source: Path, target: Path) -> None:
-    """Copies what a model's folder holds beside its shape and weights: the files of its tokenizer
-    and chat template, and the ids in config.json of the tokens that begin and end a text."""
+    """Copies the rest of a model's folder: the files of its tokenizer and chat template, and from
+    config.json the ids of the tokens that begin and end a text."""
     ids = {k: v for k, v in read_json(source / "config.json").items() if k.endswith("_token_id")}
     content = read_json(target / "config.json") | ids
     (target / "config.json").write_text(json.dumps(content, indent=2) + "\n")

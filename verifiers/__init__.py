@@ -1,1 +1,2 @@
-"""How answers are judged. Nothing is imported here: a sandbox's process begins with this file."""
+"""The grader of MATH answers and the sandbox for programs. Nothing is imported here, since the
+sandbox's worker imports this package first."""

@@ -29,14 +29,14 @@ from verifiers.latex import (
 )
 
 LONGEST_ANSWER = 1000  # characters; longer answers are equal only as strings
-MOST_TOKENS = 400  # of a reading; beyond, an answer is text
-TOLERANCE = 1e-11  # relative, between floats
+MOST_TOKENS = 400  # tokens of a reading; a longer answer is text
+TOLERANCE = 1e-11  # relative difference of equal floats
 
 # ---- tokens → a reading ----
 
 
 class Reading(NamedTuple):
-    r"""What an answer says: its kind, and parts that depend on the kind.
+    r"""The parsed form of an answer: its kind, and parts that depend on the kind.
 
     kind                        parts                        example
     "exact", "float"            the value at each point      1/2, x + 1; \sqrt{2}
@@ -66,7 +66,7 @@ DEPTH_CHANGES |= dict.fromkeys((")", "]", "}", r"\}", r"\rangle", r"\rfloor", r"
 RELATIONS = frozenset("=<>≤≥≠∈")
 UNORDERED = frozenset((",", r"\{\}", "∪", "∩", "≠", "="))
 MATRIX = re.compile(r"\\begin *\{(?:[pb]?(?:small)?matrix|array)\}")
-NUMERAL = re.compile(r"\(?([0-9A-Z]*[0-9][0-9A-Z]*)\)?")  # of a base: A7, (A7)
+NUMERAL = re.compile(r"\(?([0-9A-Z]*[0-9][0-9A-Z]*)\)?")  # a numeral with a base: A7, (A7)
 # A name, which may stand before "=" for the value behind it: x, \theta, a_3, f(x), "area"; and
 # (x, y) for the left side of (x, y) = (1, 2).
 VARIABLES = r"\([a-z](?:,[a-z])*\)"
@@ -81,7 +81,7 @@ SHORT_WORDS = {"no", "yes", "odd", "one", "two", "six", "ten"}  # not products o
 UNIT_TAIL = re.compile(  # "percent"; "square" "cm"; "cm"^2
     r'"percent"|(?:"(?!percent)[A-Za-z]+"(?:\^(?:[23]|\{[23]\}))?[/*.-]?)+'
 )
-# Words that change what the number before them means, so that they are not dropped as a unit.
+# Words that change the meaning of the number before them, so they are not dropped as units.
 NOT_UNITS = frozenset(
     "am pm ad bc bce mod is are be if for where when with without not no none all any only to than"
     " more less least most over under about at between even odd prime base choose times plus minus"
@@ -91,7 +91,7 @@ NOT_UNITS = frozenset(
     " positive divided multiplied halves thirds quarters fourths fifths sixths eighths tenths"
     " hundredths score gross pairs".split()
 )
-MAGNITUDE = re.compile(  # such words, too
+MAGNITUDE = re.compile(  # more of such words
     r"tens?|dozens?|googol|hundreds|thousands|(?!mill?i?onth)[a-z]+illions?"
     r"|[a-z]*(?<!mo)(?:n|f|x|h|d)ths?"
     r"|[a-z]+ty|twice|double|triple|factorials?|powers?|binary|hex|repeating|recurring|noon|midnight"
@@ -109,7 +109,7 @@ def depth_change(token: str) -> int:
 
 
 def split_at(tokens: list[str], separators: Set[str]) -> tuple[list[list[str]], list[str]]:
-    """The parts between the separators that stand outside of brackets, and these separators."""
+    """The parts between separators outside of brackets, and these separators."""
     if separators.isdisjoint(tokens):
         return [tokens], []
     parts, found, depth = [[]], [], 0
@@ -124,13 +124,13 @@ def split_at(tokens: list[str], separators: Set[str]) -> tuple[list[list[str]], 
 
 
 def is_enclosed(tokens: list[str]) -> bool:
-    """The first token is a bracket that the last one closes."""
+    """Whether the last token closes the bracket that the first one opens."""
     depths = list(itertools.accumulate(map(depth_change, tokens)))
     return depths[-1] == 0 < min(depths[:-1], default=0)
 
 
 def trim(tokens: list[str]) -> list[str]:
-    """Without an outer TeX group, a final stop, and units behind a number."""
+    """The tokens without an outer TeX group, a full stop at the end, and units after a number."""
     while tokens and tokens[-1] == " " or tokens[-1:] == ["."] != tokens[-2:-1]:
         tokens = tokens[:-1]  # but not the dots of 0.333...
     if tokens and tokens[0] == "{" and is_enclosed(tokens):
@@ -149,7 +149,8 @@ def trim(tokens: list[str]) -> list[str]:
 
 
 def read_answer(text: str) -> Reading | None:
-    """What has no reading, is unbalanced or too large is text; None if there is nothing at all."""
+    """The reading of an answer. One that is unbalanced, too large or unreadable is text, one that
+    is empty None."""
     tokens = tokenize(text)
     depths = list(itertools.accumulate(map(depth_change, tokens), initial=0))
     if len(tokens) > MOST_TOKENS or min(depths) < 0 or max(depths) > DEEPEST or depths[-1]:
@@ -177,7 +178,7 @@ def classify(tokens: list[str]) -> Reading:
         lower = [{"±": "-", "∓": "+"}.get(token, token) for token in tokens]
         return Reading(",", (classify(upper), classify(lower)))
     parts, found = split_at(tokens, {":"})
-    # Two digits behind the colon may be minutes, which are no ratio: 1:20 is not 2:40.
+    # Two digits after the colon may be minutes, which are not a ratio: 1:20 is not 2:40.
     may_be_time = len(parts[-1]) == 1 and re.fullmatch("[0-9]{2}", parts[-1][0])
     if found and not may_be_time:
         return Reading(":", members(parts))
@@ -187,7 +188,7 @@ def classify(tokens: list[str]) -> Reading:
 
 
 def members(parts: list[list[str]]) -> tuple[Reading, ...]:
-    """The readings of the parts. One that is itself a list came from ± and is merged."""
+    """The readings of the parts. A part that is itself a list comes from ± and is merged."""
     readings = []
     for part in parts:
         reading = classify(part)
@@ -196,7 +197,7 @@ def members(parts: list[list[str]]) -> tuple[Reading, ...]:
 
 
 def is_name(side: list[str]) -> bool:
-    """A variable, a function of variables, a word or a label; \\sim and "not" are none."""
+    """Whether it is a variable, a function of variables, a word or a label; not \\sim or "not"."""
     text = join(side)
     command = side[0] if side and side[0][:1] == "\\" else None
     if command and command not in LETTERS and not LABEL.fullmatch(text):
@@ -211,8 +212,8 @@ def is_constant(reading: Reading) -> bool:
 
 
 def classify_relation(sides: list[list[str]], signs: list[str]) -> Reading:
-    """An equation that is solved for a name, x = 5, is named; so is an inequality, read as an
-    interval."""
+    """The reading of a relation. An equation solved for a name, x = 5, is "named"; so is an
+    inequality, as an interval."""
     names = [join(side) if is_name(side) else None for side in sides]
     if names[0] and len(sides) > 2 and all(sign == "=" for sign in signs):
         values = [classify(side) for side in sides[1:]]  # x = 6/8 = 3/4, worked out
@@ -237,7 +238,7 @@ def classify_relation(sides: list[list[str]], signs: list[str]) -> Reading:
 
 
 def interval(sides: list[list[str]], signs: list[str], name: int) -> Reading:
-    """What an inequality, whose signs are < and ≤, says of the side that is a name."""
+    """The interval that an inequality with < and ≤ gives for the side that is a name."""
     low, opening = ["-", "∞"], "<"
     if name > 0:
         low, opening = sides[name - 1], signs[name - 1]
@@ -251,8 +252,8 @@ def interval(sides: list[list[str]], signs: list[str], name: int) -> Reading:
 
 
 def classify_bracket(tokens: list[str]) -> Reading:
-    """(a) is a; otherwise the brackets are the kind: () is a tuple or an interval, (] … One kind of
-    matrix is like another, but for a determinant."""
+    """The reading of what stands in brackets. (a) is a; otherwise the brackets are the kind: () is
+    a tuple or an interval, (] … All kinds of matrix are equal, except the determinant."""
     kind, inside = tokens[0] + tokens[-1], tokens[1:-1]
     if MATRIX.match(kind):
         rows = split_at(inside, {r"\cr"})[0]
@@ -292,7 +293,8 @@ def classify_scalar(tokens: list[str]) -> Reading:
 
 
 def as_text(tokens: list[str]) -> Reading:
-    """Words regardless of case; one or two letters, or a few capitals, are symbols."""
+    """The tokens as text, regardless of case unless it is a symbol: one or two letters, or three
+    capitals."""
     text = re.sub(r"\{(\w)\}", r"\1", join(tokens).replace('"', ""))  # \pmod{5} is \pmod 5
     is_symbol = len(text) < 3 or "\\" in text or len(text) == 3 and text.isupper()
     keeps_case = is_symbol and text.lower() not in SHORT_WORDS
@@ -301,7 +303,7 @@ def as_text(tokens: list[str]) -> Reading:
 
 # ---- units ----
 
-UNIT_NAMES = (  # of one unit in each line, without the s of a plural
+UNIT_NAMES = (  # the names of one unit in each line, without a plural s
     "$ dollar",
     "cent",
     "percent",
@@ -336,7 +338,7 @@ POWERS = {"square": "2", "sq": "2", "cubic": "3", "cu": "3"}
 
 
 def units_of(text: str) -> set[str]:
-    """The units in an answer that are known here, and their powers; other nouns may differ."""
+    """The known units in an answer, and their powers; other nouns may differ."""
     tokens = tokenize(text)
     found = {"$"} if re.search(r"\\\$", text) else set()
     for place, token in enumerate(tokens):
@@ -355,7 +357,7 @@ def units_of(text: str) -> set[str]:
 
 
 def same(a: Reading, b: Reading) -> bool:
-    """Two readings of the same answer."""
+    """Whether two readings mean the same answer."""
     if a == b:
         return True
     if a.kind == b.kind == "named":
@@ -376,11 +378,11 @@ def same(a: Reading, b: Reading) -> bool:
 
 
 def same_values(a: tuple, b: tuple) -> bool:
-    """Equal wherever both have a value, which is at three points at least."""
+    """Whether two scalars are equal at all points where both have a value, at least three."""
     pairs = [(x, y) for x, y in zip(a, b) if x is not None and y is not None]
     if not all(same_value(x, y) for x, y in pairs) or len(pairs) < 3:
         return False
-    # A rational constant this close to an irrational one has many digits, unless it is equal.
+    # A rational constant this close to an irrational one is equal to it or has many digits.
     rational = [Fraction(x) for x in pairs[0] if is_exact(x)]
     if len(rational) == 1 and len({*a}) == len({*b}) == 1:
         return max(abs(rational[0].numerator), rational[0].denominator) < 100_000
@@ -397,7 +399,8 @@ def same_value(x, y) -> bool:
 
 
 def same_members(a: tuple, b: tuple) -> bool:
-    """Equal as multisets. Exact members cancel by hash, so that few are left to try in pairs."""
+    """Whether two lists are equal as multisets. Exact members cancel by hash, so that few pairs are
+    left to try."""
     left = list((Counter(a) - Counter(b)).elements())
     right = list((Counter(b) - Counter(a)).elements())
     if len(left) > 16:
@@ -426,8 +429,8 @@ def in_proportion(a: Reading, b: Reading) -> bool:
 
 
 def quotients(a: Reading, b: Reading) -> set:
-    """Two ratios' members, or two equations' sides when moved to the left, divided by each other at
-    each point. More than one quotient, and none of them 1, where there are none."""
+    """The quotients of two ratios' members, or of two equations with all terms on the left, at each
+    point. Where there is no quotient, more than one value, and none of them 1."""
     nothing = {2, 3}
     if any(part.kind != "exact" for part in (*a.parts, *b.parts)):
         return nothing
@@ -468,7 +471,7 @@ def math_equal(prediction: str, gold: str) -> bool:
     prediction, gold = prediction.strip(), gold.strip()
     if prediction == gold or max(len(prediction), len(gold)) > LONGEST_ANSWER:
         return prediction == gold and read_answer(gold[:LONGEST_ANSWER]) is not None
-    # The same but for blanks behind commas: 121,242 reads as a number and "121, 242" as a list.
+    # Equal except for blanks after commas: 121,242 reads as a number and "121, 242" as a list.
     if re.sub(r",\s+", ",", prediction) == re.sub(r",\s+", ",", gold):
         return True
     first, second = read_answer(prediction), read_answer(gold)
@@ -482,18 +485,18 @@ def math_equal(prediction: str, gold: str) -> bool:
 
 # The paper's line is "Final Answer: The final answer is $answer$. I hope it is correct."
 FINAL_ANSWER = "The final answer is"
-# A box's start, an escaped character or a brace.
+# The start of a box, an escaped character, or a brace.
 BOX_OR_BRACE = re.compile(r"\\(?:boxed|fbox)\s{0,9}\{|\\.|[{}]", re.DOTALL)
 BARE_BOX = re.compile(  # \boxed 5, \boxed\pi, \boxed x, and then the end of a word
     r"\\(?:boxed|fbox)"
     r"(?: {0,9}(-?[0-9][0-9,]{0,30}(?:\.[0-9]{1,30})?|\\[A-Za-z]{1,30})| {1,9}([A-Za-z]))"
     r"(?=[.,]?(?:\s|\$|\\[)\]]|$))"
 )
-LONGEST_BOX = 10_000  # characters in which a box must close, so that no response takes long
+LONGEST_BOX = 10_000  # characters within which a box must close, so that no response takes long
 
 
 def extract_answer(response: str) -> str | None:
-    """What the last \\boxed{…} holds, or the paper's "Final Answer" line if that comes later.
+    """The content of the last \\boxed{…}, or of the paper's "Final Answer" line if it comes later.
 
     There is no second choice: if the last one is empty or never closes there is no answer. Of
     boxes inside each other the outermost counts, or \\boxed{7, \\boxed{2}} would have two answers.
@@ -529,7 +532,7 @@ def boxed(response: str, last: int) -> str | None:
 
 
 def final_answer(response: str, line: int) -> str | None:
-    """The rest of the line up to "I hope it is correct", all of it: "$5$ or $6$" is not 5."""
+    """The whole rest of the line up to "I hope it is correct": "$5$ or $6$" is not 5."""
     rest = response[line + len(FINAL_ANSWER) :][:LONGEST_BOX].lstrip()
     answer, closing, _ = rest.partition("I hope it is correct")
     if not closing:

@@ -1,17 +1,18 @@
-"""The confinement of a stranger's program, and of the tests, which come from a file. Each
-protection is tried out in a child before it is relied on; W (worker.py) reports which hold.
+"""Confines an untrusted program, and the tests, which come from a file. Each protection is tried in
+a child process before it is relied on, and the worker (worker.py) reports which of them work.
 
-  private root    a root directory that holds Python, its shared libraries and NumPy, read-only,
-                  and a scratch tmpfs of 64 MiB: no secrets, no answers, no /proc, nothing to fill
-  namespaces      no network, no shared memory or message queues of others
-  Landlock        the same files, from the kernel's other side; no TCP, abstract sockets, signals
+  private root    a root directory with Python, its shared libraries and NumPy, read-only, and a
+                  scratch tmpfs of 64 MiB: no secrets, no answers, no /proc, no disk to fill
+  namespaces      no network, no shared memory or message queues of other processes
+  Landlock        the same file access, enforced by another part of the kernel; no TCP, no abstract
+                  sockets, no signals to others
   seccomp         an allow list of system calls: no process, program, signal, socket, mount, …
-  user id         one of its own, so that permissions and the limit on threads hold against root
+  user id         one of its own, so that file permissions and the limit on threads hold for root
   limits          memory, CPU time, file size, open files, threads
 
-One SIGKILL ends U because it cannot fork. Seccomp is therefore required; the rest adds to it.
-Without a private root a program cannot write files, without Landlock either it cannot open any.
-The tests' process T may open files and never writes any.
+The runner cannot fork, so one SIGKILL ends it. This takes seccomp, which is therefore required; the
+rest adds to it. Without a private root a program cannot write files; without Landlock as well it
+cannot open any. The tester may open files, but never write any.
 """
 
 import ctypes
@@ -38,13 +39,13 @@ LIMITS = {
 
 
 class Box(NamedTuple):
-    """What W found to work here, and U and T apply to themselves."""
+    """The protections that the worker found to work; the runner and the tester apply them."""
 
-    filter: bytes | None  # seccomp's, compiled
-    tests_filter: bytes | None  # T's
-    ruleset: int | None  # Landlock's, an open file
-    uid: int | None  # a user id of U's own
-    capabilities: int  # kept with that: at most the right to read Python below another's home
+    filter: bytes | None  # compiled seccomp filter of the runner
+    tests_filter: bytes | None  # compiled seccomp filter of the tester
+    ruleset: int | None  # open file of the Landlock ruleset
+    uid: int | None  # user id of the runner and the tester
+    capabilities: int  # capabilities kept: at most the right to read a Python in another's home
     scratch: str  # working directory
     threads: int  # RLIMIT_NPROC
 
@@ -55,15 +56,15 @@ def libc() -> ctypes.CDLL:
 
 
 def libc_call(name: str, *args) -> int:
-    """A C function's result, OSError if it is −1."""
+    """The result of a C function; raises OSError if it is −1."""
     if (result := getattr(libc(), name)(*args)) == -1:
         raise OSError(ctypes.get_errno(), f"{name}: {os.strerror(ctypes.get_errno())}")
     return result
 
 
 def set_limit(name: str, value: int) -> None:
-    """Sets a resource limit for good, at most what the limit was."""
-    import resource  # not on Windows, where the trainer imports this file, too
+    """Lowers a resource limit irrevocably; never raises it."""
+    import resource  # missing on Windows, where the trainer still imports this file
 
     hard = resource.getrlimit(getattr(resource, name))[1]
     value = value if hard == resource.RLIM_INFINITY else min(value, hard)
@@ -71,7 +72,7 @@ def set_limit(name: str, value: int) -> None:
 
 
 def enter_box(box: Box) -> None:
-    """All of the confinement but the filter, which would forbid the rest."""
+    """Applies all protections except the seccomp filter, which would forbid applying the others."""
     os.chdir(box.scratch)
     set_limit("RLIMIT_NPROC", box.threads)
     drop_rights(box.uid, box.capabilities)
@@ -80,7 +81,8 @@ def enter_box(box: Box) -> None:
 
 
 def die_with(parent: int) -> None:
-    """SIGKILL as soon as W is gone. The kernel forgets this when the user id changes."""
+    """Asks for SIGKILL when the worker is gone; to be called after a change of the user id, which
+    makes the kernel forget it."""
     if sys.platform == "linux":
         libc_call("prctl", 1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
     if os.getppid() != parent:
@@ -88,7 +90,7 @@ def die_with(parent: int) -> None:
 
 
 def drop_rights(uid: int | None, capabilities: int) -> None:
-    """Another user and group, if root may choose one, and no capabilities but those given."""
+    """Changes to another user and group, if one is given, and drops all other capabilities."""
     if uid is not None:
         libc_call("prctl", 8, 1, 0, 0, 0)  # PR_SET_KEEPCAPS, so that the next call decides
         os.setgroups([])
@@ -133,13 +135,13 @@ renameat2 316 276 link 86 - linkat 265 37 symlink 88 - symlinkat 266 36 truncate
 ftruncate 77 46 fallocate 285 47 chmod 90 - fchmod 91 52 fchmodat 268 53 utimensat 280 88
 fsync 74 82 fdatasync 75 83 flock 73 32 sendfile 40 71 copy_file_range 326 285 creat 85 -
 """
-# Call: what its arguments must be, each (number, mask, the values allowed under the mask).
+# Call → conditions on its arguments: (number, mask, the values allowed under the mask).
 WHOLE = 0xFFFFFFFF
 ARGUMENTS = {
     "clone": [(0, 0x7E030000, [0x10000])],  # CLONE_THREAD and no new namespace
-    "prlimit64": [(0, WHOLE, [0])],  # its own limits, not another process's
-    # asyncio's loop wakes itself through a pair of AF_UNIX stream sockets. A datagram socket
-    # could also send to the sockets of others, by their names.
+    "prlimit64": [(0, WHOLE, [0])],  # limits of its own process only
+    # asyncio's loop wakes itself through a pair of AF_UNIX stream sockets. Datagram sockets could
+    # also send to other processes' sockets, by name.
     "socketpair": [(0, WHOLE, [1]), (1, 0xF, [1])],
     "prctl": [(0, WHOLE, [15, 16])],  # a thread's name
     "fcntl": [(1, WHOLE, [0, 1, 2, 3, 4, 5, 6, 7, 1030])],  # dup, flags and locks; no owner
@@ -150,12 +152,11 @@ OPENING = {"open": [(1, WRITE_FLAGS, [0])], "openat": [(2, WRITE_FLAGS, [0])]}
 
 
 def call_filter(may_open: bool, may_write: bool, may_thread: bool) -> bytes | None:
-    """The seccomp filter as classic BPF, None on other machines than the two in the tables.
+    """The seccomp filter as classic BPF; None on machines other than the two in the tables.
 
-    Calls that are not allowed fail as if the kernel lacked them (ENOSYS), so that glibc falls back
-    from clone3 to clone; an open that is not allowed, as if permissions forbade it (EACCES), so
-    that a failing import is an ImportError. Another architecture's calls kill: they are numbered
-    differently.
+    A forbidden call fails as if the kernel lacked it (ENOSYS), so that glibc falls back from clone3
+    to clone. A forbidden open fails as if by permissions (EACCES), so that a failing import is an
+    ImportError. A call of another architecture, where numbers differ, kills the process.
     """
     machine = {"x86_64": (0xC000003E, 1), "aarch64": (0xC00000B7, 2)}.get(os.uname().machine)
     if machine is None or sys.maxsize < 1 << 32:
@@ -184,7 +185,7 @@ def call_filter(may_open: bool, may_write: bool, may_thread: bool) -> bytes | No
 
 
 def forbid_calls(code: bytes | None) -> None:
-    """Installs the filter, for this process and for good."""
+    """Installs the filter in this process, irrevocably."""
     if code is None:  # only where the caller allowed an unsafe sandbox
         return
     libc_call("prctl", 38, 1, 0, 0, 0)  # PR_SET_NO_NEW_PRIVS
@@ -197,17 +198,18 @@ def forbid_calls(code: bytes | None) -> None:
 
 
 class Paths(NamedTuple):
-    """What a program may read, beyond its scratch."""
+    """The paths that a program may read, beside its scratch folder."""
 
-    readable: list[str]  # Python and the shared libraries that its modules load
-    hidden: list[str]  # but no folder of installed packages: some hold a benchmark's answers
-    libraries: list[str]  # except these packages
+    readable: list[str]  # Python, and the shared libraries that its modules load
+    hidden: list[str]  # folders of installed packages in there: some hold a benchmark's answers
+    libraries: list[str]  # packages in those folders that may be read after all
 
 
 def landlock_rules(paths: Paths, scratch: str | None) -> int:
-    """A Landlock ruleset (an open file): read what is readable, change the scratch alone.
+    """A Landlock ruleset (an open file) that allows to read `paths` and to change only the scratch.
 
-    Landlock can only add rights below a path, so a folder that holds a hidden one is taken apart.
+    Landlock can only add rights below a path. So a folder that contains a hidden one is replaced by
+    its entries.
     """
     readable, listable = set(paths.libraries), {os.path.dirname(path) for path in paths.libraries}
     hidden = {os.path.realpath(path) for path in paths.hidden}
@@ -251,7 +253,7 @@ CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC = 0x20000, 0x4000000, 0x8000000
 CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_BIND = 1, 2, 4, 8, 32, 4096
 MS_REC, MS_PRIVATE = 1 << 14, 1 << 18
-LOCKED = MS_NOSUID | MS_NODEV | MS_NOEXEC  # a mount's flags that a user namespace may not drop
+LOCKED = MS_NOSUID | MS_NODEV | MS_NOEXEC  # mount flags that a user namespace may not drop
 
 
 def mount(source: str | None, target: str, kind: str | None, flags: int, options: str = "") -> None:
@@ -260,7 +262,7 @@ def mount(source: str | None, target: str, kind: str | None, flags: int, options
 
 
 def bind_read_only(path: str, root: str) -> None:
-    """Puts a file or folder, read-only, in the same place under another root."""
+    """Mounts a file or folder read-only at the same path under another root."""
     if os.path.isdir(path):
         os.makedirs(root + path, exist_ok=True)
     else:
@@ -270,7 +272,7 @@ def bind_read_only(path: str, root: str) -> None:
     flags = os.statvfs(path).f_flag & LOCKED
     mount(None, root + path, None, MS_REMOUNT | MS_BIND | MS_RDONLY | flags)
     attributes = struct.pack("=4Q", 1, 0, 0, 0)  # MOUNT_ATTR_RDONLY
-    try:  # mount_setattr, for what is mounted below; AT_RECURSIVE
+    try:  # mount_setattr, AT_RECURSIVE: also for mounts below the path
         libc_call("syscall", 442, -1, (root + path).encode(), 0x8000, attributes, 32)
     except OSError as error:
         if error.errno != errno.ENOSYS:  # Linux before 5.12
@@ -278,8 +280,8 @@ def bind_read_only(path: str, root: str) -> None:
 
 
 def enter_namespaces() -> None:
-    """Network, mount, IPC and host name; who is not root needs a user namespace to do this, and
-    stays the same user in it."""
+    """Enters new namespaces for network, mounts, IPC and host name. Without root this needs a user
+    namespace, too, in which the user stays the same."""
     uid, gid = os.getuid(), os.getgid()
     new_user = CLONE_NEWUSER if uid else 0
     libc_call("unshare", new_user | CLONE_NEWNET | CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWUTS)
@@ -291,9 +293,9 @@ def enter_namespaces() -> None:
 
 
 def enter_private_root(paths: Paths) -> None:
-    """Namespaces, and in them a root directory with those paths and the scratch alone.
+    """Enters namespaces, and in them a root directory with only these paths and the scratch.
 
-    It is built over /proc, which is on every system and holds none of the paths to bind.
+    The root is built over /proc, which exists on every system and contains none of these paths.
     """
     enter_namespaces()
     root = "/proc"
@@ -314,22 +316,22 @@ def enter_private_root(paths: Paths) -> None:
     for path in ("/", *paths.hidden):
         mount(None, path, None, MS_REMOUNT | MS_BIND | MS_RDONLY | plain)
     os.chdir("/")
-    open_standard_files()  # a program could change the mode of those from outside
+    open_standard_files()  # the old ones are outside, where a program could change their modes
 
 
 def open_standard_files() -> None:
-    """The null device for standard input, output and errors."""
+    """Opens the null device as standard input, output and error."""
     null = os.open(os.devnull, os.O_RDWR)
     for standard in (0, 1, 2):
         os.dup2(null, standard)
     os.close(null)
 
 
-# ---- each tried out ----
+# ---- trying each protection ----
 
 
 def works_in_child(protect, *args) -> bool:
-    """Whether a protection works, tried in a child so that a failure leaves nothing half done."""
+    """Whether a protection works. It is tried in a child, so that a failure has no effect here."""
 
     def child() -> None:
         protect(*args)
@@ -339,7 +341,7 @@ def works_in_child(protect, *args) -> bool:
 
 
 def spawn(function, *args) -> int:
-    """A fork that does nothing but this, however it ends: its process number."""
+    """Forks a child that only calls this function and exits, however it ends; returns its pid."""
     pid = os.fork()
     if pid:
         return pid
@@ -363,19 +365,19 @@ def python_paths(libraries: list[str]) -> Paths:
 
 
 def count_threads(uid: int) -> int:
-    """How many threads a user has now: RLIMIT_NPROC counts them all."""
+    """The number of threads that a user has now; RLIMIT_NPROC counts all of them."""
     count = 0
     for folder in filter(str.isdigit, os.listdir("/proc")):
         try:
             if os.stat(f"/proc/{folder}").st_uid == uid:
                 count += len(os.listdir(f"/proc/{folder}/task"))
         except OSError:
-            continue  # it ended meanwhile, or is hidden
+            continue  # the process has ended, or is hidden
     return count
 
 
 def build_box(libraries: list[str]) -> tuple[Box, list[str], list[str]]:
-    """Tries each protection, enters those that hold for W, too, and names what is on and off."""
+    """Tries each protection, enters those that the worker shares, and lists what is on and off."""
     on, off = [], []
 
     def try_out(name: str, protect, *args) -> bool:
@@ -401,7 +403,7 @@ def build_box(libraries: list[str]) -> tuple[Box, list[str], list[str]]:
         uid, capabilities = choose_user(may_open)
         (off if uid is None else on).append("user id")
     if sys.platform == "linux":
-        libc_call("prctl", 4, 0, 0, 0, 0)  # PR_SET_DUMPABLE: W and T cannot be traced by an equal
+        libc_call("prctl", 4, 0, 0, 0, 0)  # PR_SET_DUMPABLE off: equals cannot trace it
     may_thread = os.getuid() != 0 or uid is not None
     code = call_filter(may_open, rooted, may_thread)
     tests_code = call_filter(True, False, may_thread)
@@ -411,9 +413,9 @@ def build_box(libraries: list[str]) -> tuple[Box, list[str], list[str]]:
 
 
 def choose_user(may_open: bool) -> tuple[int | None, int]:
-    """A user id for U that root may change to, and the capabilities without which that user could
-    not read Python."""
-    own = 30000 + os.getpid() % 30000  # nobody else's, and inside a container's 65,536
+    """A user id that root may change to, and the capabilities without which that user could not
+    read Python."""
+    own = 30000 + os.getpid() % 30000  # unused elsewhere, and below a container's 65,536
     override = 2  # CAP_DAC_OVERRIDE
 
     def drop_rights_and_read(capabilities: int) -> None:
@@ -427,7 +429,7 @@ def choose_user(may_open: bool) -> tuple[int | None, int]:
 
 
 def refuse_unless_fork_is_denied(code: bytes | None) -> None:
-    """Raises unless the filter works."""
+    """Raises RuntimeError unless the filter works."""
     forbid_calls(code)
     try:
         pid = os.fork()

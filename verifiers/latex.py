@@ -14,14 +14,14 @@ import random
 import re
 from fractions import Fraction
 
-DEEPEST = 30  # nested brackets, so that recursion stays far from Python's limit
-MOST_BITS = 6000  # of an exact value: towers of powers are not computed
-POINTS = 8  # values that each variable takes; an expression needs three of them
+DEEPEST = 30  # depth of nested brackets, so that recursion stays far from Python's limit
+MOST_BITS = 6000  # bits of an exact value, so that towers of powers are not computed
+POINTS = 8  # points at which an expression is evaluated; at least three must have a value
 
 # ---- text → tokens ----
 
 PLAIN_FUNCTIONS = "arcsin arccos arctan sin cos tan cot sec csc log ln".split()
-TOKEN_NAMES = {  # a token → its other names; nothing is left of those of ""
+TOKEN_NAMES = {  # a token → its other names; those of "" are dropped
     "": r"\left \right \big \Big \bigg \Bigg \bigl \bigr \Bigl \Bigr \displaystyle \textstyle"
     r" \limits \boxed \fbox \text \mbox \rm \bf \( \) \[ \]",
     r"\frac": r"\dfrac \tfrac \cfrac \nicefrac \sfrac",
@@ -63,7 +63,7 @@ UNIT = (
     "|months?|years?|degrees?|radians?|percent|dollars?|cents?|units?|mph|kph|square|sq|cubic|cu"
     "|km/h|m/s|per|pm|am)(?![A-Za-z])"
 )
-UNIT_LETTERS = "mgshLJNWVKCF"  # \text{m} behind a number is a unit, \text{A} is a letter
+UNIT_LETTERS = "mgshLJNWVKCF"  # \text{m} after a number is a unit, \text{A} is a letter
 
 
 def quote_words(match: re.Match) -> str:
@@ -85,7 +85,7 @@ def repeating_decimal(match: re.Match) -> str:
 
 
 BASES = dict(zip("two three four five six seven eight nine ten".split(), range(2, 11)))
-# Applied in this order. Each pattern is linear in a text whose runs of blanks are single.
+# Applied in this order. Each pattern takes linear time on a text with single blanks.
 REWRITES = [
     # \\ → \cr, and so \\[2pt]: the next row of a matrix
     (re.compile(r"\\\\(?: ?\[-?[0-9.]+(?:pt|em|ex|mm|cm)\])?"), r"\\cr "),
@@ -220,13 +220,14 @@ STARTS_OPERAND = STARTS_FACTOR - {*FUNCTIONS, *GROUPS}
 
 
 class Unreadable(Exception):
-    """No expression that this grader knows; it is compared as text."""
+    """Raised for an expression that this grader cannot read; it is then compared as text."""
 
 
 @functools.lru_cache(maxsize=512)
 def variable(name: str) -> list[Fraction]:
-    """A variable's value at each point, of either sign and size, so that what holds for some only,
-    |x − 1| = 1 − x, is no identity: all are positive at the first point, negative at the second."""
+    """A variable's value at each point. Signs and sizes vary, so that an equation which holds for
+    some values only, |x − 1| = 1 − x, is not taken for an identity. All variables are positive at
+    the first point and negative at the second."""
     draw = random.Random(name)
     scales = [1, -1, draw.choice((1, -1)), draw.choice((1, -1)), 16, -16, 64, -64]
     tops = draw.sample(range(151, 700, 2), POINTS)
@@ -242,7 +243,7 @@ def bit_length(value: int | Fraction) -> int:
 
 
 def checked(value):
-    """The value, unless to go on with it would cost too much or mean nothing."""
+    """The value. Raises ArithmeticError if it has too many digits, or is a float out of range."""
     if is_exact(value):
         usable = bit_length(value) <= MOST_BITS
     else:
@@ -253,7 +254,7 @@ def checked(value):
 
 
 def add(terms: list):
-    """The sum, unless floats would lose a term beside a larger one, or most digits cancel."""
+    """The sum, unless floats lose a term beside a larger one, or most digits cancel."""
     total = terms[0]
     for term in terms[1:]:
         total = total + term
@@ -299,7 +300,7 @@ def power(base, exponent):
 
 
 def rounded(value, opening: str) -> int:
-    """A number's floor or ceiling, unless a float is too near to a whole number to tell."""
+    """A number's floor or ceiling, unless a float is too close to a whole number to tell."""
     if not is_exact(value):
         if value.imag or abs(value.real - round(value.real)) < 1e-9 * max(1, abs(value)):
             raise ArithmeticError("no floor that floats could tell")
@@ -312,7 +313,7 @@ def divide(a, b):
 
 
 def apply(name: str, x):
-    """A function's value. cos 90° is 6e-17 in floats: what should be zero is made so."""
+    """A function's value. What should be zero is made zero: cos 90° is 6e-17 in floats."""
     if name in TRIGONOMETRIC and abs(x) > 1e5:
         raise ArithmeticError("a float this large has no phase")
     value = FUNCTIONS[name](complex(x))
@@ -401,12 +402,12 @@ class Evaluator:
                 return value
 
     def begins_in_braces(self) -> bool:
-        """TeX shows 2{3} as 23 and 2{-3} as 2-3."""
+        """Whether a number or a sign comes first in braces: TeX shows 2{3} as 23, 2{-3} as 2-3."""
         inside = next((token for token in self.tokens[self.at :] if token != "{"), "")
         return is_number(inside) or inside in ("+", "-")
 
     def factor(self):
-        """An atom and what is written behind it: n!, x^2, 45°."""
+        """An atom and what is written after it: n!, x^2, 45°."""
         value = self.atom()
         if self.skip("!"):
             value = binomial(value, None)
@@ -421,7 +422,7 @@ class Evaluator:
         return Fraction(self.take()) if is_number(self.peek()) else self.atom()
 
     def argument(self):
-        """What TeX takes for an argument: a group, or one token, of a number its first digit."""
+        """What TeX takes as an argument: a group or one token, and of a number its first digit."""
         self.skip(" ")
         token = self.peek()
         if not is_number(token):
@@ -489,7 +490,7 @@ class Evaluator:
         has_base = name == r"\log" and self.skip("_")
         base = self.argument() if has_base else 10
         exponent = self.with_signs(self.exponent) if self.skip("^") else 1
-        if exponent == -1:  # of the others it might be meant either way
+        if exponent == -1:  # for other exponents either meaning is possible
             if name not in INVERSES:
                 raise Unreadable
             name, exponent = INVERSES[name], 1
@@ -502,7 +503,7 @@ class Evaluator:
         return value if exponent == 1 else power(value, exponent)
 
     def operand(self):
-        """What a function applies to: a group, or factors up to the next group or function."""
+        """The argument of a function: a group, or factors up to the next group or function."""
         self.skip(" ")
         is_group = self.peek() in GROUPS
         value = self.atom() if is_group else self.factor()
@@ -528,7 +529,7 @@ class Evaluator:
 
 
 def values_at_points(tokens: list[str]) -> tuple:
-    """A scalar's value at each point, None where it has none; Unreadable if there are too few."""
+    """A scalar's value at each point, None where it has none. Raises Unreadable if too few do."""
     values = []
     for point in range(POINTS):
         evaluator = Evaluator(tokens, point)
@@ -544,7 +545,7 @@ def values_at_points(tokens: list[str]) -> tuple:
             break
     if values.count(None) > POINTS - 3:
         raise Unreadable
-    # Beside something irrational a decimal this long can only be a rounded one: 1.41421356 π.
+    # Beside an irrational factor, a decimal this long can only be a rounded one: 1.41421356 π.
     has_long_number = any(is_number(token) and len(token) > 8 for token in tokens)
     if has_long_number and not is_exact(*values):
         raise Unreadable

@@ -1,6 +1,7 @@
-"""The trainer's side of the sandbox: verdicts on programs, from workers in processes of their own.
+"""The trainer's side of the sandbox: it sends programs to worker processes and collects verdicts.
 
-worker.py says how a program is tested, confine.py how it is confined.
+worker.py explains how a program is tested, confine.py how it is confined, docs/sandbox.md what a
+user should know.
 """
 
 import atexit
@@ -15,9 +16,9 @@ from typing import NamedTuple
 
 from verifiers.worker import serialize
 
-TIMEOUT = 3.0  # s of wall-clock time for a program and its tests
+TIMEOUT = 3.0  # seconds of wall-clock time for a program and its tests
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-SETTLE = 1.5  # s beyond a program's own limit after which the trainer kills the whole worker
+SETTLE = 1.5  # seconds after a program's own limit until the trainer kills its worker
 
 
 class Verdict(NamedTuple):
@@ -27,11 +28,11 @@ class Verdict(NamedTuple):
 
 
 class SandboxError(RuntimeError):
-    """Programs cannot be run safely here; one line says why."""
+    """Programs cannot be run safely here; the message is one line."""
 
 
 class Worker:
-    """A W seen from the trainer, whose calls never block for longer than a start takes."""
+    """A worker process as the trainer sees it. No call blocks, except while the worker starts."""
 
     def __init__(self, unsafe: bool):
         if not (sys.platform == "linux" or unsafe and hasattr(os, "fork")):
@@ -44,9 +45,9 @@ class Worker:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 bufsize=0,
-                cwd=ROOT,  # where the module is found; the worker leaves it at once
-                start_new_session=True,  # a terminal's ^C is the trainer's to handle
-                # One hash seed, so that a verdict does not hang on the order of a program's sets.
+                cwd=ROOT,  # where the module is found; the worker then leaves it
+                start_new_session=True,  # so that Ctrl-C reaches only the trainer
+                # A fixed hash seed, so that verdicts do not depend on the order of sets.
                 env={"PYTHONHASHSEED": "0", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
             )
         except OSError as error:
@@ -64,14 +65,14 @@ class Worker:
         self.status = status
 
     def begin(self, index: int, name: str, task: bytes, timeout: float) -> None:
-        """Takes up item index, to be over in timeout seconds."""
+        """Starts on an item, with a deadline in `timeout` seconds."""
         self.index, self.name = index, name
         self.unsent, self.received = memoryview(task), b""
         self.started = time.monotonic()
         self.deadline = self.started + timeout
 
     def exchange(self):
-        """Sends and receives what can be without waiting: the answer, "died", or None for yet."""
+        """Sends and receives without waiting: returns the answer, "died", or None if not yet."""
         try:
             if self.unsent:
                 self.unsent = self.unsent[os.write(self.outbox, self.unsent) :]
@@ -100,7 +101,7 @@ class Worker:
 
 
 class Pool:
-    """Idle workers of this process. A fork of the trainer starts its own: pipes are not shared."""
+    """Idle workers of this process. A fork of the trainer starts its own; pipes are not shared."""
 
     def __init__(self):
         self.owner, self.idle, self.unsafe = os.getpid(), [], False
@@ -113,7 +114,7 @@ class Pool:
         while True:
             try:
                 worker = self.idle.pop()
-            except IndexError:  # asked for by popping, since threads may share the pool
+            except IndexError:  # popped without asking first, since threads may share the pool
                 return Worker(self.unsafe)
             if worker.process.poll() is None:
                 return worker
@@ -129,8 +130,8 @@ atexit.register(POOL.stop)
 
 
 def numpy_folders() -> list[str]:
-    """NumPy's folders if it is installed: the one package beyond the standard library that a
-    program may import. The rest of site-packages might hold a benchmark's answers."""
+    """NumPy's folders, if installed: the only package beside the standard library that a program
+    may import. The rest of site-packages might contain a benchmark's answers."""
     spec = importlib.util.find_spec("numpy")
     if spec is None or not spec.submodule_search_locations:
         return []
@@ -139,8 +140,8 @@ def numpy_folders() -> list[str]:
 
 
 def sandbox_status(unsafe: bool = False) -> str:
-    """One line on the protections that hold here, each tried out; raises SandboxError where
-    programs cannot be confined, unless unsafe (which stays allowed from then on)."""
+    """One line on the protections that work here, each of which was tried. Raises SandboxError if
+    programs cannot be confined, unless `unsafe`, which then stays allowed."""
     POOL.unsafe = POOL.unsafe or unsafe
     worker = POOL.take()
     POOL.idle.append(worker)
@@ -151,7 +152,7 @@ def sandbox_status(unsafe: bool = False) -> str:
 def serialize_task(
     name: str, program: str, test: str, entry_point: str, timeout: float = TIMEOUT, prompt: str = ""
 ) -> tuple[bytes, float]:
-    """The task as T reads it, and its limit; TypeError if a text is something else."""
+    """The task as the tester reads it, and its time limit. Raises TypeError if a text is no str."""
     if not 0 < timeout <= 3600:
         raise ValueError(f"a timeout of {timeout} s is not between 0 and an hour")
     if not all(isinstance(text, str) for text in (program, test, entry_point, prompt)):
@@ -163,16 +164,17 @@ def serialize_task(
 def run_tests(
     program: str, test: str, entry_point: str, timeout: float = TIMEOUT, prompt: str = ""
 ) -> Verdict:
-    """Whether the program's function passes check(candidate), which test defines, in timeout
-    seconds of wall-clock time. prompt is the task's own text, and defines the tests' helpers.
+    """Whether the program's function passes check(candidate), which `test` defines, within
+    `timeout` seconds of wall-clock time. `prompt` is the task's own text, which may define helpers
+    of the tests.
 
-    Arguments reach the program as copies: it cannot change the tests' own values.
+    Arguments reach the program as copies, so it cannot change the tests' values.
     """
     return run_many([(program, test, entry_point, timeout, prompt)], workers=1)[0]
 
 
 def run_many(items: list[tuple], workers: int | None = None) -> list[Verdict]:
-    """run_tests for each item's arguments, on as many workers as there are cores by default."""
+    """run_tests for each item's arguments, by default on as many workers as there are cores."""
     workers = (os.cpu_count() or 1) if workers is None else workers
     if workers < 1:
         raise ValueError(f"workers must be at least 1: {workers}")
@@ -197,7 +199,7 @@ def run_many(items: list[tuple], workers: int | None = None) -> list[Verdict]:
                     reason = "error" if died else "timeout"
                     worker.stop()
                 if died and worker.index not in retried:
-                    retried.add(worker.index)  # by another's hand: once more, on a fresh worker
+                    retried.add(worker.index)  # killed by something else: try once more
                     waiting.append(worker.index)
                     continue
                 verdicts[worker.index] = Verdict(reason == "passed", reason, now - worker.started)
@@ -208,7 +210,7 @@ def run_many(items: list[tuple], workers: int | None = None) -> list[Verdict]:
 
 
 def assign(items: list[tuple], index: int, busy: list[Worker], verdicts: list) -> None:
-    """Gives item index to a worker, or a verdict at once if it cannot be run."""
+    """Gives an item to a worker, or a verdict at once if it cannot be run."""
     try:
         name = os.urandom(8).hex()
         task, timeout = serialize_task(name, *items[index])
@@ -223,7 +225,7 @@ def assign(items: list[tuple], index: int, busy: list[Worker], verdicts: list) -
 
 
 def wait_for(busy: list[Worker]) -> None:
-    """Sleeps until a worker can go on or is overdue."""
+    """Sleeps until a worker can continue or has passed its deadline."""
     if not busy:
         return
     poll = select.poll()

@@ -1,20 +1,21 @@
-"""The process that holds a stranger's program, started by the trainer (sandbox.py).
+"""The worker process, which the trainer (sandbox.py) starts to test untrusted programs.
 
-  trainer ──task──▶ tester T ──arguments──▶ runner U     T knows the tests, U the program;
-     ▲                 │ ◀──────results────               neither knows what the other knows
-     └── worker W ◀────┘ one word
+  trainer ──task──▶ tester ──arguments──▶ runner     the tester knows the tests, the runner the
+     ▲                │ ◀──────results────            program; neither knows what the other knows
+     └── worker ◀─────┘ one word
 
-W is a fresh interpreter with an empty environment, so that nothing of the trainer is inherited.
-It forks U and T before the task is read. T alone reads the task from the trainer's pipe, hands U
-the program, runs the tests with a stand-in for the candidate and says how they ended. U confines
-itself before it runs the program, and T before it reads the tests, which were downloaded, too.
-Whatever U sends is a plain value or an error, never a verdict, and U dies before the verdict is
-given.
+The worker is a fresh interpreter with an empty environment, so that it inherits nothing from the
+trainer. It forks the runner and the tester before the task is read. The tester alone reads the task
+from the trainer's pipe. It hands the program to the runner, runs the tests with a stand-in for the
+candidate, and reports how they ended. The runner confines itself before it runs the program, and
+the tester before it reads the tests, which were downloaded, too. The runner can send plain values
+and errors, but no verdict, and it is killed before the verdict is passed on.
 
-Hard-coding the answers to tests that a policy has seen is outside any sandbox.
+A program that hard-codes the answers to tests which the policy has seen cannot be stopped by any
+sandbox.
 
 Only the standard library and confine.py are imported: neither the grader nor anything else of the
-trainer's is in this process.
+trainer is in this process.
 """
 
 import builtins
@@ -47,15 +48,15 @@ from verifiers.confine import (
     spawn,
 )
 
-MESSAGE_BYTES = 8 << 20  # what U may send at once
-DEPTH = 200  # of nested containers, in either direction
-ITEMS = 100_000  # of an iterator, which may have no end
+MESSAGE_BYTES = 8 << 20  # size limit of a message from the runner
+DEPTH = 200  # depth limit of nested containers, in either direction
+ITEMS = 100_000  # length limit of an iterator, which may have no end
 
-# Imported before the fork, so that a program does not pay for them.
+# Imported before the fork, so that they cost programs no time.
 COMMON = """array bisect cmath collections copy dataclasses datetime decimal enum fractions
 functools hashlib heapq itertools json math operator queue random re statistics string struct
 textwrap threading time typing unicodedata""".split()
-# Imported as well where a program may open no file.
+# Imported as well if programs may open no files.
 RARE = """__future__ abc asyncio base64 binascii calendar concurrent.futures.thread contextlib csv
 difflib encodings.ascii encodings.idna encodings.latin_1 encodings.utf_16 graphlib inspect io
 numbers pprint secrets traceback uuid warnings weakref zlib""".split()
@@ -67,14 +68,14 @@ numbers pprint secrets traceback uuid warnings weakref zlib""".split()
 def to_json(value, depth: int = 0):
     """A plain value as JSON with tags: lists as they are, other containers as {type: items}.
 
-    A subclass (Counter, namedtuple, IntEnum) becomes its plain base and a NumPy scalar a number,
-    for they compare so in a test; an iterator one over copies of its items, if they are not too
-    many; anything else (a match, an array) a bare object(). Who converts does not matter:
-    from_json() alone is trusted.
+    An instance of a subclass (Counter, namedtuple, IntEnum) becomes its plain base and a NumPy
+    scalar a number, since they compare like that in a test. An iterator becomes one over copies of
+    its items, if these are not too many. Anything else (a match, an array) becomes a bare object().
+    Nothing here is trusted; only from_json() is.
     """
     if value is None or type(value) in (bool, float, str):
         return value
-    if type(value) is int:  # long ones in base 16, which takes linear time to read
+    if type(value) is int:  # long ones in base 16, which is read in linear time
         return value if abs(value) < 1 << 63 else {"int": f"{value:x}"}
     if depth > DEPTH:
         raise ValueError("too deep or cyclic")
@@ -125,11 +126,10 @@ BUILD = {
 
 
 def from_json(value, depth: int = 0):
-    """to_json()'s inverse, into exact builtin types; raises for anything that it cannot have sent.
+    """The inverse of to_json(), into exact builtin types; raises for anything else.
 
-    No object of the program's can cross, so none can bring an __eq__ of its own to a test. What
-    is not plain arrives as an object that is true, as `assert re.search(…)` expects, and equals
-    nothing.
+    No object of the program can reach a test, and so no __eq__ of its own. A value that is not
+    plain arrives as an object that is true, as `assert re.search(…)` expects, and equals nothing.
     """
     if depth > DEPTH:
         raise ValueError("too deep")
@@ -142,7 +142,7 @@ def from_json(value, depth: int = 0):
 
 
 def serialize(message, longest: float = math.inf) -> bytes:
-    """A message as its length and JSON; lone surrogates pass, as they may in a Python string."""
+    """A message as its length and JSON. Lone surrogates are kept, as in a Python string."""
     text = json.dumps(message, ensure_ascii=False, separators=(",", ":"))
     data = text.encode("utf-8", "surrogatepass")
     if len(data) > longest:
@@ -157,7 +157,7 @@ def send(fd: int, data: bytes) -> None:
 
 
 def receive(fd: int, longest: float = math.inf):
-    """The next message; EOFError if the other side has gone, ValueError if it is too long."""
+    """The next message. Raises EOFError if the other side is gone, ValueError if it is too long."""
 
     def read_exactly(count: int) -> bytes:
         chunks = []
@@ -174,20 +174,20 @@ def receive(fd: int, longest: float = math.inf):
     return json.loads(read_exactly(size).decode("utf-8", "surrogatepass"))
 
 
-# ---- the tester T ----
+# ---- the tester ----
 
 
 def tester(task_fd: int, inbox: int, outbox: int, verdict_fd: int) -> None:
-    """T's life: one task, one word. The task's name goes before it, so that no verdict is ever
-    taken for another task's, whatever is killed when.
+    """The tester: reads one task and reports one word. It sends the task's name first, so that a
+    verdict is never taken for that of another task, whatever is killed when.
 
-    The limit is the kernel's alarm, whose default action ends T, so that nothing a test, a value
-    or a silent U does can hold it off; it counts loading the program, too.
+    The time limit is the kernel's alarm, whose default action ends the tester. So no test, no value
+    and no silent runner can delay it. It includes the time to load the program.
     """
     task = receive(task_fd)
     os.write(verdict_fd, task["name"].encode() + b" ")
     signal.setitimer(signal.ITIMER_REAL, task["timeout"])
-    random.seed()  # a copy of U's generator would let it foretell a test's random arguments
+    random.seed()  # else the runner's copy of the generator would predict a test's arguments
 
     def conclude(reason: str) -> None:
         os.write(verdict_fd, reason.encode())
@@ -199,7 +199,7 @@ def tester(task_fd: int, inbox: int, outbox: int, verdict_fd: int) -> None:
             reply = receive(inbox, MESSAGE_BYTES)
             error = rebuild(*reply["raised"]) if "raised" in reply else None
             value = from_json(reply["value"]) if error is None else None
-        except Exception:  # a dead or lying U must not look like an exception that a test expects
+        except Exception:  # a broken runner must not pass for an exception that a test expects
             conclude("error")
         if error is not None:
             raise error
@@ -212,10 +212,10 @@ def tester(task_fd: int, inbox: int, outbox: int, verdict_fd: int) -> None:
 
 
 def judge(task: dict, ask, candidate) -> str:
-    """How check(candidate) ends. Only its last line, reached, is a pass.
+    """How check(candidate) ends. It has passed only if it reached its last line.
 
-    The tests' helpers come from the prompt, which is trusted, in a namespace that the program
-    never sees. The entry point's name is the stand-in there: HumanEval 33 tests by it.
+    The tests' helpers come from the prompt, which is trusted, in a namespace that the program never
+    sees. There the entry point's name is bound to the stand-in: HumanEval 33 calls it by name.
     """
     try:
         ask({name: task[name] for name in ("program", "entry_point", "timeout")})
@@ -223,7 +223,7 @@ def judge(task: dict, ask, candidate) -> str:
         try:
             exec(compile(task["prompt"], "prompt", "exec", dont_inherit=True), namespace)
         except SyntaxError:
-            pass  # a prompt in prose defines no helpers
+            pass  # a prompt in prose has no helpers
         namespace[task["entry_point"]] = candidate
         exec(compile(task["test"], "test", "exec", dont_inherit=True), namespace)
         namespace["check"](candidate)
@@ -237,8 +237,9 @@ def judge(task: dict, ask, candidate) -> str:
 
 
 def rebuild(name: str, message: str) -> Exception:
-    """The builtin exception of that name, for tests that expect one; never SystemExit and its
-    like, which would end T, nor StopIteration, which would end an all(map(candidate, …)) well."""
+    """The builtin exception of that name, for tests that expect it. Never SystemExit or the like,
+    which would end the tester, nor StopIteration, which would end all(map(candidate, …)) as true.
+    """
     kind = getattr(builtins, name, None)
     if not (isinstance(kind, type) and issubclass(kind, Exception)):
         kind = RuntimeError
@@ -247,15 +248,15 @@ def rebuild(name: str, message: str) -> Exception:
     for base in kind.__mro__:
         try:
             return base(str(message))
-        except TypeError:  # UnicodeDecodeError and a few others want more than a message
+        except TypeError:  # UnicodeDecodeError and a few others need more than a message
             continue
 
 
-# ---- the runner U ----
+# ---- the runner ----
 
 
 def runner(inbox: int, outbox: int, box: Box, parent: int) -> None:
-    """U's life: confine itself, load the program, answer calls until killed."""
+    """The runner: confines itself, loads the program, and answers calls until it is killed."""
     enter_box(box)
     die_with(parent)
     close_all_but(inbox, outbox)
@@ -263,7 +264,7 @@ def runner(inbox: int, outbox: int, box: Box, parent: int) -> None:
     set_limit("RLIMIT_CPU", math.ceil(task["timeout"]) + 1)
     forbid_calls(box.filter)
     gc.enable()
-    module = types.ModuleType("program")  # not __main__: what a main guard holds is not tested
+    module = types.ModuleType("program")  # not __main__: no main guard runs
     sys.modules["program"] = module  # where dataclasses and typing look for its names
 
     def load() -> None:
@@ -281,14 +282,14 @@ def runner(inbox: int, outbox: int, box: Box, parent: int) -> None:
 
 
 def close_all_but(*kept: int) -> None:
-    """Open files beyond the standard ones."""
+    """Closes all files but these and the standard ones."""
     ends = [2, *sorted(kept), FILES]
     for before, after in zip(ends, ends[1:]):
         os.closerange(before + 1, after)
 
 
 def reply(outbox: int, action) -> None:
-    """What action returned, or the builtin type next to what it raised, SystemExit included."""
+    """Sends what `action` returns, or the nearest builtin type of anything that it raises."""
     try:
         data = serialize({"value": to_json(action())}, MESSAGE_BYTES)
     except BaseException as error:
@@ -301,18 +302,18 @@ def reply(outbox: int, action) -> None:
 def error_text(error: BaseException) -> str:
     try:
         return str(error)[:1000]
-    except BaseException:  # the program's own __str__
+    except BaseException:  # from the program's own __str__
         return ""
 
 
-# ---- the worker W ----
+# ---- the worker ----
 
 
 def main(options: dict) -> None:
-    """W's life: a clean process that forks a U and a T for each task, and outlives both.
+    """The worker: a clean process that forks a runner and a tester for each task.
 
-    It holds no task itself. Its standard input is the trainer's: T reads the task from there, and
-    when the trainer has gone the pipe hangs up and everything ends.
+    It never reads a task itself: the tester does, from the pipe that is the worker's standard
+    input. When the trainer is gone the pipe hangs up, and everything ends.
     """
     leave_repository()
     task_fd, verdict_fd = detach()
@@ -330,35 +331,36 @@ def main(options: dict) -> None:
     for name, value in LIMITS.items():
         set_limit(name, value)
     gc.collect()
-    gc.freeze()  # children then write to fewer of the pages that they share
+    gc.freeze()  # so that children write to fewer shared pages
     while (verdict := run_one(box, task_fd)) is not None:
         clear_scratch(box.scratch)
         os.write(verdict_fd, serialize(verdict))
 
 
 def leave_repository() -> None:
-    """This module was found from the repository's root: a program must find nothing there."""
+    """Removes the repository from sys.path and leaves it, so that programs find nothing there."""
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     sys.path[:] = [path for path in sys.path if os.path.abspath(path) != root]
     os.chdir("/")
 
 
 def detach() -> tuple[int, int]:
-    """Sets aside the pipes from and to the trainer, and what else the trainer's state decided."""
-    for name in (signal.SIGALRM, signal.SIGCHLD):  # an ignored signal is inherited through exec
+    """Moves the trainer's pipes to other files, and resets signals and the priority for the OOM
+    killer, which the trainer decided."""
+    for name in (signal.SIGALRM, signal.SIGCHLD):  # exec keeps ignored signals ignored
         signal.signal(name, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
     pipes = os.dup(0), os.dup(1)
     open_standard_files()
     if sys.platform == "linux":
         with open("/proc/self/oom_score_adj", "w") as file:
-            file.write("1000")  # where memory runs out, let the kernel end this before the trainer
+            file.write("1000")  # if memory runs out, the kernel kills this before the trainer
     return pipes
 
 
 def run_one(box: Box, task_fd: int) -> list[str] | None:
-    """One task's U and T, started before it comes → [the task's name, how it ended]; None when the
-    trainer has gone, or T before it said which task it took: that one's bytes are lost."""
+    """Starts a runner and a tester, which wait for a task → [the task's name, how it ended]. None
+    if the trainer is gone, or if the tester ended before it sent the name: that task is lost."""
     parent = os.getpid()
     (calls, to_runner), (from_runner, results) = os.pipe(), os.pipe()
     runner_pid = spawn(runner, calls, results, box, parent)
@@ -386,10 +388,10 @@ def run_one(box: Box, task_fd: int) -> list[str] | None:
 
 
 def await_report(verdicts: int, task_fd: int) -> str:
-    """All that T says until it ends; nothing if the trainer goes first."""
+    """Everything that the tester reports until it ends; nothing if the trainer goes first."""
     poll = select.poll()
     poll.register(verdicts, select.POLLIN)
-    poll.register(task_fd, 0)  # tells of a hang-up only
+    poll.register(task_fd, 0)  # reports a hang-up only
     report = b""
     while task_fd not in dict(poll.poll()):
         data = os.read(verdicts, 64)
@@ -400,7 +402,7 @@ def await_report(verdicts: int, task_fd: int) -> str:
 
 
 def clear_scratch(folder: str) -> None:
-    """Removes what a program left in the scratch, however deep: folders move up, then go."""
+    """Empties the scratch. Nested folders, however deep, are moved up first and then removed."""
     if folder != SCRATCH:
         return
     prefix, moved = os.urandom(8).hex(), 0
