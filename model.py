@@ -1,19 +1,19 @@
 """A GPT that loads, scores and samples. It knows token ids only: no text, no tasks, no rewards.
 
-One set of modules is GPT-2, Llama 3, SmolLM2, Qwen2, Qwen2.5 and Qwen3: GPTConfig says what is on,
-and `GPT.from_pretrained` has it read from a checkpoint folder (pretrained/weights.py). Two ways
-through the same blocks:
+One set of modules is GPT-2, Llama 3, SmolLM2, Qwen2, Qwen2.5 and Qwen3: GPTConfig switches their
+parts on, and `GPT.from_pretrained` reads it from a checkpoint folder (pretrained/weights.py). Two
+ways through the same blocks:
 
     forward(tokens, ok, branch)  every token of every row at once, with gradient → logits
     extend(cache, tokens, ok)    only new tokens, after what a cache holds → the last one's state
 
-Three rules make ragged rows right by construction.
+Three rules keep rows of different lengths correct.
 
 1. *Validity is a mask, never a token id.* All rows write the same slots; `ok` says which of them
    hold a token. A prompt is padded on the left, a finished attempt leaves empty slots on its
-   right, and both stay unattended for good.
-2. *What a token sees decides where it stands.* Its position is the number of tokens it attends to
-   besides itself, so padding, empty slots and branches need no bookkeeping of their own.
+   right, and neither is ever attended to.
+2. *A token's position follows from its mask.* It is the number of tokens it attends to besides
+   itself, so padding, empty slots and branches need no bookkeeping of their own.
 3. *The sampler is the scorer.* `generate` draws from softmax(logits / temperature), with no top-k
    or top-p, and returns the log-probabilities of that very distribution.
 
@@ -22,11 +22,10 @@ G key/value heads, D width of a head, I width inside the MLP, V vocabulary; N an
 are still being decoded.
 """
 
-import contextlib
 import functools
 import math
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import NamedTuple
@@ -37,6 +36,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from fast.attention import as_bias, attend_one
+from fast.graphs import GraphCache, graph_cache, uses_graphs
+from fast.head import HeadScores, exact_product
+from fast.linear import decoding
 from pretrained.weights import (
     load_tensors,
     read_shape,
@@ -45,7 +48,7 @@ from pretrained.weights import (
     shape_to_json,
 )
 
-try:  # optional, for CUDA: without it `sample` does what `fused_sample` would
+try:  # optional, for CUDA: without Triton, `sample` replaces `fused_sample`
     import triton
     import triton.language as tl
 except ImportError:
@@ -58,25 +61,25 @@ class GPTConfig:
     Raises ValueError, naming the field, where the numbers do not fit."""
 
     vocab_size: int  # V
-    context: int = 64  # most tokens that a row may hold
+    context: int = 64  # largest number of tokens in a row
     layers: int = 3  # L
     heads: int = 4  # H
-    kv_heads: int | None = None  # G; fewer than H is grouped-query attention. None: as many as H
+    kv_heads: int | None = None  # G, key/value heads; None for H, fewer for grouped queries
     width: int = 64  # C
-    tied: bool = True  # the output head is the token embedding
-    family: str = "gpt2"  # gpt2, llama, qwen2 or qwen3: how a checkpoint folder names its tensors
-    head_width: int | None = None  # D. None: C / H
-    inner: int | None = None  # I. None: 4 · C
+    tied: bool = True  # output head and token embedding share their weights
+    family: str = "gpt2"  # tensor names of its checkpoint folders: gpt2, llama, qwen2 or qwen3
+    head_width: int | None = None  # D, None for C / H
+    inner: int | None = None  # I, None for 4 · C
     activation: str = "gelu"  # gelu, gelu_tanh or silu
-    gated: bool = False  # MLP: activation(gate(x)) · up(x) in place of activation(up(x))
-    rms_norm: bool = False  # in place of LayerNorm
+    gated: bool = False  # MLP: activation(gate(x)) · up(x) instead of activation(up(x))
+    rms_norm: bool = False  # RMSNorm instead of LayerNorm
     norm_eps: float = 1e-5
-    qk_norm: bool = False  # norm queries and keys, head by head (Qwen3)
+    qk_norm: bool = False  # RMSNorm of each head's queries and keys (Qwen3)
     qkv_bias: bool = True
-    out_bias: bool = True  # of attention's output
+    out_bias: bool = True  # bias of attention's output layer
     mlp_bias: bool = True
-    rope: float | None = None  # base of the rotary frequencies. None: learned positions
-    rope_scaling: tuple[float, float, float, int] | None = None  # Llama 3's: see `frequencies`
+    rope: float | None = None  # base of the rotary frequencies, None for learned positions
+    rope_scaling: tuple[float, float, float, int] | None = None  # see `frequencies`
 
     def __post_init__(self):
         self._need_counts("vocab_size", "context", "layers", "heads", "width")
@@ -108,20 +111,22 @@ class GPTConfig:
 
 
 def pad_left(rows: list[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Ragged rows as one table → tokens (B, T) int64 and which slots hold one, ok (B, T) bool."""
+    """Pads rows on the left → tokens (B, T) int64, and ok (B, T) bool, true where a slot holds a
+    token."""
     T = max(map(len, rows))
     tokens = torch.tensor([[0] * (T - len(row)) + row for row in rows], device=device)
     lengths = torch.tensor([len(row) for row in rows], device=device)
     return tokens, torch.arange(T, device=device) >= T - lengths[:, None]
 
 
-def visible(ok: Tensor, branch: Tensor | None = None) -> Tensor:
-    """Which slots each token attends to, where all of a row's tokens are at hand.
+def attention_mask(ok: Tensor, branch: Tensor | None = None) -> Tensor:
+    """The mask of whole rows: which slots each token attends to.
 
     ok      (B, T) bool: the slots that hold a token.
     branch  (T,) int64: 0 is the trunk, and tokens of branch m > 0 see the trunk and their own
             branch, so that several continuations of one prefix share a row. None: no branches.
-    Returns (B, T, T) bool. Every slot sees itself, an empty one too: a softmax over nothing is NaN.
+    Returns (B, T, T) bool. Every slot, even an empty one, attends to itself, since a softmax over
+    nothing is NaN.
     """
     T = ok.shape[1]
     causal = torch.ones(T, T, dtype=torch.bool, device=ok.device).tril()  # (T, T)
@@ -135,48 +140,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> Tenso
     """softmax(scale · q kᵀ) v.  q (B, H, T, D), k and v (B, G, S, D), mask (B, T, S) bool →
     (B, T, H·D)."""
     gqa = k.shape[1] < q.shape[1]
-    if gqa and q.is_cuda:  # where the kernels that take a mask cannot share key heads
+    if gqa and q.is_cuda:  # its kernels that take a mask cannot share key heads
         k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
         gqa = False
     y = F.scaled_dot_product_attention(q, k, v, mask[:, None], scale=scale, enable_gqa=gqa)
     return y.transpose(1, 2).flatten(2)
-
-
-def attend_one(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> Tensor:
-    """`attend` for one query a row, q (B, H, 1, D), with `as_bias` of its mask → (B, 1, H·D).
-
-    This costs what it takes to read the cache, and products over all of it read it fastest. The
-    heads that share a key head are the rows of one product.
-    """
-    B, G, S, D = k.shape
-    q = q.reshape(B * G, -1, D)  # (B·G, H/G, D)
-    k, v = k.view(B * G, S, D), v.view(B * G, S, D)
-    if k.dtype == bias.dtype:
-        scores = torch.baddbmm(bias, q, k.mT, alpha=scale)  # (B·G, H/G, S)
-    else:
-        scores = scale * exact_product(q, k) + bias
-    return torch.bmm(scores.softmax(-1).to(v.dtype), v).view(B, 1, -1)
-
-
-def as_bias(mask: Tensor, cache: "Cache") -> Tensor:
-    """What the mask of one query a row, (B, 1, S), adds to its scores: 0 or −∞, (B·G, 1, S), in
-    float32 at least."""
-    k = cache.layers[0][0]
-    mask = mask.expand(-1, k.shape[1], -1)  # (B, G, S)
-    bias = torch.where(mask, 0.0, -math.inf)
-    return bias.to(torch.promote_types(k.dtype, torch.float32)).view(-1, 1, mask.shape[2])
-
-
-def exact_product(x: Tensor, y: Tensor) -> Tensor:
-    """x · yᵀ in float32 at least: what bfloat16 multiplies is exact in float32 and summed there,
-    but its results would be rounded to 8 bits. x (…, n, C), y (m, C) → (…, n, m), or batches of
-    both."""
-    kind = torch.promote_types(x.dtype, torch.float32)
-    if x.is_cuda and x.dtype != kind and not torch.is_grad_enabled():  # it has no derivative
-        if y.ndim == 3:
-            return torch.bmm(x, y.mT, out_dtype=kind)
-        return torch.mm(x.flatten(0, -2), y.mT, out_dtype=kind).unflatten(0, x.shape[:-1])
-    return x.to(kind) @ y.to(kind).mT
 
 
 @functools.lru_cache
@@ -207,7 +175,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class Cache:
-    """What a batch of rows has read: keys and values of every layer, and which slots are in use.
+    """Keys and values of the tokens read so far, for every layer and row, and which slots hold one.
 
     layers: L pairs of keys and values, (B, G, S, D) each;  ok (B, S) bool;  `used` of the S slots
     are written. Storage grows by whole blocks, and attention runs over all of it: products over
@@ -228,7 +196,7 @@ class Cache:
         return cls([(nothing, nothing)] * config.layers, ok, 0)
 
     def _resize(self, slots: int) -> None:
-        """Makes room for `slots` slots, layer by layer, so that one layer at most is held twice."""
+        """Grows the cache to `slots` slots, layer by layer, so that at most one is held twice."""
         more = math.ceil(slots / self.BLOCK) * self.BLOCK - self.ok.shape[1]
         if more > 0:
             self.ok = F.pad(self.ok, (0, more))
@@ -237,7 +205,7 @@ class Cache:
                 self.layers[layer] = tuple(F.pad(part, (0, 0, 0, more)) for part in pair)
 
     def append(self, ok: Tensor) -> Tensor:
-        """Claims T slots for new tokens, ok (B, T), and returns what those see, (B, T, S)."""
+        """Claims T slots for new tokens, ok (B, T), and returns their mask, (B, T, S)."""
         T = ok.shape[1]
         self._resize(self.used + T)
         self.ok[:, self.used : self.used + T] = ok
@@ -255,7 +223,7 @@ class Cache:
         return self.layers[layer]
 
     def keep(self, rows: Tensor) -> None:
-        """Goes on with these rows alone, (n,) int64, layer by layer as in `_resize`."""
+        """Keeps only these rows, (n,) int64, one layer at a time as in `_resize`."""
         for layer, pair in enumerate(self.layers):
             self.layers[layer] = tuple(part.index_select(0, rows) for part in pair)
         self.ok = self.ok[rows]
@@ -266,15 +234,15 @@ class Cache:
         return Cache(layers, self.ok[rows], self.used)
 
 
-class Start:
-    """Keys and values of the tokens with which all rows of a forward begin, kept as they are, with
-    their gradient: what is written first is the start, and what follows is read behind it."""
+class SharedPrefix:
+    """Keys and values, with their gradient, of a prefix that all rows of a forward pass share. The
+    first write to a layer stores the prefix; later ones return the prefix and then the rows'."""
 
     def __init__(self):
         self.layers: list[tuple[Tensor, Tensor]] = []  # (1, G, S, D) each
 
     def write(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """k, v (B, G, T, D) → those that the layer's queries meet, (B, G, S + T, D)."""
+        """k, v (B, G, T, D) → those that the layer's queries attend to, (B, G, S + T, D)."""
         if layer == len(self.layers):
             self.layers.append((k, v))
             return k, v
@@ -282,13 +250,13 @@ class Start:
         return tuple(torch.cat(pair, 2) for pair in zip(before, (k, v)))
 
 
-class Seen(NamedTuple):
-    """What the tokens of one call attend to, the same in every layer."""
+class AttentionInputs(NamedTuple):
+    """The inputs of attention that every layer of one call shares."""
 
     mask: Tensor  # (B, T, S) bool
-    bias: Tensor | None  # of the scores, for `attend_one`: where one query a row meets a cache
-    rotation: tuple[Tensor, Tensor] | None  # cos and sin, (B, 1, T, D/2); None: no rotary positions
-    cache: Cache | Start | None  # takes the tokens' keys and values and gives all that it holds
+    bias: Tensor | None  # `mask` as an additive bias, if each row has one query and a cache
+    rotation: tuple[Tensor, Tensor] | None  # cos and sin, (B, 1, T, D/2), of rotary positions
+    cache: Cache | SharedPrefix | None  # stores new keys and values and returns all of them
 
 
 # ---------------------------------------------------------------------------------------------
@@ -324,7 +292,7 @@ class Attention(nn.Module):
             RMSNorm(self.D, config) if config.qk_norm else None for _ in range(2)
         )
 
-    def forward(self, x: Tensor, seen: Seen, layer: int, last_only: bool) -> Tensor:
+    def forward(self, x: Tensor, inputs: AttentionInputs, layer: int, last_only: bool) -> Tensor:
         """x (B, T, C) → (B, T, C), or with last_only (B, 1, C), of the last token."""
         B, T, _ = x.shape
         # Under autocast, too, queries and keys are normed and rotated in x's dtype.
@@ -332,14 +300,14 @@ class Attention(nn.Module):
         q, k, v = qkv.split([self.H, self.G, self.G], dim=1)  # (B, H or G, T, D)
         if self.q_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        if seen.rotation is not None:
-            q, k = rotate(q, *seen.rotation), rotate(k, *seen.rotation)
-        if seen.cache is not None:
-            k, v = seen.cache.write(layer, k, v)  # (B, G, S, D)
+        if inputs.rotation is not None:
+            q, k = rotate(q, *inputs.rotation), rotate(k, *inputs.rotation)
+        if inputs.cache is not None:
+            k, v = inputs.cache.write(layer, k, v)  # (B, G, S, D)
             q = q.to(k.dtype)
-        if seen.bias is not None:
-            return self.out(attend_one(q, k, v, seen.bias, self.scale))
-        mask = seen.mask
+        if inputs.bias is not None:
+            return self.out(attend_one(q, k, v, inputs.bias, self.scale))
+        mask = inputs.mask
         if last_only:
             q, mask = q[:, :, -1:], mask[:, -1:]
         return self.out(attend(q, k, v, mask, self.scale))
@@ -375,9 +343,9 @@ class Block(nn.Module):
         self.norm1, self.attention = make_norm(config), Attention(config)
         self.norm2, self.mlp = make_norm(config), MLP(config)
 
-    def forward(self, x: Tensor, seen: Seen, layer: int, last_only: bool) -> Tensor:
+    def forward(self, x: Tensor, inputs: AttentionInputs, layer: int, last_only: bool) -> Tensor:
         """x (B, T, C) → (B, T, C), or with last_only (B, 1, C), of the last token."""
-        attended = self.attention(self.norm1(x), seen, layer, last_only)
+        attended = self.attention(self.norm1(x), inputs, layer, last_only)
         x = (x[:, -1:] if last_only else x) + attended
         return x + self.mlp(self.norm2(x))
 
@@ -391,16 +359,16 @@ class Head(nn.Linear):
 
 
 class GPT(nn.Module):
-    """A decoder. GPT(config)(tokens (B, T)) → logits (B, T, V), float32. There is no dropout, so
-    that what is sampled is what is scored."""
+    """A decoder-only transformer. GPT(config)(tokens (B, T)) → logits (B, T, V), float32. Without
+    dropout, so that sampling and scoring use the same distribution."""
 
-    recompute = False  # the activations of blocks in the backward pass, to save memory
-    steps: "GraphSteps | None" = None  # of decoding on CUDA, captured for this model
+    recompute = False  # compute activations again in the backward pass, to save memory
+    graph_cache: GraphCache | None = None  # for decoding on CUDA
 
     def __init__(self, config: GPTConfig):
         super().__init__()
         self.config = config
-        self.low_copies: dict[str, nn.Linear] = {}  # of decoding on CUDA: see `low_layers`
+        self.low_copies: dict[str, nn.Linear] = {}  # for decoding on CUDA
         self.tokens = nn.Embedding(config.vocab_size, config.width)
         if config.rope is None:
             self.positions = nn.Embedding(config.context, config.width)
@@ -415,8 +383,9 @@ class GPT(nn.Module):
             self.head.weight = self.tokens.weight
 
     def _initialise(self) -> None:
-        """Linear maps keep the scale of their input; what is added to the residual stream is
-        divided by √(2L), one for each addition, so that the stream keeps its scale too (GPT-2)."""
+        """Linear layers preserve the scale of their input. The output layers of attention and MLP
+        are divided by √(2L), the number of additions to the residual stream, which then keeps its
+        scale too (GPT-2)."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=module.in_features**-0.5)
@@ -460,7 +429,7 @@ class GPT(nn.Module):
         content = shape_to_json(asdict(self.config))
         if GPTConfig(**shape_from_json(content)) != self.config:
             family = self.config.family
-            raise ValueError(f"a model of this shape is no {family} and has no config.json")
+            raise ValueError(f"{family}'s config.json cannot describe a model of this shape")
         save_checkpoint(self, content, Path(folder))
 
     @property
@@ -480,24 +449,25 @@ class GPT(nn.Module):
         branch: Tensor | None = None,
         start: Tensor | None = None,
     ) -> Tensor:
-        """The normed final states, (B, T, C), for callers that need the head at few of them. All
-        rows may go on from one `start`, (S,) int64, which is read once for them."""
+        """Final states after the last norm, (B, T, C), for callers that need logits of only some. A
+        prefix `start`, (S,) int64, common to all rows is read once."""
         if ok is None:
             assert tokens.shape[1] <= self.config.context, "more tokens than the context holds"
             ok = torch.ones_like(tokens, dtype=torch.bool)
-        mask = visible(ok, branch)
+        mask = attention_mask(ok, branch)
         if start is None or len(start) == 0:
             return self._blocks(tokens, mask)
-        store = Start()
-        self._blocks(start[None], visible(torch.ones_like(start[None]).bool()), store)
-        seen = mask.new_ones(*tokens.shape, len(start))
-        return self._blocks(tokens, torch.cat([seen, mask], 2), store)
+        store = SharedPrefix()
+        self._blocks(start[None], attention_mask(torch.ones_like(start[None]).bool()), store)
+        before = mask.new_ones(*tokens.shape, len(start))
+        return self._blocks(tokens, torch.cat([before, mask], 2), store)
 
     def extend(self, cache: Cache, tokens: Tensor, ok: Tensor) -> Tensor:
-        """Reads tokens (B, T), valid where ok (B, T), after what `cache` holds, and adds them to it
-        → the state of the last of them, (B, C). Prompts, what follows a start that they share, and
-        single tokens are all read here."""
-        return self._blocks(tokens, cache.append(ok), cache, last_only=True)[:, 0]
+        """Reads tokens (B, T), valid where ok (B, T), after those in `cache`, and adds them to it →
+        the last token's state, (B, C)."""
+        mask = cache.append(ok)
+        bias = as_bias(mask, cache.layers[0][0]) if tokens.shape[1] == 1 else None
+        return self._blocks(tokens, mask, cache, bias, last_only=True)[:, 0]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden (…, C) → (…, V) in float32, also where the blocks ran in less."""
@@ -508,7 +478,7 @@ class GPT(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """log π(token | hidden) and KL(π ‖ π_ref), that of the whole distributions there, at a
         temperature: hidden (n, C), tokens (n,) int64 and the reference's states (n, C) → two (n,),
-        float32, with the policy's gradient, in memory that does not grow with n · V."""
+        float32, with the policy's gradient, without ever holding n × V logits."""
         heads = hidden, self.head.weight, ref_hidden, ref.head.weight
         return HeadScores.apply(*heads, tokens, temperature)
 
@@ -516,114 +486,28 @@ class GPT(nn.Module):
         self,
         tokens: Tensor,
         mask: Tensor,
-        cache: "Cache | Start | None" = None,
+        cache: Cache | SharedPrefix | None = None,
+        bias: Tensor | None = None,
         last_only: bool = False,
     ) -> Tensor:
-        """tokens (B, T), which see mask (B, T, S) → their normed final states, (B, T, C), or the
-        last token's alone, (B, 1, C)."""
+        """tokens (B, T), which attend to mask (B, T, S) → their final states after the last norm,
+        (B, T, C), or the last token's alone, (B, 1, C)."""
         config, rotation = self.config, None
         x = self.tokens(tokens)  # (B, T, C)
         position = mask.sum(-1) - 1  # (B, T), rule 2
         if config.rope is None:
-            # Empty slots may count past the end; nothing ever reads what they compute.
+            # An empty slot's position may exceed the context; its output is never read.
             x = x + self.positions(position.clamp(max=config.context - 1))
         else:
             angle = position[:, None, :, None] * frequencies(config, tokens.device)
             rotation = angle.cos(), angle.sin()  # (B, 1, T, D/2) each
-        one_query = isinstance(cache, Cache) and tokens.shape[1] == 1
-        seen = Seen(mask, as_bias(mask, cache) if one_query else None, rotation, cache)
-        # What a shared start leaves for the rows after it is written only once.
+        inputs = AttentionInputs(mask, bias, rotation, cache)
+        # The shared prefix is written once, so it must not be recomputed.
         again = self.recompute and not last_only and (cache is None or len(cache.layers) > 0)
         for layer, block in enumerate(self.blocks):
-            args = x, seen, layer, last_only and layer == config.layers - 1
+            args = x, inputs, layer, last_only and layer == config.layers - 1
             x = checkpoint(block, *args, use_reentrant=False) if again else block(*args)
         return self.norm(x)
-
-
-# ---------------------------------------------------------------------------------------------
-# Scoring
-
-
-class HeadScores(torch.autograd.Function):
-    """log softmax(z) at one token a row, KL(softmax(z) ‖ softmax(z_ref)), and their gradients, for
-    logits z = hidden · weightᵀ / temperature and z_ref alike, without the (n, V) logits: both
-    passes go through slices of the vocabulary, and the backward one computes a slice's logits
-    again instead of keeping them.
-
-    hidden and ref_hidden (n, C), weight and ref_weight (V, C), tokens (n,) int64 → (n,), (n,)
-    float32, float64 for float64 input. The reference has no gradient. Under autocast on CUDA the
-    products take its dtype, but logits and what is summed over rows and vocabulary are never less
-    than float32, as in the sampler.
-    """
-
-    CHUNK = 1 << 23  # most logits of a head at hand at a time, 32 MiB in float32, or 256 a row
-
-    @staticmethod
-    def slices(
-        hidden: Tensor, table: Tensor, ref_hidden: Tensor, ref_table: Tensor, temperature: float
-    ) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        """Slice by slice of the vocabulary: which it is, and z and z_ref there, (n, width) each."""
-        # Narrower products are slower; whole multiples of 64 keep the rows of a slice aligned.
-        width = max(256, HeadScores.CHUNK // max(1, len(hidden)) // 64 * 64)
-        for start in range(0, len(table), width):
-            part = slice(start, min(start + width, len(table)))
-            z, z_ref = (
-                exact_product(x, rows[part]).div_(temperature)
-                for x, rows in ((hidden, table), (ref_hidden, ref_table))
-            )
-            yield part, z, z_ref
-
-    @staticmethod
-    def place(part: slice, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Where in a slice each row's token lies, (n, 1), and whether it does, (n, 1)."""
-        at = (tokens - part.start)[:, None]
-        width = part.stop - part.start
-        return at.clamp(0, width - 1), (at >= 0) & (at < width)
-
-    @staticmethod
-    def forward(ctx, hidden, weight, ref_hidden, ref_weight, tokens, temperature):
-        auto = hidden.is_cuda and torch.is_autocast_enabled("cuda")
-        low = torch.get_autocast_dtype("cuda") if auto else hidden.dtype
-        kind = torch.promote_types(hidden.dtype, torch.float32)
-        heads = hidden, weight, ref_hidden, ref_weight
-        chosen, mass, gap = torch.zeros(3, len(tokens), 1, dtype=kind, device=hidden.device)
-        peak, ref_logsumexp = torch.full((2, *mass.shape), -math.inf).to(mass)
-        with torch.autocast(hidden.device.type, enabled=False):
-            operands = [x.to(low) for x in heads]
-            for part, z, z_ref in HeadScores.slices(*operands, temperature):
-                at, inside = HeadScores.place(part, tokens)
-                chosen = torch.where(inside, z.gather(1, at), chosen)
-                ref_logsumexp = ref_logsumexp.logaddexp(z_ref.logsumexp(1, keepdim=True))
-                z_ref = z - z_ref
-                higher = peak.maximum(z.amax(1, keepdim=True))
-                shrink, peak = (peak - higher).exp(), higher
-                z = z.sub_(peak).exp_()
-                mass = mass * shrink + z.sum(1, keepdim=True)
-                gap = gap * shrink + z.mul_(z_ref).sum(1, keepdim=True)
-        logsumexp, gap = peak + mass.log(), gap / mass  # gap: E over softmax(z) of z − z_ref
-        ctx.save_for_backward(*heads, tokens, logsumexp, gap)
-        ctx.low, ctx.temperature = low, temperature
-        return (chosen - logsumexp)[:, 0], (gap - logsumexp + ref_logsumexp)[:, 0]
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, d_logprob, d_kl):
-        *heads, tokens, logsumexp, gap = ctx.saved_tensors
-        d_logprob, d_kl = (d[:, None] / ctx.temperature for d in (d_logprob, d_kl))  # (n, 1)
-        d_hidden = torch.zeros_like(heads[0], dtype=d_kl.dtype)
-        d_weight = torch.empty_like(heads[1])
-        with torch.autocast(d_kl.device.type, enabled=False):
-            operands = hidden, weight, *_ = [x.to(ctx.low) for x in heads]
-            for part, z, z_ref in HeadScores.slices(*operands, ctx.temperature):
-                at, inside = HeadScores.place(part, tokens)
-                # ∂ log softmax(z)_token = [v = token] − p_v and ∂ KL = p_v (z_v − z_ref_v − gap)
-                factor = z_ref.neg_().add_(z).sub_(gap).mul_(d_kl).sub_(d_logprob)
-                grad = z.sub_(logsumexp).exp_().mul_(factor)
-                grad.scatter_add_(1, at, torch.where(inside, d_logprob, 0))  # (n, width)
-                grad = grad.to(ctx.low)
-                d_hidden += exact_product(grad, weight[part].T)
-                d_weight[part] = exact_product(grad.T, hidden.T)
-        return d_hidden.to(heads[0].dtype), d_weight, None, None, None, None
 
 
 # ---------------------------------------------------------------------------------------------
@@ -654,17 +538,13 @@ def fold(key: Tensor, value: Tensor | int) -> Tensor:
 
 def uniform(key: Tensor) -> Tensor:
     """One number in the open interval (0, 1) for each key, float32."""
-    return to_unit((key >> 41) & ((1 << 23) - 1))
-
-
-def to_unit(bits: Tensor) -> Tensor:
-    """The centre of one of 2²³ equal cells of (0, 1), exactly, in float32."""
-    return (bits.float() + 0.5) * 2.0**-23
+    cell = (key >> 41) & ((1 << 23) - 1)  # one of 2²³ equal cells, whose centre float32 has exactly
+    return (cell.float() + 0.5) * 2.0**-23
 
 
 def row_keys(keys: Sequence[int] | Tensor, samples: int, seed: int) -> Tensor:
     """The key of every (prompt, sample), samples of a prompt adjacent: (B,) → (B·samples,).
-    Nothing else enters, so a row's tokens do not depend on the batch around it."""
+    It depends on nothing else, so a row's tokens do not depend on the rest of the batch."""
     keys = torch.as_tensor(keys, dtype=torch.int64)
     keys = fold(fold(torch.tensor(as_int64(seed)), 0), keys)
     return fold(keys[:, None], torch.arange(samples)).flatten()
@@ -673,7 +553,7 @@ def row_keys(keys: Sequence[int] | Tensor, samples: int, seed: int) -> Tensor:
 def prompt_keys(prompts: list[list[int]]) -> Tensor:
     """A key for each prompt, (B,) int64, made of its tokens and their places."""
     tokens, ok = pad_left(prompts, torch.device("cpu"))  # (B, T)
-    places = torch.arange(tokens.shape[1], 0, -1)  # from the end: padding must not move them
+    places = torch.arange(tokens.shape[1], 0, -1)  # from the end, unmoved by padding
     return mix((fold(places, tokens) * ok).sum(1))
 
 
@@ -681,8 +561,8 @@ def sample(logits: Tensor, temperature: float, key: Tensor) -> tuple[Tensor, Ten
     """One token a row and its log-probability, from one pass over the logits, without a host sync.
 
     logits (N, V) float32, key (N,) int64, of the row and its position → token (N,) int64,
-    logprob (N,) float32. Inverse CDF with a single uniform a row. The total comes from the sum that
-    is searched, and the target stays below it, so the first cell beyond the target always has mass.
+    logprob (N,) float32. Inverse CDF with a single uniform a row. The target is kept below the last
+    entry of the same cumulative sum, so the token found always has positive probability.
     Temperature 0 takes the arg-max and reports its log-probability at temperature 1.
     """
     z = logits if temperature in (0, 1) else logits / temperature  # (N, V)
@@ -696,18 +576,15 @@ def sample(logits: Tensor, temperature: float, key: Tensor) -> tuple[Tensor, Ten
         below = total * (1 - 2.0**-23)  # less by one or two units in the last place
         target = torch.minimum(uniform(key)[:, None] * total, below)
         token = torch.searchsorted(cdf, target, right=True)  # (N, 1)
-        token = token.clamp_(max=z.shape[1] - 1)  # of logits that are not finite
+        token = token.clamp_(max=z.shape[1] - 1)  # only matters if logits are not finite
     logprob = z.gather(1, token) - peak - total.log()
     return token[:, 0], logprob[:, 0]
 
 
-def can_fuse(hidden: Tensor) -> bool:
-    return triton is not None and hidden.is_cuda and hidden.dtype != torch.float64
-
-
 def draw(model: GPT, hidden: Tensor, temperature: float, key: Tensor) -> tuple[Tensor, Tensor]:
     """One token a row after hidden (N, C), and its log-probability; as `sample`."""
-    if temperature == 0 or not can_fuse(hidden):
+    fuses = triton is not None and hidden.is_cuda and hidden.dtype != torch.float64
+    if temperature == 0 or not fuses:
         return sample(model.logits(hidden), temperature, key)
     return fused_sample(hidden, model.head.weight, temperature, key)
 
@@ -812,7 +689,7 @@ if triton is not None:
 # Generation
 
 Over = Callable[[list[list[int]]], Sequence[bool]]
-ASK_EVERY = 16  # tokens; asking makes the host wait for a GPU and turn what was written into text
+ASK_EVERY = 16  # tokens between calls of `over`, for which the host waits for a GPU and decodes
 
 
 @dataclass(frozen=True)
@@ -821,72 +698,45 @@ class Generation:
 
     tokens: Tensor  # (N, T) int64; 0 where the mask is false
     mask: Tensor  # (N, T) bool: true up to and including eos
-    logprobs: Tensor  # (N, T) float32, at the temperature sampled; 0 where the mask is false
-    ended: Tensor  # (N,) bool: the answer is whole; false where the length limit cut it
+    logprobs: Tensor  # (N, T) float32, at the sampling temperature; 0 where the mask is false
+    ended: Tensor  # (N,) bool: the answer is complete; false if the length limit cut it
 
     def take(self, rows: slice) -> "Generation":
         return Generation(*(getattr(self, field.name)[rows] for field in fields(self)))
 
 
-def check_prompts(model: GPT, prompts: list[list[int]], shared: int, room: int) -> None:
-    """Raises ValueError for prompts that `generate` cannot answer in `room` tokens."""
-    if not prompts or not all(prompts):
-        raise ValueError("generation needs at least one prompt, and no empty one")
-    longest = max(map(len, prompts))
-    if longest + room > model.config.context:
-        raise ValueError(
-            f"a prompt of {longest} tokens and {room} to come exceed the model's context "
-            f"of {model.config.context}"
-        )
-    if shared < 1 or len(prompts) % shared:
-        raise ValueError(f"{len(prompts)} prompts are no groups of {shared}")
-
-
-def read_prompts(
-    model: GPT, prompts: list[list[int]], shared: int, dtype: torch.dtype
-) -> tuple[Cache, Tensor]:
-    """Reads ragged prompts → a cache of this dtype, and the last token's state (B, C). The tokens
-    with which groups of `shared` adjacent prompts begin alike are read once a group."""
-    cache = Cache.empty(model.config, len(prompts) // shared, model.device, dtype)
-    if shared > 1:
-        groups = [prompts[start : start + shared] for start in range(0, len(prompts), shared)]
-        starts = [common_start(group) for group in groups]
-        if any(starts):
-            model.extend(cache, *pad_left(starts, model.device))
-        rows = torch.arange(len(groups), device=model.device).repeat_interleave(shared)
-        cache = cache.take(rows)
-        prompts = [row[len(start) :] for start, group in zip(starts, groups) for row in group]
-    return cache, model.extend(cache, *pad_left(prompts, model.device))
+def read_prompts(model: GPT, prompts: list[list[int]], dtype: torch.dtype) -> tuple[Cache, Tensor]:
+    """Reads prompts of different lengths → a cache of this dtype, and each last token's state
+    (B, C). What all of them begin with, solved examples for instance, is read once."""
+    start = common_start(prompts)
+    cache = Cache.empty(model.config, 1 if start else len(prompts), model.device, dtype)
+    if start:
+        model.extend(cache, *pad_left([start], model.device))
+        cache = cache.take(torch.zeros(len(prompts), dtype=torch.int64, device=model.device))
+    rest = [row[len(start) :] for row in prompts]
+    return cache, model.extend(cache, *pad_left(rest, model.device))
 
 
 def common_start(rows: list[list[int]]) -> list[int]:
-    """The tokens that all rows begin with. At least one of each row is left over: the first draw
-    needs the state after it."""
+    """The longest common prefix of all rows, except that at least one token of each is left: the
+    first draw needs the state after it."""
     length = min(map(len, rows)) - 1
     differ = (n for n in range(length) if len({row[n] for row in rows}) > 1)
     return rows[0][: next(differ, length)]
 
 
 def unpadded(tokens: Tensor, mask: Tensor) -> list[list[int]]:
-    """The tokens of every row, (N, T) both, whose masks have no gaps."""
+    """The valid tokens of every row; tokens and mask (N, T), whose masks have no gaps."""
     return [row[:n] for row, n in zip(tokens.tolist(), mask.sum(1).tolist())]
 
 
-class Steps:
-    """Decoding, a token a row at a time, on a cache that grows. On CUDA `GraphSteps` does the same
-    on storage that stays where it is."""
-
-    def __init__(self, model: GPT, cache: Cache, temperature: float):
-        self.model, self.cache, self.temperature = model, cache, temperature
-
-    def step(self, token: Tensor, alive: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-        """Reads each row's last token, where it is alive, and draws the next → token, logprob. All
-        of them (R,)."""
-        hidden = self.model.extend(self.cache, token[:, None], alive[:, None])
-        return draw(self.model, hidden, self.temperature, key)
-
-    def keep(self, rows: Tensor) -> None:
-        self.cache.keep(rows)
+def decode_step(
+    model: GPT, cache: Cache, temperature: float, token: Tensor, alive: Tensor, key: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Reads each row's last token, where it is alive, and draws the next → token, logprob. All
+    (R,)."""
+    hidden = model.extend(cache, token[:, None], alive[:, None])
+    return draw(model, hidden, temperature, key)
 
 
 def draw_answers(
@@ -900,21 +750,23 @@ def draw_answers(
     over: Over | None,
 ) -> Generation:
     """An answer for every row of a cache that holds its prompt: hidden (N, C) the state after the
-    prompt's last token, keys (N,) from `row_keys`. Uses the cache up."""
+    prompt's last token, keys (N,) from `row_keys`. The cache must not be used afterwards."""
     N, T, device = len(hidden), max_new_tokens, hidden.device
     tokens = torch.zeros(N, T, dtype=torch.int64, device=device)
     logprobs, mask = torch.zeros(N, T, device=device), torch.zeros(N, T, device=device).bool()
     keys = fold(keys[:, None], torch.arange(T, device=device))  # (N, T), one a draw
     live = torch.arange(N, device=device)  # (R,): which answer each row of the cache is
     alive = torch.ones_like(live, dtype=torch.bool)  # (R,): it has not ended
-    # Asking how many are alive makes the host wait for a GPU, so there it asks at every 8th step.
+    # Counting the live rows makes the host wait for a GPU, so there it is done at every 8th step.
     look_every = 1 if device.type == "cpu" else 8
 
     token, logprob = draw(model, hidden, temperature, keys[:, 0])
+    step = functools.partial(decode_step, weakref.proxy(model))  # weak, since graphs keep it
     if uses_graphs(device):
-        steps = graph_steps(model, cache, temperature, room=T)
+        cache = graph_cache(model, cache, room=T)
+        step = functools.partial(cache.step, step)
     else:
-        steps = Steps(model, cache, temperature)
+        step = functools.partial(step, cache)
     for t in range(T):
         tokens[live, t], logprobs[live, t], mask[live, t] = token, logprob.float(), alive
         if eos is not None:
@@ -928,10 +780,10 @@ def draw_answers(
             kept = alive.nonzero()[:, 0]
             if len(kept) == 0:
                 break
-            if len(kept) <= 0.75 * len(live):  # else copying costs more than it saves
+            if len(kept) <= 0.75 * len(live):  # otherwise copying costs more than it saves
                 live, token, alive = live[kept], token[kept], alive[kept]
-                steps.keep(kept)
-        token, logprob = steps.step(token, alive, keys[live, t + 1])
+                cache.keep(kept)
+        token, logprob = step(temperature, token, alive, keys[live, t + 1])
     tokens, logprobs, mask = tokens[:, : t + 1], logprobs[:, : t + 1], mask[:, : t + 1]
     ended = torch.ones_like(mask[:, 0])
     ended[live[alive]] = False
@@ -949,23 +801,28 @@ def generate(
     eos: int | None = None,
     seed: int = 0,
     keys: Sequence[int] | Tensor | None = None,
-    shared: int = 1,
     over: Over | None = None,
 ) -> Generation:
-    """Samples answers to ragged prompts; row b·samples + s is sample s of prompt b.
+    """Samples answers to prompts of different lengths; row b·samples + s is sample s of prompt b.
 
-    A prompt is read once for all its samples, whose first tokens are drawn independently; where
-    every `shared` adjacent prompts begin alike, that is read once for them. Randomness is keyed by
-    (seed, the prompt's key, sample, position); without `keys` a prompt's key is a hash of its
-    tokens. `over` ends answers that are complete although the model would write on: every ASK_EVERY
-    tokens it is given the tokens of all rows so far and returns, for each row, whether its answer
-    is complete. Raises ValueError for an empty prompt, a bad number, or a prompt that leaves less
-    than max_new_tokens of the context.
+    A prompt is read once for all its samples, whose first tokens are drawn independently.
+    Randomness is keyed by (seed, the prompt's key, sample, position); without `keys` a prompt's key
+    is a hash of its tokens. `over` ends answers that are complete although the model would write
+    on: every ASK_EVERY tokens it is given the tokens of all rows so far and returns, for each row,
+    whether its answer is complete. Raises ValueError for an empty prompt, a bad number, or a prompt
+    that leaves less than max_new_tokens of the context.
     """
-    check_prompts(model, prompts, shared, max_new_tokens)
+    if not prompts or not all(prompts):
+        raise ValueError("generate needs at least one prompt, and none may be empty")
     if max_new_tokens < 1 or samples < 1:
         raise ValueError(
             f"max_new_tokens and samples must be at least 1: {max_new_tokens}, {samples}"
+        )
+    longest = max(map(len, prompts))
+    if longest + max_new_tokens > model.config.context:
+        raise ValueError(
+            f"a prompt of {longest} tokens and {max_new_tokens} new ones exceed the model's "
+            f"context of {model.config.context}"
         )
     if not (temperature == 0 or 1e-3 <= temperature < math.inf):
         raise ValueError(f"temperature must be 0, or finite and at least 0.001: {temperature}")
@@ -973,7 +830,7 @@ def generate(
     if len(keys) != len(prompts):
         raise ValueError(f"{len(keys)} keys for {len(prompts)} prompts")
     with decoding(model) as cache_dtype:
-        cache, hidden = read_prompts(model, prompts, shared, cache_dtype)
+        cache, hidden = read_prompts(model, prompts, cache_dtype)
         rows = torch.arange(len(prompts), device=model.device).repeat_interleave(samples)
         cache = cache.take(rows) if samples > 1 else cache
         return draw_answers(
@@ -986,256 +843,3 @@ def generate(
             eos,
             over,
         )
-
-
-# ---------------------------------------------------------------------------------------------
-# Linear layers while a model decodes (from here on all may be skipped: it only saves time)
-
-
-@functools.lru_cache
-def has_onednn(dtype: torch.dtype) -> bool:
-    """Whether this build of torch has oneDNN's product with weights laid out in advance, a private
-    operator, and this processor multiplies the dtype by it."""
-    try:
-        one = torch.ones(1, 1, dtype=dtype)
-        packed = torch.ops.mkldnn._reorder_linear_weight(one, 1)
-        return torch.ops.mkldnn._linear_pointwise(one, packed, None, "none", [], "").item() == 1
-    except (AttributeError, RuntimeError):
-        return False
-
-
-class OneDNNLinear(nn.Module):
-    """A linear layer on a CPU, by oneDNN, its weights in the layout and dtype that are multiplied
-    fastest, and an elementwise function after it. The result has the input's dtype."""
-
-    FUSED = {"gelu": ("gelu", "none"), "gelu_tanh": ("gelu", "tanh"), "silu": ("swish", "")}
-
-    def __init__(self, layer: nn.Linear, dtype: torch.dtype):
-        super().__init__()
-        self.dtype, self.after = dtype, ("none", "")
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach().to(dtype), 64)
-        self.bias = None if layer.bias is None else layer.bias.detach().to(dtype)
-
-    def forward(self, x: Tensor) -> Tensor:
-        function, variant = self.after
-        given = x.to(self.dtype), self.weight, self.bias, function, [], variant
-        return torch.ops.mkldnn._linear_pointwise.default(*given).to(x.dtype)
-
-
-class LowLinear(nn.Linear):
-    """A linear layer, its weights in fewer bits. The result has the input's dtype, but under
-    autocast that of the weights, as any linear layer's has there."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = F.linear(x.to(self.weight.dtype), self.weight, self.bias)
-        return y if torch.is_autocast_enabled(x.device.type) else y.to(x.dtype)
-
-
-def linear_layers(model: GPT) -> dict[str, nn.Linear]:
-    """By name; not those of another class, which may do more than multiply by their weights."""
-    named = model.named_modules()
-    return {name: layer for name, layer in named if type(layer) in (nn.Linear, Head)}
-
-
-def onednn_layers(model: GPT, low: torch.dtype) -> dict[str, nn.Module]:
-    """By name, what stands in for a model's linear layers on a CPU: in `low`, but for the head."""
-    found: dict[str, nn.Module] = {}
-    for name, layer in linear_layers(model).items():
-        dtype = torch.float32 if layer is model.head else low
-        # For a small product in float32 the call of oneDNN's costs more than it saves.
-        small = dtype == torch.float32 and layer.weight.numel() < 1 << 16
-        if has_onednn(dtype) and not small:
-            found[name] = OneDNNLinear(layer, dtype)
-    # A plain MLP applies its activation to all that `up` gives, so the product does that, too; a
-    # gated one applies it to half.
-    for name in [name for name in found if name.endswith("mlp.up") and not model.config.gated]:
-        found[name].after = OneDNNLinear.FUSED[model.config.activation]
-        found[name.replace("mlp.up", "mlp.activation")] = nn.Identity()
-    return found
-
-
-def round_layers(model: GPT, low: torch.dtype) -> None:
-    """Keeps the weights of a model's linear layers, but for the head, in fewer bits."""
-    for name, layer in linear_layers(model).items():
-        if layer is not model.head:
-            shape = layer.in_features, layer.out_features, layer.bias is not None
-            rounded = LowLinear(*shape, device=layer.weight.device, dtype=low)
-            rounded.load_state_dict(layer.state_dict())
-            model.set_submodule(name, rounded)
-
-
-def low_layers(model: GPT, low: torch.dtype) -> dict[str, nn.Module]:
-    """By name, what stands in for a model's linear layers on CUDA. These copies are kept from call
-    to call, since a graph finds them by their addresses."""
-    copies = model.low_copies
-    for name, layer in linear_layers(model).items():
-        place = layer.weight.device
-        kept = copies[name].weight if name in copies else None
-        if kept is None or (kept.dtype, kept.device) != (low, place):
-            kind, bias = Head if layer is model.head else LowLinear, layer.bias is not None
-            shape = layer.in_features, layer.out_features, bias
-            copy = nn.utils.skip_init(kind, *shape, device=place, dtype=low)
-            copies[name] = copy.requires_grad_(False)
-        copies[name].load_state_dict(layer.state_dict())
-    return copies
-
-
-@contextlib.contextmanager
-def decoding(model: GPT) -> Iterator[torch.dtype]:
-    """While it is open, copies stand in for a float32 model's linear layers, which are multiplied
-    faster; the weights must not change meanwhile. Yields the dtype to keep keys and values in.
-
-    Under autocast the copies are of its dtype, made once and not at every step. All else stays in
-    float32: norms, residual stream, softmax, logits, and on a CPU the head and the cache, which
-    would be read no faster.
-    """
-    device, own = model.device.type, model.tokens.weight.dtype
-    auto = own == torch.float32 and torch.is_autocast_enabled(device)
-    low = torch.get_autocast_dtype(device) if auto else own
-    layers: dict[str, nn.Module] = {}
-    if own == torch.float32 and device == "cpu":
-        layers = onednn_layers(model, low)
-    elif low != own:
-        layers = low_layers(model, low)
-    originals = {name: model.get_submodule(name) for name in layers}
-    try:
-        for name, layer in layers.items():
-            model.set_submodule(name, layer)
-        with torch.autocast(device, enabled=False):
-            yield low if device == "cuda" else own
-    finally:
-        for name, layer in originals.items():
-            model.set_submodule(name, layer)
-
-
-# ---------------------------------------------------------------------------------------------
-# CUDA graphs, for the same
-
-
-def uses_graphs(device: torch.device) -> bool:
-    return device.type == "cuda"
-
-
-class StaticCache(Cache):
-    """The first R rows and S slots of storage that never moves, for steps of one token. The slot to
-    write is a tensor, (1,) int64, so that a CUDA graph can repeat the step at the next slot."""
-
-    def __init__(self, layers: list[tuple[Tensor, Tensor]], ok: Tensor, slot: Tensor):
-        self.layers, self.ok, self.slot = layers, ok, slot
-
-    def append(self, ok: Tensor) -> Tensor:
-        """ok (R, 1) → what the new tokens see, (R, 1, S). Later slots must not be ok yet."""
-        self.ok.index_copy_(1, self.slot, ok)
-        own = torch.arange(self.ok.shape[1], device=ok.device) == self.slot  # (S,)
-        return (self.ok | own)[:, None]
-
-    def write(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        for whole, new in zip(self.layers[layer], (k, v)):
-            whole.index_copy_(2, self.slot, new.to(whole.dtype))
-        return self.layers[layer]
-
-
-class GraphSteps:
-    """`Steps` on CUDA, where launching a step's kernels one by one takes longer than running them.
-
-    A graph launches all of them at once, on the addresses of its capture. So the cache and what
-    goes into a step have a fixed place, with room for some rows and slots, which the model keeps
-    from one call to the next. Rows and slots are rounded up to powers of two, and a step is
-    captured once for each pair of them and temperature.
-    """
-
-    def __init__(self, model: GPT, rows: int, slots: int, dtype: torch.dtype):
-        config, device = model.config, model.device
-        shape = (rows, config.kv_heads, slots, config.head_width)
-        self.model = weakref.proxy(model)  # which has us: a cycle would keep both on the device
-        self.rows, self.slots, self.weights = rows, slots, addresses(model)
-        self.pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
-        self.graphs: dict[tuple[int, int, float], Callable] = {}
-        self.layers = [
-            tuple(torch.zeros(shape, dtype=dtype, device=device) for _ in range(2))
-            for _ in range(config.layers)
-        ]
-        self.ok = torch.zeros(rows, slots, dtype=torch.bool, device=device)
-        self.alive = torch.zeros(rows, dtype=torch.bool, device=device)
-        self.token, self.key = torch.zeros(2, rows, dtype=torch.int64, device=device)
-        self.slot = torch.zeros(1, dtype=torch.int64, device=device)
-
-    def load(self, cache: Cache, temperature: float) -> None:
-        """Takes over what a cache holds, which is empty then."""
-        self.temperature = temperature
-        self.n, self.used = len(cache.ok), cache.used
-        for pair in self.layers:
-            for whole, part in zip(pair, cache.layers.pop(0)):
-                whole.zero_()  # of what an earlier call left: 0 · NaN would be NaN
-                whole[: self.n, :, : self.used] = part[:, :, : self.used]
-        self.ok.zero_()
-        self.ok[: self.n, : self.used] = cache.ok[:, : self.used]
-        self.alive.zero_()
-
-    def keep(self, rows: Tensor) -> None:
-        """Moves these rows, (n,) int64, to the front and goes on with them alone."""
-        self.n = len(rows)
-        for whole in (part for pair in self.layers for part in pair):
-            whole[: self.n, :, : self.used] = whole[rows, :, : self.used]
-        self.ok[: self.n] = self.ok[rows]
-        self.ok[self.n :] = False
-        self.alive.zero_()
-
-    def step(self, token: Tensor, alive: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-        """As `Steps.step`."""
-        n = self.n
-        self.token[:n], self.alive[:n], self.key[:n] = token, alive, key
-        self.slot.fill_(self.used)
-        self.used += 1
-        R, S = power_of_two(n), min(power_of_two(max(64, self.used)), self.slots)
-        which = R, S, self.temperature
-        if which not in self.graphs:
-            layers = [tuple(part[:R, :, :S] for part in pair) for pair in self.layers]
-            cache = StaticCache(layers, self.ok[:R, :S], self.slot)
-            step = Steps(self.model, cache, self.temperature).step
-            given = self.token[:R], self.alive[:R], self.key[:R]
-            self.graphs[which] = capture(step, given, self.pool)
-        token, logprob = self.graphs[which]()
-        return token[:n], logprob[:n]
-
-
-def graph_steps(model: GPT, cache: Cache, temperature: float, room: int) -> GraphSteps:
-    """The model's own with this cache in it, for `room` steps at most; made anew where it is too
-    small, or where the weights have moved."""
-    rows, slots = power_of_two(len(cache.ok)), math.ceil((cache.used + room) / 256) * 256
-    if model.steps is not None:
-        rows, slots = max(rows, model.steps.rows), max(slots, model.steps.slots)
-    fits = model.steps is not None and (model.steps.rows, model.steps.slots) == (rows, slots)
-    if not fits or model.steps.weights != addresses(model):
-        model.steps = None  # the memory of the old must go before the new asks for its own
-        model.steps = GraphSteps(model, rows, slots, cache.layers[0][0].dtype)
-    model.steps.load(cache, temperature)
-    return model.steps
-
-
-def addresses(model: GPT) -> list[int]:
-    """Where a graph of the model finds its weights."""
-    return [weight.data_ptr() for weight in (*model.parameters(), *model.buffers())]
-
-
-def power_of_two(n: int) -> int:
-    """The smallest that is not below n."""
-    return 1 << (n - 1).bit_length()
-
-
-def capture(step: Callable, args: tuple[Tensor, ...], pool) -> Callable:
-    """What repeats step(*args) on whatever these tensors then hold: a CUDA graph, whose results
-    have a fixed place too; without CUDA the call itself. Graphs of one pool overwrite each other's
-    results, which must be used before another one is replayed."""
-    if not args[0].is_cuda:
-        return functools.partial(step, *args)
-    step(*args)  # loads kernels, which a capture must not; the replay will write the same again
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=pool):
-        results = step(*args)
-
-    def replay() -> tuple[Tensor, Tensor]:
-        graph.replay()
-        return results
-
-    return replay

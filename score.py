@@ -1,7 +1,8 @@
 """SCoRe: self-correction via reinforcement learning, as in arXiv 2409.12917 (ICLR 2025).
 
-A policy π_θ answers a problem x, is told p = "there might be an error, try again", and answers
-again. A verifier r(y, y*) ∈ {0, 1} judges both answers during training; the policy never sees it.
+A policy π_θ answers a problem x, reads an instruction p, "There might be an error. Try again.", and
+answers again. A verifier r(y, y*) ∈ {0, 1} judges both answers during training; the policy never
+sees it.
 
     y1 ~ π_θ(·|x),   y2 ~ π_θ(·|x, y1, p)
 
@@ -9,8 +10,8 @@ again. A verifier r(y, y*) ∈ {0, 1} judges both answers during training; the p
     Stage II  (Eq. 4)   max  E[ r1 − β1·KL1  +  r2 + b − β1·KL2 ],     b = α·(r2 − r1)
 
 π_ref is the base model in both stages [paper v1; later versions do not name it for Stage II].
-Stage I learns to correct the base model's own answers while β2 holds those still; Stage II improves
-both, and b pays for progress between the attempts.
+Stage I learns to correct the base model's answers while β2 keeps attempt 1 close to the base; Stage
+II improves both attempts, and the bonus b rewards progress from the first to the second.
 
 One step, for P problems:
     1. roll out K first attempts a problem, and M second attempts to each first      `rollout`
@@ -21,25 +22,25 @@ One step, for P problems:
     6. loss = Σ_tokens −advantage · log π_θ + β · KL, averaged over attempts        `policy_loss`
 
 **γ = 0 across attempts** (ICLR Fig. 9): y1's tokens are credited with y1's return alone. With γ = 1
-the bonus would reach y1 as (1 − α)·r1 and pay for being wrong first.
+y1 would be credited with (1 − α)·r1, which rewards a wrong first attempt.
 
-**What follows for the baseline.** Given y1, the term −α·r1 of y2's return is a constant, and a
-constant has no gradient in expectation: the bonus multiplies the gradient of r2 by 1 + α, and all
-else it adds is variance, α² times that of r1. Comparing y2 only with other second attempts *to the
-same y1* removes that variance exactly; hence M. With M = 1 the baseline runs over the whole
-rollouts of a problem, as is usual for RLOO, and the variance stays. Both are tested.
+**The baseline.** Given y1, the term −α·r1 of y2's return is a constant, and a constant has no
+gradient in expectation: the bonus multiplies the gradient of r2 by 1 + α, and everything else it
+adds is variance, α² times that of r1. Comparing y2 only with other second attempts *to the same y1*
+removes that variance exactly; hence M. With M = 1 the baseline runs over the whole rollouts of a
+problem, as is usual for RLOO, and the variance stays. Both are tested.
 
-**The KL** of attempt i is a sum over the states that it passes: KLi = E[Σ_t D_t], where
+**The KL** of attempt i is a sum over the states that it visits: KLi = E[Σ_t D_t], where
 D_t = Σ_v π_v·(log π_v − log π_ref,v) is exact at a state. Its gradient has two parts,
 
     ∇KLi = E[ Σ_t ∇D_t  +  Σ_t (Σ_{j>t} D_j)·∇log π(a_t) ]
 
-the first at the states as they are, the second for what a token does to the states after it, which
-is a return like any other (Rao-Blackwellised: Amini et al. 2504.10637, Tang and Munos 2506.09477).
+the first at fixed states, the second for a token's effect on the states after it, a return like any
+other (Rao-Blackwellised: Amini et al. 2504.10637, Tang and Munos 2506.09477).
 Without the second it is biased. Schulman's k1 = log π − log π_ref of the tokens drawn, inside the
 return, has the same expectation and several times the noise; differentiating k1 itself would give
-zero in expectation. [reading: the paper names no estimator; a sum over tokens, since a mean would
-weaken β2 by the length of the answer.]
+zero in expectation. [our reading: the paper names no estimator. We sum over tokens, since a mean
+would divide β2 by the answer's length.]
 
 Left out on purpose: clipping and importance ratios (one update a rollout, so the data is
 on-policy), entropy bonuses, advantage normalisation, training on more than two attempts (ICLR A.1;
@@ -57,49 +58,43 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from data import Problem, Task
+from fast.processes import averaged
 from model import GPT, Generation, common_start, generate, pad_left, row_keys, unpadded
 
-MOST = 10_000  # of what is made one by one: more is a slip of the keyboard, and would seem to hang
+MOST = 10_000  # upper limit of the settings' counts: a larger one is a typing error
 
 
 @dataclass(frozen=True)
 class Config:
-    """What the algorithm needs to know. The paper's values are those for MATH."""
+    """The settings of the algorithm. The paper's values are those for MATH."""
 
-    alpha: float = 10.0  # α, weight of the progress bonus (paper: 10)
-    beta1: float = 0.02  # β1, KL weight on what is trained (paper: 0.01)
-    beta2: float = 0.3  # β2, KL weight that holds attempt 1 in Stage I (paper: 0.1)
-    problems: int = 32  # P, problems a step (paper: 512 of problems or rollouts, it does not say)
-    samples: int = 4  # K, first attempts a problem (paper: not given)
-    revisions: int = 4  # M, second attempts to each first (paper: not given; 1 is plain RLOO)
-    offline: float = 0.0  # extra problems whose y1 the base model wrote, as a share of P
-    temperature: float = 1.0  # of sampling and scoring (paper: 1); an evaluation is greedy
-    clip: float = 1.0  # largest gradient norm (paper: not given)
-    micro: int | None = None  # problems a backward pass, to save memory; all if not given
+    alpha: float = 10.0  # α, weight of the bonus for progress between attempts (paper: 10)
+    beta1: float = 0.02  # β1, KL weight on the attempts that are rewarded (paper: 0.01)
+    beta2: float = 0.3  # β2, KL weight that keeps attempt 1 near the base in Stage I (paper: 0.1)
+    problems: int = 32  # P, problems per step (paper: a batch of 512, of problems or of rollouts)
+    samples: int = 4  # K, first attempts per problem (paper: not given)
+    revisions: int = 4  # M, second attempts per first attempt (paper: not given; 1 is plain RLOO)
+    offline: float = 0.0  # extra problems whose first attempt is the base's, as a share of P
+    temperature: float = 1.0  # sampling temperature in training (paper: 1); evaluation is greedy
+    clip: float = 1.0  # largest norm of the gradient (paper: not given)
+    micro: int | None = None  # problems per backward pass, to save memory (default: all)
 
     def __post_init__(self):
-        for name in ("alpha", "beta1", "beta2", "offline"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} must be finite and not negative: {getattr(self, name)}")
-        if not 1e-3 <= self.temperature < float("inf"):
-            raise ValueError(f"temperature must be finite and at least 0.001: {self.temperature}")
-        if not 0 < self.clip < float("inf"):
-            raise ValueError(f"clip must be finite and positive: {self.clip}")
-        for name in ("problems", "revisions"):
-            if not 1 <= getattr(self, name) <= MOST:
-                raise ValueError(f"{name} must be between 1 and {MOST}: {getattr(self, name)}")
-        if not 2 <= self.samples <= MOST:
-            raise ValueError(
-                f"samples must be between 2, to leave one out, and {MOST}: {self.samples}"
-            )
-        if self.offline > 1:
-            raise ValueError(f"offline is a share of the problems, at most 1: {self.offline}")
-        if self.micro is not None and self.micro < 1:
-            raise ValueError(f"micro must be at least 1: {self.micro}")
+        weights = dict.fromkeys(("alpha", "beta1", "beta2"), (0, 1e12))
+        counts = dict.fromkeys(("problems", "revisions", "micro"), (1, MOST))
+        check_ranges(self, offline=(0, 1), temperature=(1e-3, 1e12), clip=(1e-12, 1e12), **weights)
+        check_ranges(self, samples=(2, MOST), **counts)  # two samples at least, to leave one out
+
+
+def check_ranges(settings, **ranges: tuple[float, float]) -> None:
+    """Raises ValueError, naming the field, for a setting out of its range; None is not set."""
+    for name, (low, high) in ranges.items():
+        value = getattr(settings, name)
+        if value is not None and not low <= value <= high:  # nor is nan in any range
+            raise ValueError(f"{name} must be from {low} to {high}: {value}")
 
 
 # ---------------------------------------------------------------------------------------------
@@ -114,8 +109,8 @@ class Rollout:
     second: Generation  # (N·M, T2)
     r1: Tensor  # (N,)
     r2: Tensor  # (N·M,)
-    changed: Tensor  # (N·M,): y2 says something else than y1
-    on_policy: bool  # the policy itself wrote y1, so y1 may be trained
+    changed: Tensor  # (N·M,) bool: y2's text differs from y1's
+    on_policy: bool  # the policy wrote y1, so y1 may be trained
     packed: "Packed"  # both attempts, laid out for scoring
 
 
@@ -127,27 +122,28 @@ def rollout(
     seed: int,
     first_by: GPT | None = None,
 ) -> Rollout:
-    """K first attempts a problem and M second attempts to each, sampled from the policy; first
-    attempts by another model where `first_by` is given (offline ones: the base model). Raises
-    FloatingPointError where a model's weights have grown out of all bounds."""
+    """K first attempts a problem and M second attempts to each, sampled from the policy.
+    `first_by`: another model that writes the first attempts (offline ones: the base model). Raises
+    FloatingPointError if a model's logits are no longer finite."""
     K, M = cfg.samples, cfg.revisions
     author = policy if first_by is None else first_by
     if first_by is not None:
-        # Another stream of random numbers: a base model that is still like the policy would write
-        # the policy's very answers. Steps' seeds are not negative, this one is.
+        # A separate random stream (step seeds are ≥ 0, ~seed is negative): with the same one, a
+        # reference still equal to the policy would repeat its answers.
         seed = ~seed
     prompts, keys = [task.prompt(x) for x in problems], [x.key for x in problems]
-    P = len(problems)
-    first = respond(author, task, problems, prompts, keys, K, cfg.temperature, seed, shared=P)
+    first = respond(author, task, problems, prompts, keys, K, cfg.temperature, seed)
 
-    # A second attempt is drawn by the key of the first one's row.
+    # The random key of a second attempt derives from that of its first attempt.
     problems, keys = repeat(problems, K), row_keys(keys, K, seed)
     again = try_again(task, prompts, first)
-    second = respond(policy, task, problems, again, keys, M, cfg.temperature, seed, shared=K)
+    second = respond(policy, task, problems, again, keys, M, cfg.temperature, seed)
 
     for number, attempt in enumerate((first, second), 1):
         if not attempt.logprobs.isfinite().all():
-            raise FloatingPointError(f"attempt {number} is drawn from scores that are not finite")
+            raise FloatingPointError(
+                f"attempt {number} was sampled from logits that are not finite"
+            )
 
     y1, y2 = repeat(texts(task, first), M), texts(task, second)
     return Rollout(
@@ -170,11 +166,9 @@ def respond(
     samples: int,
     temperature: float,
     seed: int,
-    shared: int = 1,
 ) -> Generation:
     """`samples` attempts after each prompt, [x] or [x, y1, p] → len(prompts) · samples rows, those
-    of a prompt adjacent. There is a problem and a key for each prompt; groups of `shared` adjacent
-    prompts begin alike (all with the same solved examples, say), which is read once."""
+    of a prompt adjacent. One problem and one key per prompt."""
     problems = repeat(problems, samples)
     complete = [False] * len(problems)
 
@@ -192,28 +186,28 @@ def respond(
         eos=task.eos,
         seed=seed,
         keys=keys,
-        shared=shared,
         over=over if task.runs_on else None,
     )
     return end_when_over(task, problems, attempt) if task.runs_on else attempt
 
 
 def try_again(task: Task, prompts: list[list[int]], attempt: Generation) -> list[list[int]]:
-    """[x, y, p] of every row, what is read before the next attempt; after y the end that it never
-    wrote, where the length limit has cut it or its answer was complete before."""
+    """The next attempt's prompt, [x, y, p], for every row. Where y has no end token, because the
+    length limit or `Task.over` ended it, the task's own closing tokens are added."""
     prompts, attempts = repeat(prompts, len(attempt.mask) // len(prompts)), answers(attempt)
     ends = [[] if y[-1] == task.eos else task.close for y in attempts]
     return [x + y + end + task.revise for x, y, end in zip(prompts, attempts, ends)]
 
 
 def grade(task: Task, problems: list[Problem], attempt: Generation) -> Tensor:
-    """r(y, y*), float32 (rows,). An answer cut by the length limit is wrong, whatever it says."""
+    """r(y, y*), float32 (rows,). An answer that the length limit cut is wrong, whatever it
+    contains."""
     rewards = task.rewards(problems, texts(task, attempt))
     return torch.tensor(rewards, device=attempt.mask.device) * attempt.ended
 
 
 def repeat(items: list, times: int) -> list:
-    """Every item so many times, next to itself."""
+    """Every item `times` times, copies adjacent."""
     return [item for item in items for _ in range(times)]
 
 
@@ -223,13 +217,13 @@ def answers(attempt: Generation) -> list[list[int]]:
 
 
 def texts(task: Task, attempt: Generation) -> list[str]:
-    """What every row says, without its end token."""
+    """The text of every row, without its end token."""
     return [task.decode(y[:-1] if y[-1] == task.eos else y) for y in answers(attempt)]
 
 
 def end_when_over(task: Task, problems: list[Problem], attempt: Generation) -> Generation:
-    """Ends attempts at the very token with which their answer is complete (`Task.over`), though the
-    model wrote on. The rest is not trained on, and the next attempt does not see it."""
+    """Cuts each attempt right after the token that completes its answer (`Task.over`). What the
+    model wrote after it is neither trained on nor shown to the next attempt."""
     lengths = [over_after(task, *pair) for pair in zip(problems, answers(attempt))]
     over = torch.tensor([length is not None for length in lengths], device=attempt.mask.device)
     T = attempt.mask.shape[1]
@@ -239,14 +233,15 @@ def end_when_over(task: Task, problems: list[Problem], attempt: Generation) -> G
 
 
 def over_after(task: Task, problem: Problem, tokens: list[int]) -> int | None:
-    """The fewest tokens with which an answer is over, at least one; None if it is not."""
+    """The length of the shortest prefix, at least one token, with which the answer is over; None if
+    it is not over."""
 
     def over(length: int) -> bool:
         return task.over(problem, task.decode(tokens[:length]))
 
     if not over(len(tokens)):
         return None
-    # Over stays over, whatever follows, so halving finds the place.
+    # `over` is monotone in the length, so bisect for the shortest prefix.
     return bisect_left(range(1, len(tokens)), True, key=over) + 1
 
 
@@ -257,20 +252,20 @@ def over_after(task: Task, problem: Problem, tokens: list[int]) -> int | None:
 @dataclass(frozen=True)
 class Packed:
     """Rollouts laid out for one forward. A row is [x, y1, p, y2·1, …, y2·M]: a first attempt and
-    all its seconds, each a branch that sees the trunk [x, y1, p] and itself. What all prompts begin
-    with, solved examples for instance, stands before all rows, once."""
+    all its seconds, each a branch that sees the trunk [x, y1, p] and itself. The longest common
+    prefix of all prompts, solved examples for instance, is stored once, as `start`."""
 
-    start: Tensor  # (S0,) int64, perhaps none
+    start: Tensor  # (S0,) int64, possibly empty
     tokens: Tensor  # (N, S) int64
-    ok: Tensor  # (N, S) bool: the slots that hold a token
+    ok: Tensor  # (N, S) bool: true where a slot holds a token
     branch: Tensor  # (S,) int64: 0 for the trunk, m for the m-th second attempt
     before1: Tensor  # (N, T1) int64: the slot before each of y1's
     before2: Tensor  # (M, T2) int64: the slot before each of y2's
 
     def take(self, rows: slice) -> "Packed":
-        """Some of the rows, without the slots in which none of them has a token."""
+        """The given rows, without slots that are empty in all of them."""
         used = self.ok[rows].any(0)  # (S,)
-        # A slot's new place; of an unused one, before which no token stands, any will do.
+        # Each slot's new index; that of an unused slot does not matter.
         place = (used.cumsum(0) - 1).clamp(min=0)
         return Packed(
             start=self.start,
@@ -292,12 +287,12 @@ def pack(
     start = common_start(prompts)
     trunk, trunk_ok = pad_left([row[len(start) :] for row in again], device)  # (N, S1)
     S1 = trunk.shape[1]
-    # All trunks end at S1, so in a row [x, y1, p] y1 begins this far before it.
+    # All trunks end at S1; y1 begins this many slots before it.
     back = [len(row) - len(x) for x, row in zip(repeat(prompts, N // len(prompts)), again)]
     begin = S1 - torch.tensor(back, device=device)  # (N,)
     slots = S1 + torch.arange(M * T2, device=device).view(M, T2)  # of the second attempts
-    # Rows are padded on their left and attempts have no gaps, so the slot before a token always
-    # holds the token that it is drawn after.
+    # Rows are padded on the left and attempts have no gaps, so the slot before a token holds the
+    # token that precedes it.
     last = torch.full((M, 1), S1 - 1, device=device)
     branch = torch.arange(1, M + 1, device=device).repeat_interleave(T2)
     return Packed(
@@ -310,7 +305,7 @@ def pack(
     )
 
 
-Pair = tuple[Tensor, Tensor]  # of both attempts
+Pair = tuple[Tensor, Tensor]  # (first attempts, second attempts)
 
 
 def attempt_scores(policy: GPT, ref: GPT, rolled: Rollout, temperature: float) -> tuple[Pair, Pair]:
@@ -323,7 +318,7 @@ def attempt_scores(policy: GPT, ref: GPT, rolled: Rollout, temperature: float) -
     logprobs, kls = [], []
     for attempt, hidden, ref_hidden in zip((rolled.first, rolled.second), states, ref_states):
         mask = attempt.mask
-        # The head, the costliest product where the vocabulary is large, sees the tokens only.
+        # Apply the head to real tokens only: with a large vocabulary it is the costliest product.
         tokens, hidden, ref_hidden = (table[mask] for table in (attempt.tokens, hidden, ref_hidden))
         values = policy.scores(hidden, tokens, ref, ref_hidden, temperature)
         for table, value in zip((logprobs, kls), values):
@@ -340,20 +335,20 @@ def attempt_states(model: GPT, rolled: Rollout) -> Pair:
 
 
 # ---------------------------------------------------------------------------------------------
-# 4. Returns: what each attempt's tokens are credited with. All (B,), or what broadcasts to more.
+# 4. Returns: what each attempt's tokens are credited with. All (B,), or shapes that broadcast
 
 Returns = Callable[[Tensor, Tensor, Tensor, Tensor, Config], tuple[Tensor, Tensor]]
 
 
 def stage1_returns(r1: Tensor, r2: Tensor, kl1: Tensor, kl2: Tensor, cfg: Config):
-    """Eq. 3: attempt 2 earns its reward, attempt 1 only stays where the base model is."""
+    """Eq. 3: attempt 2 earns its reward, attempt 1 is only kept close to the base model."""
     return1 = -cfg.beta2 * kl1
     return2 = r2 - cfg.beta1 * kl2
     return return1, return2
 
 
 def stage2_returns(r1: Tensor, r2: Tensor, kl1: Tensor, kl2: Tensor, cfg: Config):
-    """Eq. 4: each attempt earns its own reward, attempt 2 the bonus α (r2 − r1) as well."""
+    """Eq. 4: each attempt earns its own reward, and attempt 2 also the bonus α (r2 − r1)."""
     return1 = r1 - cfg.beta1 * kl1
     return2 = r2 + cfg.alpha * (r2 - r1) - cfg.beta1 * kl2
     return return1, return2
@@ -370,14 +365,14 @@ def leave_one_out(returns: Tensor, samples: int) -> Tensor:
     return stays out of its baseline: one that includes it would shrink the gradient by
     1 − 1/samples.
     """
-    assert samples > 1 and len(returns) % samples == 0, "groups of at least two, all whole"
+    assert samples > 1 and len(returns) % samples == 0, "whole groups of at least two"
     groups = returns.unflatten(0, (-1, samples))
     others = (groups.sum(1, keepdim=True) - groups) / (samples - 1)
     return (groups - others).flatten(0, 1)
 
 
 def later(values: Tensor) -> Tensor:
-    """Sum over the tokens after each one, (rows, T) → (rows, T)."""
+    """For each token, the sum over the tokens after it, (rows, T) → (rows, T)."""
     return values.flip(1).cumsum(1).flip(1) - values
 
 
@@ -385,13 +380,13 @@ def advantages(
     r1: Tensor, r2: Tensor, kl1: Tensor, kl2: Tensor, returns: Returns, cfg: Config
 ) -> tuple[Tensor, Tensor]:
     """Rewards r1 (N,), r2 (N·M,) and for each token the KL after it, kl1 (N, T1), kl2 (N·M, T2) →
-    what each token of the firsts (N, T1) and seconds (N·M, T2) is worth above its baseline."""
+    the advantages of all tokens of first (N, T1) and second attempts (N·M, T2)."""
     K, M = cfg.samples, cfg.revisions
     r1, r2 = r1[:, None, None], r2.view(-1, M, 1)  # (N, 1, 1), (N, M, 1)
     kl1, kl2 = kl1[:, None], kl2.unflatten(0, (-1, M))  # (N, 1, T1), (N, M, T2)
     return1, return2 = returns(r1, r2, kl1, kl2, cfg)
-    first = leave_one_out(return1.mean(1), K)  # (N, T1): one sample, however many seconds it has
-    # Seconds are compared with those of the same first; a single one with its problem's others.
+    first = leave_one_out(return1.mean(1), K)  # (N, T1), over its second attempts
+    # Second attempts are compared with those to the same first; a single one with its problem's.
     second = leave_one_out(return2.flatten(0, 1), M if M > 1 else K)  # (N·M, T2)
     return first, second
 
@@ -406,10 +401,10 @@ def policy_loss(
     """
     after = (later(kl.detach()) for kl in kls)
     first, second = advantages(rolled.r1, rolled.r2, *after, returns, cfg)
-    # Returns are linear in the KL, so those of no reward are −β·KL, here with its own gradient.
+    # Returns are linear in the KL, so with zero rewards they are −β·KL, here with gradient.
     nothing = kls[0].new_zeros(())
     at1, at2 = returns(nothing, nothing, *(kl.sum(1) for kl in kls), cfg)  # (N,), (N·M,)
-    if not rolled.on_policy:  # another model's words are a prompt, not an action
+    if not rolled.on_policy:  # another model's tokens are a prompt, not an action
         first, at1 = torch.zeros_like(first), nothing
     return -(first * logprobs[0]).sum(1) - at1, -(second * logprobs[1]).sum(1) - at2
 
@@ -418,27 +413,35 @@ def policy_loss(
 # One step, and evaluation
 
 
+def outcomes(r1: Tensor, r2: Tensor, changed: Tensor) -> dict[str, Tensor]:
+    """The paper's metrics of pairs of attempts, one value a pair; they report the means.
+    delta = acc_t2 − acc_t1 = fixed (wrong → right) − broken (right → wrong)."""
+    return {
+        "acc_t1": r1,
+        "acc_t2": r2,
+        "delta": r2 - r1,
+        "fixed": (1 - r1) * r2,
+        "broken": r1 * (1 - r2),
+        "changed": changed.float(),
+    }
+
+
 def rollout_metrics(rolled: Rollout, returns: Returns, cfg: Config) -> dict:
-    """What a step reports of its rollout. `reward` is what the stage maximises, without KL and
-    bonus; `entropy` is the mean of −log π over the tokens drawn, which estimates the policy's own,
-    in nats a token at the temperature of sampling; `tied` is the share of the groups in which
-    second attempts are compared whose rewards are all the same, so that they teach nothing."""
+    """The metrics of a step's rollout: those of `outcomes`; `reward`, what the stage maximises,
+    without KL and bonus; `entropy`, the mean of −log π over the tokens drawn, which estimates the
+    policy's own, in nats a token at the sampling temperature; `tied`, the share of groups of second
+    attempts whose rewards are all equal, so that they give no gradient."""
     r1, r2 = rolled.r1.repeat_interleave(cfg.revisions), rolled.r2
     zero = torch.zeros_like(r2)
     plain = replace(cfg, alpha=0.0, beta1=0.0, beta2=0.0)
-    ended = torch.cat([rolled.first.ended, rolled.second.ended])
     attempts = rolled.first, rolled.second
+    ended = torch.cat([attempt.ended for attempt in attempts])
     drawn = torch.cat([attempt.logprobs[attempt.mask] for attempt in attempts])
     compared = r2.view(-1, cfg.revisions if cfg.revisions > 1 else cfg.samples)
-    return {
+    means = {name: x.mean().item() for name, x in outcomes(r1, r2, rolled.changed).items()}
+    return means | {
         "reward": sum(part.mean().item() for part in returns(r1, r2, zero, zero, plain)),
-        "acc_t1": r1.mean().item(),
-        "acc_t2": r2.mean().item(),
-        "delta": (r2 - r1).mean().item(),
-        "fixed": ((1 - r1) * r2).mean().item(),
-        "broken": (r1 * (1 - r2)).mean().item(),
         "entropy": -drawn.mean().item(),
-        "changed": rolled.changed.float().mean().item(),
         "truncated": 1 - ended.float().mean().item(),
         "tied": (compared == compared[:, :1]).all(1).float().mean().item(),
     }
@@ -453,7 +456,7 @@ def update(
     cfg: Config,
 ) -> dict:
     """Scores rollouts, the first of them on-policy, and takes one step on their loss. kl_1 and kl_2
-    are the on-policy one's, summed over an attempt and averaged over attempts."""
+    are those of the on-policy rollout, summed over tokens and averaged over attempts."""
     firsts, seconds = len(rollouts[0].r1), sum(len(rolled.r2) for rolled in rollouts)
     metrics = {"loss": 0.0, "kl_1": 0.0, "kl_2": 0.0}
     optimizer.zero_grad()
@@ -469,30 +472,10 @@ def update(
     return metrics | {"grad_norm": clipped_step(policy, optimizer, cfg.clip)}
 
 
-def process() -> tuple[int, int]:
-    """This process's number, and of how many that train together on shares of a step's problems:
-    (0, 1) for one that trains alone."""
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank(), dist.get_world_size()
-    return 0, 1
-
-
-def averaged(values: Tensor) -> Tensor:
-    """In place, the mean over all processes. Raises ConnectionError where one of them is gone."""
-    _, processes = process()
-    if processes > 1:
-        try:
-            dist.all_reduce(values)
-        except RuntimeError as error:
-            raise ConnectionError(f"another process is gone ({error})") from None
-        values /= processes
-    return values
-
-
 def clipped_step(policy: GPT, optimizer: torch.optim.Optimizer, clip: float) -> float:
     """One step along the gradient, averaged over processes and clipped to a norm of `clip`; returns
-    the norm that it had. Raises FloatingPointError, before a weight changes, if that is not
-    finite."""
+    the norm before clipping. If that is not finite, raises FloatingPointError before any weight
+    changes."""
     for weight in policy.parameters():
         averaged(weight.grad)
     norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), clip).item()
@@ -513,8 +496,8 @@ def train_step(
     seed: int,
 ) -> dict:
     """Rolls out, scores and updates once; returns the step's metrics. `seed` must change between
-    steps. The first cfg.offline · P problems get offline first attempts *as well* [paper: added to
-    the on-policy ones, not in their place]."""
+    steps. The first cfg.offline · P problems get offline first attempts in addition [paper: added
+    to the on-policy ones, not replacing them]."""
     started = time.perf_counter()
     rollouts = [rollout(policy, task, problems, cfg, seed)]
     extra = round(cfg.offline * len(problems))
@@ -533,7 +516,7 @@ def train_step(
 
 def micro_batches(rolled: Rollout, cfg: Config) -> Iterator[Rollout]:
     """The rollout, cfg.micro problems at a time. Baselines stay within a problem, so the gradients
-    of the parts add up to that of the whole. A part is as long as its own longest answers."""
+    of the parts add up to that of the whole. Each part is only as long as its longest answer."""
     K, M = cfg.samples, cfg.revisions
     size = K * (cfg.micro or len(rolled.r1) // K)
     for start in range(0, len(rolled.r1), size):
@@ -549,11 +532,27 @@ def micro_batches(rolled: Rollout, cfg: Config) -> Iterator[Rollout]:
         )
 
 
+def conversation(
+    policy: GPT,
+    task: Task,
+    problems: list[Problem],
+    attempts: int,
+    temperature: float = 0.0,
+    seed: int = 0,
+) -> Iterator[Generation]:
+    """Attempt after attempt at each problem, every one after all before it."""
+    prompts, keys = [task.prompt(x) for x in problems], [x.key for x in problems]
+    for _ in range(attempts):
+        attempt = respond(policy, task, problems, prompts, keys, 1, temperature, seed)
+        yield attempt
+        prompts, keys = try_again(task, prompts, attempt), row_keys(keys, 1, seed)
+
+
 @dataclass(frozen=True)
 class Evaluation:
-    metrics: dict  # the five of the paper and a few more; see `evaluate`
+    metrics: dict  # see `evaluate`
     problems: list[Problem]
-    responses: list[list[str]]  # of each attempt, to each problem
+    responses: list[list[str]]  # one list per attempt, one text per problem
     rewards: Tensor  # (attempts, problems)
     ended: Tensor  # (attempts, problems) bool: not cut by the length limit
 
@@ -568,34 +567,22 @@ def evaluate(
     seed: int = 0,
     batch: int = 512,
 ) -> Evaluation:
-    """The paper's metrics on held-out problems, greedy by default. All are fractions of all
-    problems: acc_t1, acc_t2, delta = acc_t2 − acc_t1 = fixed − broken, fixed (wrong → right),
-    broken (right → wrong), changed (y2 ≠ y1), truncated (of all attempts), acc of every attempt,
-    and standard errors `se` (delta's is paired)."""
+    """The paper's metrics on held-out problems, greedy by default: means of `outcomes` over all
+    problems, truncated (of all attempts), acc of every attempt, and standard errors `se` (delta's
+    is paired)."""
     if attempts < 2:
-        raise ValueError(f"attempts must be at least 2 to compare two: {attempts}")
+        raise ValueError(f"attempts must be at least 2: {attempts}")
     responses: list[list[str]] = [[] for _ in range(attempts)]
     rewards, ended = torch.zeros(2, attempts, len(problems))
     for start in range(0, len(problems), batch):
         some = problems[start : start + batch]
-        prompts, keys = [task.prompt(x) for x in some], [x.key for x in some]
-        for index in range(attempts):
-            attempt = respond(
-                policy, task, some, prompts, keys, 1, temperature, seed, shared=len(some)
-            )
+        said = conversation(policy, task, some, attempts, temperature, seed)
+        for index, attempt in enumerate(said):
             responses[index] += texts(task, attempt)
             rewards[index, start : start + batch] = grade(task, some, attempt)
             ended[index, start : start + batch] = attempt.ended
-            prompts, keys = try_again(task, prompts, attempt), row_keys(keys, 1, seed)
-    r1, r2 = rewards[:2]
-    series = {
-        "acc_t1": r1,
-        "acc_t2": r2,
-        "delta": r2 - r1,
-        "fixed": (1 - r1) * r2,
-        "broken": r1 * (1 - r2),
-        "changed": torch.tensor([float(y1 != y2) for y1, y2 in zip(*responses[:2])]),
-    }
+    changed = torch.tensor([y1 != y2 for y1, y2 in zip(*responses[:2])])
+    series = outcomes(*rewards[:2], changed)
     metrics = {name: values.mean().item() for name, values in series.items()}
     metrics["truncated"] = 1 - ended.mean().item()
     metrics["acc"] = rewards.mean(1).tolist()
@@ -609,12 +596,12 @@ def evaluate(
 def diagnose(
     policy: GPT, task: Task, problems: list[Problem], *, seed: int = 0, batch: int = 512
 ) -> dict:
-    """Where reward on attempt 2 alone would push this policy first: to edit or to copy?
+    """Would reward on attempt 2 alone first teach this policy to edit or to copy?
 
     Sampled at temperature 1, once a problem: p = P(y1 right), f = P(y2 right | y1 wrong) and
     b = P(y2 wrong | y1 right). Editing earns (1 − p)·f more right answers than copying and p·b
-    fewer, so it pays where `ratio` f/b exceeds `odds` p/(1 − p) (arXiv 2604.22273). What has no
-    value, f where nothing was wrong or f/b where nothing broke, is None.
+    fewer, so it pays where `ratio` f/b exceeds `odds` p/(1 − p) (arXiv 2604.22273). A quantity
+    without a value (f if nothing was wrong, f/b if nothing broke) is None.
     """
     sampled = evaluate(policy, task, problems, temperature=1.0, seed=seed, batch=batch).metrics
     p, fixed, broken = (sampled[name] for name in ("acc_t1", "fixed", "broken"))

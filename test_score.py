@@ -34,9 +34,11 @@ if DEVICE == "cpu":
 import data
 import model as model_module
 import score
-import train
 from data import Problem
+from fast import linear
+from fast.linear import freeze
 from model import GPT, GPTConfig, generate, row_keys
+from training import report
 
 HERE = pathlib.Path(__file__).parent
 
@@ -491,9 +493,13 @@ def test_when_generation_asks_changes_nothing(every, monkeypatch):
     gpt, cfg, task = ragged_gpt(), score.Config(samples=6, revisions=2), Chatty()
     task.max_new_tokens = 20
     decoded = []
-    step = model_module.Steps.step
-    spy = lambda steps, token, *rest: (decoded.append(len(token)), step(steps, token, *rest))[1]  # noqa: E731
-    monkeypatch.setattr(model_module.Steps, "step", spy)
+    extend = GPT.extend
+
+    def spy(gpt, cache, tokens, ok):
+        decoded.append(len(ok))
+        return extend(gpt, cache, tokens, ok)
+
+    monkeypatch.setattr(GPT, "extend", spy)
     rolls = []
     for asked in (every, 1000):
         monkeypatch.setattr(model_module, "ASK_EVERY", asked)
@@ -660,8 +666,10 @@ def test_fused_rows_stand_alone():
 @pytest.mark.skipif(DEVICE != "cpu", reason="on CUDA the other tests use the kernel")
 def test_rollouts_with_the_fused_sampler_are_scored_as_sampled(monkeypatch):
     monkeypatch.setattr(model_module, "uses_graphs", lambda device: True)
-    monkeypatch.setattr(model_module, "can_fuse", lambda hidden: True)
-    monkeypatch.setattr(model_module, "has_onednn", lambda dtype: False)  # as on CUDA
+    fused = model_module.fused_sample
+    draw = lambda gpt, hidden, *rest: fused(hidden, gpt.head.weight, *rest)  # noqa: E731
+    monkeypatch.setattr(model_module, "draw", draw)
+    monkeypatch.setattr(linear, "has_onednn", lambda dtype: False)  # as on CUDA
     gpt, cfg = ragged_gpt(context=128), score.Config(samples=4, revisions=2, temperature=0.8)
     rolled = score.rollout(gpt, Toy(), toy_problems(RAGGED), cfg, seed=2)
     scored = sampled_logprobs(gpt, rolled, 0.8)
@@ -754,7 +762,7 @@ def test_saving_memory_gives_the_same_gradient(micro, recompute, start):
     problems = toy_problems([start + prompt for prompt in RAGGED])
     steps = []
     for size, again in ((None, False), (micro, recompute)):
-        policy, ref = ragged_gpt(), train.frozen(ragged_gpt())
+        policy, ref = ragged_gpt(), freeze(ragged_gpt())
         policy.recompute = again
         with torch.no_grad():
             ref.blocks[0].mlp.up.weight.add_(0.1)  # so that the KL is not 0
@@ -800,24 +808,30 @@ def tokens_read(monkeypatch) -> list[int]:
     return read
 
 
-def test_a_shared_start_is_read_once_and_changes_nothing(monkeypatch):
-    """Whether groups of prompts have much in common, nothing, or everything."""
+@pytest.mark.parametrize("start", [[1, 2, 3], []])
+def test_a_common_start_is_read_once_and_changes_nothing(start, monkeypatch):
+    """Whether prompts have much in common, or nothing; one may be the start of another."""
     gpt, read = ragged_gpt(), tokens_read(monkeypatch)
-    prompts = [[1, 2, 3, 4], [1, 2, 3, 5, 6], [7, 8], [9], [3, 3, 3], [3, 3, 3]]
-    alone = generate(gpt, prompts, 12, samples=3, eos=0)
-    assert read[0] == sum(map(len, prompts))
-    read.clear()
-    together = generate(gpt, prompts, 12, samples=3, eos=0, shared=2)
-    assert read[:2] == [3 + 0 + 2, 1 + 2 + 2 + 1 + 1 + 1]
-    assert answers(together) == answers(alone)
-    assert torch.allclose(together.logprobs, alone.logprobs, atol=1e-5)
-    keyed = generate(gpt, [[4], [4]], 12, samples=3, keys=[1, 2], shared=2)
-    assert answers(keyed) == answers(generate(gpt, [[4], [4]], 12, samples=3, keys=[1, 2]))
+    prompts = [start + rest for rest in ([4], [5, 6], [7], [4, 4])]
+    together = generate(gpt, prompts, 12, samples=3, eos=0)
+    assert read[: 1 + bool(start)] == [len(start), 6][not start :]
+    for n, prompt in enumerate(prompts):
+        alone = generate(gpt, [prompt], 12, samples=3, eos=0)
+        rows = slice(3 * n, 3 * n + 3)
+        assert answers(together)[rows] == answers(alone)
+        made = together.logprobs[rows][together.mask[rows]]
+        assert torch.allclose(made, alone.logprobs[alone.mask], atol=1e-5)
+
+
+def test_equal_prompts_draw_by_their_keys():
+    gpt = ragged_gpt()
+    keyed = generate(gpt, [[4], [4]], 12, samples=3, keys=[1, 2])
+    first, second = (generate(gpt, [[4]], 12, samples=3, keys=[key]) for key in (1, 2))
+    assert answers(keyed) == answers(first) + answers(second)
 
 
 def test_solved_examples_are_read_once_for_all_problems(monkeypatch):
-    """By an evaluation for each attempt, by a rollout for the first: its second reads a problem's
-    prompt once for the problem's first attempts."""
+    """By an evaluation and by a rollout, for each attempt."""
     gpt, read = ragged_gpt(), tokens_read(monkeypatch)
     problems = toy_problems([[1, 2, 3, 4, 5], [1, 2, 3, 4, 6], [1, 2, 3, 4, 7, 8]])
     score.evaluate(gpt, Toy(), problems)
@@ -880,7 +894,7 @@ def test_logits_that_are_not_finite_still_give_a_token():
 
 
 def test_uniform_stays_inside_the_interval():
-    ends = model_module.to_unit(torch.tensor([0, (1 << 23) - 1]))
+    ends = model_module.uniform(torch.tensor([0, -(1 << 41)]))  # of the lowest and highest cell
     assert ends.dtype == torch.float32 and ends[0] > 0 and ends[1] < 1
     many = model_module.uniform(model_module.fold(torch.arange(100_000), 3))
     assert abs(many.mean().item() - 0.5) < 0.005 and 0 < many.min() and many.max() < 1
@@ -899,7 +913,7 @@ def test_greedy_is_argmax_without_randomness():
 @pytest.mark.parametrize(
     "prompts, options",
     [([], {}), ([[1], []], {}), ([[1] * 60], {}), ([[1]], {"temperature": -1.0}),
-     ([[1]], {"samples": 0}), ([[1]], {"keys": [1, 2]}), ([[1]] * 3, {"shared": 2})],
+     ([[1]], {"samples": 0}), ([[1]], {"keys": [1, 2]})],
 )  # fmt: skip
 def test_generate_refuses_what_it_cannot_do(prompts, options):
     with pytest.raises(ValueError):
@@ -909,7 +923,7 @@ def test_generate_refuses_what_it_cannot_do(prompts, options):
 def test_reference_never_moves(puzzle, tiny):
     ref = GPT(tiny.config)
     ref.load_state_dict(tiny.state_dict())
-    ref = train.frozen(ref)
+    ref = freeze(ref)
     before = [weight.clone() for weight in ref.parameters()]
     storage = {weight.data_ptr() for weight in tiny.parameters()}
     assert not storage & {weight.data_ptr() for weight in ref.parameters()}
@@ -979,7 +993,7 @@ def test_a_diagnosis_without_cases_has_no_value(acc_t1, fixed, broken, wanted, m
     ],
 )
 def test_what_plain_reward_would_learn(p, f, b, said):
-    assert said in train.leaning({"p": p, "f": f, "b": b, "n": 500})
+    assert said in report.leaning({"p": p, "f": f, "b": b, "n": 500})
 
 
 # ---------------------------------------------------------------------------------------------
@@ -990,7 +1004,7 @@ def test_what_plain_reward_would_learn(p, f, b, said):
 def test_a_tiny_run_learns_what_its_stage_rewards(returns):
     """Model seed 3, 40 steps on "begin evenly". Stage I teaches attempt 2 and leaves attempt 1
     about where the reference is; Stage II teaches both. Neither knows the task but by reward."""
-    policy, ref = ragged_gpt(), train.frozen(ragged_gpt())
+    policy, ref = ragged_gpt(), freeze(ragged_gpt())
     optimizer = torch.optim.Adam(policy.parameters(), lr=1e-3)
     cfg = score.Config(samples=4, revisions=4, alpha=1.0, beta1=0.01, beta2=0.3)
     rows = [

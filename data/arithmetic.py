@@ -58,7 +58,7 @@ class Corpus:
     copy_late: float = 0.995  # the same in the last three tenths of training
     right_again: float | None = None  # `right` of fresh second attempts, None for the same
 
-    def mistake(self, hard: bool, rng: np.random.Generator, again: bool = False) -> str | None:
+    def mistake(self, hard: bool, rng: Draws, again: bool = False) -> str | None:
         """The mistake of a first or a fresh second attempt; None if it is right."""
         right = self.right_hard if hard else self.right
         if again and self.right_again is not None:
@@ -81,6 +81,7 @@ class Puzzle:
         self.max_new_tokens = difficulty + 1
         bits = np.arange(2**difficulty)[:, None] >> np.arange(difficulty)
         self.choices = 1 - 2 * (bits & 1)  # (2^k, k): every way to sign k digits
+        self.ways = self.choices.tolist()  # the same as lists, which are faster for one way
         # One token per target and per step, so an attempt has as many tokens as digits.
         steps = range(-9 * difficulty, self.top + 9 * difficulty + 1)
         targets = [f"={target:02d}" for target in range(self.top + 1)]
@@ -258,7 +259,7 @@ class ArithmeticTask(Task):
     ) -> list[tuple[str, str, str]]:
         """(prompt, first attempt, second attempt) of `count` training problems; `progress` is the
         share of base training that is done, 0 to 1."""
-        rng = np.random.default_rng([seed, step, text_hash("corpus")])
+        rng = Draws([seed, step, text_hash("corpus")])
         corpus = self.corpus
         copy = corpus.copy if progress < 0.7 else corpus.copy_late
         rows = []

@@ -49,7 +49,8 @@ from torch import Tensor
 
 import score
 from data import Problem, Task
-from model import GPT, GPTConfig, generate, has_onednn
+from fast.linear import has_onednn
+from model import GPT, GPTConfig, generate
 
 FILE, PAGE = HERE / "bench.json", HERE / "SPEED.md"
 

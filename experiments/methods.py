@@ -82,10 +82,10 @@ class Method:
     own: dict = field(default_factory=dict)  # in place of the defaults
     start: str | None = "base"  # the method whose model it goes on from
     offline_only: bool = False  # all first attempts are the base model's
-    number: int = 1  # of the problems that it meets, as train.Stage's
+    number: int = 1  # of the problems that it meets, as settings.Stage's
 
 
-BASE, STAGE1, STAGE2 = (stage.own for stage in train.STAGES)
+BASE, STAGE1, STAGE2 = (stage.own["arithmetic"] for stage in train.STAGES)
 # Baselines make as many updates as both stages together, each on 640 samples.
 STEPS = STAGE1["steps"] + STAGE2["steps"]
 

@@ -53,7 +53,7 @@ def smoothed(values: list[float], window: int) -> list[float]:
 
 def draw(runs: dict[str, list[dict]], window: int):
     """One figure; a run without rewards, of a base model, is drawn by its loss."""
-    rewarded = any(row["reward"] is not None for rows in runs.values() for row in rows)
+    rewarded = any(row.get("reward") is not None for rows in runs.values() for row in rows)
     panels = PANELS if rewarded else LOSS
     n = math.ceil(math.sqrt(len(panels)))
     figure, axes = plt.subplots(n, n, figsize=(5 * n, 3.4 * n), squeeze=False, layout="constrained")

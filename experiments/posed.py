@@ -26,16 +26,13 @@ def main(argv: list[str]) -> int:
     name, *flags = argv
     base, stage1, stage2 = train.STAGES
     method = METHODS[name]
-    steps = stage1.posed["steps"] + stage2.posed["steps"]
-    stage = replace(
-        stage1,
-        folder=name,
-        title=method.title,
-        returns=method.learns,
-        posed=stage1.posed | {"steps": steps},
-    )
+    own = {
+        kind: values | {"steps": values["steps"] + stage2.own[kind]["steps"]}
+        for kind, values in stage1.own.items()
+    }
+    stage = replace(stage1, folder=name, title=method.title, returns=method.learns, own=own)
     train.STAGES = (base, stage, stage2)
-    return train.main(["--stage", "1", *flags], ["experiments/posed.py", *argv])
+    return train.main(["--stage", "1", *flags])
 
 
 if __name__ == "__main__":

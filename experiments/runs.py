@@ -21,6 +21,9 @@ import score
 import train
 from data.arithmetic import ArithmeticTask, Puzzle
 from data.task import Problem
+from fast.linear import freeze
+from training.checkpoints import load_model, locked, write_json
+from training.settings import Job, Stage, pick, read_progress, resolve
 
 TUNING_SEED = 100  # of learning rates; its runs are evaluated on validation problems
 
@@ -72,22 +75,23 @@ class Run:
         own = own | {"steps": own["steps"] * (1 if self.method == "base" else self.times)}
         return own if self.lr is None else own | {"lr": self.lr}
 
-    def job(self, out: Path) -> train.Job:
+    def job(self, out: Path) -> Job:
         method, folder = METHODS[self.method], self.folder(out)
         returns = None if isinstance(method.learns, Imitation) else method.learns
-        stage = train.Stage(method.number, self.arm, method.title, returns, self.settings, {})
+        own = {"arithmetic": self.settings}
+        stage = Stage(method.number, self.arm, method.title, returns, own)
         split = "val" if self.seed == TUNING_SEED else "test"
         known = {"seed": self.seed, "out": str(out), "split": split}
-        return train.Job(stage, *train.resolve(stage, known), folder, *train.read_settings(folder))
+        return Job(stage, *resolve(stage, known), folder, *read_progress(folder))
 
     def perform(self, out: Path) -> None:
         """Trains and evaluates; goes on where it was stopped."""
         job = self.job(out)
         job.folder.mkdir(parents=True, exist_ok=True)
-        with train.locked(job.folder):
+        with locked(job.folder):
             self.train_and_look(job, out)
 
-    def train_and_look(self, job: train.Job, out: Path) -> None:
+    def train_and_look(self, job: Job, out: Path) -> None:
         device, method = torch.device("cpu"), METHODS[self.method]
         task = ArithmeticTask(Puzzle, job.run.difficulty, BASES[self.base].corpus)
 
@@ -98,14 +102,14 @@ class Run:
             policy, ref = train.new_model(job, task, device), None
         else:
             policy = model_of(self.start)
-            ref = train.frozen(model_of(Run("base", self.seed, self.base)))
+            ref = freeze(model_of(Run("base", self.seed, self.base)))
         trainer = Trainer(job, task, policy, ref, method)
         if job.saved is not None:
             trainer.restore()
-        train.train(trainer, train.precision(job.run, device))
+        train.train(trainer)
         result = train.evaluate(job, task, device)
-        looked_at = details(train.load_model(job.folder, task, device), task, result)
-        train.write_json(job.folder / "details.json", looked_at)
+        looked_at = details(load_model(job.folder, task, device), task, result)
+        write_json(job.folder / "details.json", looked_at)
         for path in job.folder.glob("pairs*.json"):
             path.unlink()  # large, and of use to a stopped run alone
 
@@ -115,7 +119,7 @@ class Trainer(train.Trainer):
 
     LOOK, PROBLEMS = 25, 500
 
-    def __init__(self, job: train.Job, task: ArithmeticTask, policy, ref, method: Method):
+    def __init__(self, job: Job, task: ArithmeticTask, policy, ref, method: Method):
         super().__init__(job, task, policy, ref)
         self.method = method
         self.pairs: list[tuple[str, str, str]] = []
@@ -125,7 +129,7 @@ class Trainer(train.Trainer):
         metrics = super().advance()
         if self.step % self.LOOK == 0 and self.ref is not None:
             seen = score.evaluate(self.policy, self.task, self.looked_at).metrics
-            metrics["val"] = train.pick(seen, {"acc_t1", "acc_t2", "changed"})
+            metrics["val"] = pick(seen, {"acc_t1", "acc_t2", "changed"})
         return metrics
 
     def learn(self, seed: int) -> dict:
@@ -141,8 +145,6 @@ class Trainer(train.Trainer):
         rolled = score.rollout(self.policy, self.task, problems, cfg, seed, first_by=self.ref)
         metrics = score.rollout_metrics(rolled, returns, cfg)
         metrics |= score.update(self.policy, self.ref, self.optimizer, [rolled], returns, cfg)
-        if self.best.add(self.step, self.job.run.steps, metrics["reward"]):
-            self.save_model()
         tokens = int(rolled.first.mask.sum() + rolled.second.mask.sum())
         return metrics | {"tokens": tokens, "samples": len(rolled.r1) + len(rolled.r2)}
 
@@ -155,7 +157,7 @@ class Trainer(train.Trainer):
         if place == 0 or not self.pairs:
             if not file.exists():  # else it was collected before this run was stopped
                 end = min(self.step + length, self.job.run.steps + 1)
-                train.write_json(file, self.collect(seed, range(self.step, end)))
+                write_json(file, self.collect(seed, range(self.step, end)))
             collected = json.loads(file.read_text())
             self.pairs = collected["pairs"]
             samples = collected["samples"] if place == 0 else 0
@@ -165,7 +167,7 @@ class Trainer(train.Trainer):
         metrics = train.base_step(
             self.policy, self.optimizer, self.task, rows, self.job.cfg.clip, self.method.learns.both
         )
-        return dict.fromkeys(train.REWARDED) | metrics | {"samples": samples}
+        return metrics | {"samples": samples}
 
     def collect(self, seed: int, steps: range) -> dict:
         """The pairs to imitate, out of one rollout a step."""

@@ -11,7 +11,7 @@ sys.path.insert(0, str(HERE.parent))
 from methods import ABLATIONS, BASES, LRS, MAIN, METHODS, QUICK, REST, SWEEPS
 from runs import Run
 
-import train
+from training import settings
 
 FIGURES, TUNING, CURVES = (HERE / f"{name}.json" for name in ("compare", "tuning", "curves"))
 RESULTS = HERE / "RESULTS.md"
@@ -29,9 +29,11 @@ def gather(runs: list[Run], out: Path) -> list[dict]:
         job = run.job(out)
         results = json.loads((job.folder / "results.json").read_text())
         evaluated = EVALUATED | {"split": job.run.split}
-        made = results["config"] | train.pick(results, evaluated.keys())
+        made = results["config"] | settings.pick(results, evaluated.keys())
         try:
-            train.agree(job.folder, made, job.settings() | evaluated | {"seed": run.seed})
+            settings.check_settings_match(
+                job.folder, made, job.settings() | evaluated | {"seed": run.seed}
+            )
         except ValueError as error:
             sys.exit(str(error))
         row = {"arm": run.arm, "seed": run.seed, "n": results["n"]}

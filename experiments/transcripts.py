@@ -22,6 +22,7 @@ import score
 import train
 from data import Problem, Task
 from model import GPT, Generation
+from training import checkpoints, processes, report
 
 PAGE = Path(__file__).with_suffix(".html")
 
@@ -46,7 +47,7 @@ def aligned(first: list[tuple], second: list[tuple]) -> list[dict]:
     """Columns of both attempts' pieces: one a piece where they agree, one a change elsewhere."""
     texts = ([text for text, _ in attempt] for attempt in (first, second))
     columns = []
-    for same, here, there in train.compared(*texts):
+    for same, here, there in report.compared(*texts):
         if same:
             pairs = zip(first[here], second[there])
             columns += [{"new": False, "rows": [[y1], [y2]]} for y1, y2 in pairs]
@@ -61,13 +62,10 @@ def look(model: GPT, task: Task, problems: list[Problem], seed: int, batch: int)
     shown = []
     for start in range(0, len(problems), batch):
         some = problems[start : start + batch]
-        prompts, keys = [task.prompt(x) for x in some], [x.key for x in some]
         attempts, rewards = [], []
-        for _ in range(2):
-            attempt = score.respond(model, task, some, prompts, keys, 1, 0.0, seed, len(some))
+        for attempt in score.conversation(model, task, some, 2, seed=seed):
             attempts.append(pieces(task, attempt))
             rewards.append(score.grade(task, some, attempt).tolist())
-            prompts = score.try_again(task, prompts, attempt)
         for x, y1, y2, r1, r2 in zip(some, *attempts, *rewards):
             right = [r1 == 1, r2 == 1]
             shown.append({"problem": x.prompt, "right": right, "columns": aligned(y1, y2)})
@@ -91,16 +89,18 @@ def main() -> None:
     parser.add_argument("--to", type=Path, help="[DIR/transcripts.html]")
     args = parser.parse_args()
     try:
-        job = train.job_of(args.folder, {"split": args.split, "device": args.device})
-        task, device = train.load_task(job.run), train.pick_device(job.run.device)
+        job = train.load_job(
+            train.STAGES, args.folder, {"split": args.split, "device": args.device}
+        )
+        task, device = train.load_task(job.run), processes.pick_device(job.run.device)
         problems = task.held_out(args.split, args.problems)
         model = train.stage_model(job, task, device)
-        with train.precision(job.run, device):
+        with processes.precision(job.run.dtype, device):
             shown = look(model, task, problems, job.run.seed, job.run.eval_batch)
         to = args.to or args.folder / "transcripts.html"
         to.write_text(page(f"{args.folder}: {len(shown)} {args.split} problems", shown))
     except (ValueError, OSError) as error:
-        print(f"transcripts.py: {train.one_line(error)}", file=sys.stderr)
+        print(f"transcripts.py: {checkpoints.one_line(error)}", file=sys.stderr)
         sys.exit(2)
     print(f"wrote {to}")
 

@@ -34,6 +34,7 @@ except ImportError as error:
 import score
 import train
 from data import Problem, Task
+from training import checkpoints, flags, settings
 
 
 class ScoreTrainer(GRPOTrainer):
@@ -154,9 +155,9 @@ def second_reward(completions: list, r2: list[float], **others) -> list[float]:
     return r2
 
 
-def make_trainer(stage: train.Stage, given: dict, own: dict) -> ScoreTrainer:
+def make_trainer(stage: settings.Stage, given: dict, own: dict) -> ScoreTrainer:
     """A trainer of a stage with train.py's settings, and others of GRPOConfig's."""
-    run, cfg = train.resolve(stage, given)
+    run, cfg = settings.resolve(stage, given)
     task = train.load_task(run)
     rows = cfg.samples * cfg.revisions  # of a problem
     share = cfg.problems // int(os.environ.get("WORLD_SIZE", "1"))  # of a process, in problems
@@ -209,7 +210,7 @@ def make_trainer(stage: train.Stage, given: dict, own: dict) -> ScoreTrainer:
     return trainer
 
 
-def parse(argv: list[str]) -> tuple[train.Stage, dict, dict]:
+def parse(argv: list[str]) -> tuple[settings.Stage, dict, dict]:
     """A stage, train.py's settings, and after --trl those of GRPOConfig."""
     argv, own = list(argv), {}
     if "--trl" in argv:
@@ -222,7 +223,7 @@ def parse(argv: list[str]) -> tuple[train.Stage, dict, dict]:
                 value = ast.literal_eval(value)
             own[name] = value
         argv = argv[:at]
-    args, given = train.parse(argv)
+    args, given = flags.parse(argv, train.STAGES, __doc__)
     if args.stage not in (1, 2) or "init" not in given or args.resume or args.plan:
         raise ValueError("trl_score.py takes --stage 1 or 2, --init, and no --resume or --plan")
     return train.STAGES[args.stage], given, own
@@ -232,7 +233,7 @@ def main() -> int:
     try:
         trainer = make_trainer(*parse(sys.argv[1:]))
     except (ValueError, OSError) as error:
-        print(f"trl_score.py: {train.one_line(error)}", file=sys.stderr)
+        print(f"trl_score.py: {checkpoints.one_line(error)}", file=sys.stderr)
         return 2
     trainer.train()
     trainer.save_model()

@@ -14,6 +14,7 @@ import data
 import train
 from model import GPT, GPTConfig
 from pretrained.tokenizer import QWEN_PATTERN, byte_characters
+from training import settings
 
 ROOT = pathlib.Path(__file__).parent.parent
 LOOK = "--difficulty 2 --eval-problems 20 --device cpu".split()
@@ -58,9 +59,12 @@ def kill_after(step: int, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(train.Trainer, "advance", killed)
 
 
-def six_steps() -> tuple[train.Stage, ...]:
-    own = [stage.own | {"steps": 6} for stage in train.STAGES]
-    return tuple(dataclasses.replace(stage, own=each) for stage, each in zip(train.STAGES, own))
+def six_steps() -> tuple[settings.Stage, ...]:
+    def short(stage: settings.Stage) -> settings.Stage:
+        own = {kind: values | {"steps": 6} for kind, values in stage.own.items()}
+        return dataclasses.replace(stage, own=own)
+
+    return tuple(map(short, train.STAGES))
 
 
 LLAMA3_PATTERN = (

@@ -15,6 +15,7 @@ import pytest
 import data
 import score
 import train
+from training.flags import parse
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -97,4 +98,4 @@ def test_commands_are_accepted(page):
         if program not in ("train.py", "words.py"):
             assert (ROOT / program).is_file(), program
         elif flags != ["--help"]:
-            train.parse(flags)
+            parse(flags, train.STAGES, train.__doc__)

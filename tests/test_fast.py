@@ -9,6 +9,10 @@ import torch
 
 import model as model_module
 import score
+from fast import linear
+from fast.attention import attend_one
+from fast.graphs import GraphCache
+from fast.head import HeadScores
 from model import GPT, GPTConfig, generate
 from test_score import DEVICE, RAGGED, Toy, answers, needs_cuda, ragged_gpt, toy_problems
 
@@ -25,14 +29,14 @@ def naive_scores(hidden, weight, ref_hidden, ref_weight, tokens, temperature):
 @pytest.mark.parametrize("chunk", [1, 3990, 1 << 24])
 def test_head_scores_and_their_gradient_are_the_naive_ones(chunk, monkeypatch):
     """For arbitrary weights on log-probabilities and KLs, in three slices, in two, and in one."""
-    monkeypatch.setattr(model_module.HeadScores, "CHUNK", chunk)
+    monkeypatch.setattr(HeadScores, "CHUNK", chunk)
     g = torch.Generator().manual_seed(0)
     heads = [4 * torch.randn(n, 8, generator=g, dtype=torch.float64) for n in (10, 600, 10, 600)]
     tokens = torch.randint(600, (10,), generator=g)
     tokens[:4] = torch.tensor([0, 255, 256, 599])
     weights = torch.randn(2, 10, generator=g, dtype=torch.float64)
     results = []
-    for scores in (model_module.HeadScores.apply, naive_scores):
+    for scores in (HeadScores.apply, naive_scores):
         leaves = [head.clone().requires_grad_() for head in heads[:2]]
         values = scores(*leaves, *heads[2:], tokens, 0.7)
         grads = torch.autograd.grad((weights * torch.stack(values)).sum(), leaves)
@@ -49,7 +53,7 @@ def test_kl_is_exact_in_float32(apart):
     other = weight + apart * torch.randn(300, 64, generator=g)
     hidden[:, 0], weight[:, 0], other[:, 0] = 16, -6, -6
     heads, tokens = (hidden, weight, hidden, other), torch.zeros(50, dtype=torch.int64)
-    _, kl = model_module.HeadScores.apply(*heads, tokens, 1.0)
+    _, kl = HeadScores.apply(*heads, tokens, 1.0)
     _, exact = naive_scores(*(x.double() for x in heads), tokens, 1.0)
     assert (kl - exact).abs().max() < 5e-5
     assert kl.min() > 0.01 if apart else kl.abs().max() < 5e-5
@@ -67,9 +71,9 @@ def test_bfloat16_does_not_round_logits():
     assert logits.mean() < -90
     exact = logits.log_softmax(1).gather(1, tokens[:, None])[:, 0]
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        auto, _ = model_module.HeadScores.apply(*(hidden, weight) * 2, tokens, 1.0)
+        auto, _ = HeadScores.apply(*(hidden, weight) * 2, tokens, 1.0)
     heads = [x.bfloat16() for x in (hidden, weight)] * 2
-    low, _ = model_module.HeadScores.apply(*heads, tokens, 1.0)
+    low, _ = HeadScores.apply(*heads, tokens, 1.0)
     assert (auto - exact).abs().max() < 1e-4 and (low - exact).abs().max() < 1e-4
 
 
@@ -85,13 +89,13 @@ def test_graph_steps_draw_the_same_tokens(shape, graph_steps, monkeypatch):
     gpt = ragged_gpt(context=128, **shape)
     task, cfg = Toy(), score.Config(samples=8, revisions=2)
     task.max_new_tokens = 48
-    keep, kept = model_module.GraphSteps.keep, []
+    keep, kept = GraphCache.keep, []
     spy = lambda steps, rows: (kept.append(len(rows)), keep(steps, rows))  # noqa: E731
-    monkeypatch.setattr(model_module.GraphSteps, "keep", spy)
+    monkeypatch.setattr(GraphCache, "keep", spy)
     rolls = [score.rollout(gpt, task, toy_problems(RAGGED), cfg, seed=s) for s in (4, 5)]
-    assert kept and {R for R, _, _ in gpt.steps.graphs} >= {64, 128}
-    assert {S for _, S, _ in gpt.steps.graphs} == {64, 128}
-    assert (gpt.steps.rows, gpt.steps.slots) == (128, 256)
+    assert kept and {R for R, _, _ in gpt.graph_cache.graphs} >= {64, 128}
+    assert {S for _, S, _ in gpt.graph_cache.graphs} == {64, 128}
+    assert (gpt.graph_cache.rows, gpt.graph_cache.slots) == (128, 256)
     monkeypatch.undo()
     for seed, rolled in zip((4, 5), rolls):
         plain = score.rollout(gpt, task, toy_problems(RAGGED), cfg, seed=seed)
@@ -105,14 +109,14 @@ def test_graph_steps_grow_and_follow_the_weights(graph_steps):
     gpt = ragged_gpt(context=600)
     for size, rows, slots in ((40, 8, 256), (300, 8, 512), (10, 8, 512)):
         made = generate(gpt, RAGGED, size, eos=None, seed=1)
-        assert (gpt.steps.rows, gpt.steps.slots) == (rows, slots)
-    assert {S for _, S, _ in gpt.steps.graphs} == {64, 128, 256, 512}
-    steps = gpt.steps
+        assert (gpt.graph_cache.rows, gpt.graph_cache.slots) == (rows, slots)
+    assert {S for _, S, _ in gpt.graph_cache.graphs} == {64, 128, 256, 512}
+    kept = gpt.graph_cache
     generate(gpt, RAGGED, 10, temperature=0.0)
-    assert gpt.steps is steps
+    assert gpt.graph_cache is kept
     gpt.to(torch.float64).to(torch.float32)
     again = generate(gpt, RAGGED, 10, eos=None, seed=1)
-    assert gpt.steps is not steps and torch.equal(made.tokens, again.tokens)
+    assert gpt.graph_cache is not kept and torch.equal(made.tokens, again.tokens)
 
 
 def test_what_stood_in_a_slot_before_does_not_matter(graph_steps):
@@ -186,7 +190,7 @@ def test_cuda_gradient_under_autocast_is_near_the_exact_one():
         leaves = [x.to(device).requires_grad_() for x in (hidden, weight)]
         with torch.autocast("cuda", torch.bfloat16):
             others = (x.to(device).flip(0) for x in (hidden, weight))
-            values = model_module.HeadScores.apply(*leaves, *others, tokens.to(device), 1.0)
+            values = HeadScores.apply(*leaves, *others, tokens.to(device), 1.0)
         loss = (weights.to(device) * torch.stack(values)).sum()
         grads.append(torch.autograd.grad(loss, leaves))
     for exact, ours in zip(*grads):
@@ -198,7 +202,7 @@ def test_scores_of_a_bfloat16_cache_are_not_rounded():
     g = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(6, 4, n, 16, generator=g).bfloat16() for n in (1, 20, 20))
     q = 10 * q
-    y = model_module.attend_one(q, k, v, torch.zeros(24, 1, 20), 1.0)
+    y = attend_one(q, k, v, torch.zeros(24, 1, 20), 1.0)
     exact = (q.double() @ k.double().mT).softmax(-1) @ v.double()  # (6, 4, 1, 16)
     assert (y.double() - exact.view(6, 1, 64)).abs().max() < 0.02
 
@@ -206,19 +210,19 @@ def test_scores_of_a_bfloat16_cache_are_not_rounded():
 def test_packed_weights_sample_the_same_tokens(monkeypatch):
     """oneDNN's product against F.linear, whose log-probabilities differ by rounding only; under
     bfloat16 by what SPEED.md says; and no packed weight outlives the call."""
-    if not model_module.has_onednn(torch.float32):
+    if not linear.has_onednn(torch.float32):
         pytest.skip("this torch has no oneDNN product")
     torch.manual_seed(0)
     gpt = GPT(GPTConfig(vocab_size=300, context=40, layers=2, heads=4, width=256))
     layers = list(gpt.modules())
-    with model_module.decoding(gpt):
+    with linear.decoding(gpt):
         assert not any(isinstance(layer, torch.nn.Linear) for layer in gpt.modules())
     prompts = [[1, 2, 3], [4], [5, 6]]
     packed = model_module.generate(gpt, prompts, 20, samples=8)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         low = model_module.generate(gpt, prompts, 20, samples=8)
     assert list(gpt.modules()) == layers
-    monkeypatch.setattr(model_module, "has_onednn", lambda dtype: False)
+    monkeypatch.setattr(linear, "has_onednn", lambda dtype: False)
     plain = model_module.generate(gpt, prompts, 20, samples=8)
     assert torch.equal(packed.tokens, plain.tokens)
     assert torch.allclose(packed.logprobs, plain.logprobs, atol=1e-5)
@@ -233,7 +237,7 @@ def test_packed_weights_sample_the_same_tokens(monkeypatch):
 def test_low_copies_sample_what_is_scored_and_follow_the_weights(monkeypatch):
     """What stands in for linear layers on CUDA, tried on a CPU: copies in bfloat16 that stay where
     they are from call to call and are filled anew, with logits that are not rounded."""
-    monkeypatch.setattr(model_module, "onednn_layers", model_module.low_layers)
+    monkeypatch.setattr(linear, "onednn_layers", linear.low_copies)
     gpt, places = ragged_gpt(qkv_bias=False), []
     for _ in range(2):
         with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -3,10 +3,8 @@
 import json
 import os
 import pathlib
-import re
 import shutil
 import signal
-import types
 
 import numpy as np
 import pytest
@@ -21,7 +19,6 @@ from model import GPT
 from pretrained.tokenizer import load_tokenizer
 from tests.helpers import (
     CHAT_TEMPLATES,
-    ROOT,
     same_weights,
     source,
     tiny_checkpoint,
@@ -30,17 +27,18 @@ from tests.helpers import (
     write_math,
     write_programs,
 )
+from training import settings
 
 
 def test_the_paper_s_settings_are_the_defaults():
     known = {"data": "math", "init": "model"}
     for stage in train.STAGES[1:]:
-        run, cfg = train.resolve(stage, known)
+        run, cfg = settings.resolve(stage, known)
         assert (run.lr, run.steps) == (5e-6, 1500)
         assert (cfg.beta1, cfg.beta2, cfg.alpha) == (0.01, 0.1, 10)
-    run, cfg = train.resolve(train.STAGES[1], known | {"data": "humaneval"})
+    run, cfg = settings.resolve(train.STAGES[1], known | {"data": "humaneval"})
     assert (run.lr, run.steps, cfg.beta1, cfg.beta2) == (1e-5, 750, 0.01, 0.25)
-    assert train.resolve(train.STAGES[2], {})[1].beta1 == 0.02
+    assert settings.resolve(train.STAGES[2], {})[1].beta1 == 0.02
 
 
 OPEN_FLAGS = "--steps 2 --problems 2 --samples 2 --revisions 2 --max-new-tokens 8 --device cpu"
@@ -128,29 +126,6 @@ def test_an_open_model_killed_and_resumed_equals_uninterrupted(chatty, tmp_path,
     assert same_weights(one, other)
     init = GPT.from_pretrained(chatty).state_dict()
     assert any(not torch.equal(w, init[name]) for name, w in weights(one).items())
-
-
-def test_the_readme_s_task_is_one(chatty, tmp_path, monkeypatch, capsys):
-    """Its file, as it stands there: trained on, evaluated, and strict."""
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    [code] = [block for block in blocks if "class Words" in block]
-    monkeypatch.setattr(data, "OPEN", dict(data.OPEN))
-    words = types.ModuleType("words")
-    exec(code, words.__dict__)
-    lines = [json.dumps({"question": f"Capital of {n}?", "answer": f"City{n}"}) for n in range(8)]
-    (tmp_path / "train.jsonl").write_text("\n".join(lines[:4]))
-    (tmp_path / "test.jsonl").write_text("\n".join(lines[4:]))
-    flags = f"--data words --data-dir {tmp_path} --init {chatty} --out {tmp_path} --device cpu"
-    flags += " --problems 2 --samples 2 --revisions 2 --steps 1"
-    assert train.main(["--stage", "1", *flags.split()]) == 0
-    results = json.loads((tmp_path / "words" / "stage1" / "results.json").read_text())
-    assert (results["n"], results["config"]["lr"]) == (4, 5e-6)
-    task = words.Words(source(chatty, tmp_path))
-    [problem] = [x for x in task.held_out("test", None) if x.gold == "City5"]
-    right, wrong = ["City5", " city5.\n"], ["", "City", "City5 or City6", "It is City5", "City5!"]
-    assert [task.reward(problem, text) for text in right + wrong] == [1, 1, 0, 0, 0, 0, 0]
-    with pytest.raises(ValueError, match="no problem 'x', for none has an id"):
-        task.problem("x")
 
 
 def test_arithmetic_is_learned_by_an_open_model(chatty, tmp_path, capsys):

@@ -1,0 +1,231 @@
+"""The files of a stage's folder: model.pt, state.pt, metrics.jsonl and results.json, and what
+protects them: a lock, writes that are whole or not made, and checks of what is read."""
+
+import contextlib
+import fcntl
+import json
+import math
+import os
+import shutil
+import zipfile
+from collections.abc import Callable, Iterator, Set
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+import data
+from model import GPT, GPTConfig
+from training.processes import is_first, print_once
+
+
+def one_line(error: Exception) -> str:
+    return (" ".join(str(error).split()) or type(error).__name__)[:500]
+
+
+# ---------------------------------------------------------------------------------------------
+# Writing
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Raises ValueError while another process trains in this folder. The operating system releases
+    the lock when the process ends, however it ends."""
+    with (folder / ".lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise ValueError(
+                f"process {file.read()} is training in {folder}; choose another --out"
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def check_writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(f"cannot write to {folder}: {error.strerror}") from None
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Writes a file completely or not at all: a kill or a full disk leaves the old one."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        write(partial)
+        os.replace(partial, path)
+    except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError if a write fails
+        free = shutil.disk_usage(path.parent).free >> 20
+        partial.unlink(missing_ok=True)
+        raise ValueError(f"cannot write {path}: {one_line(error)}; {free} MiB are free") from None
+
+
+def write_json(path: Path, content: dict) -> None:
+    write_atomically(path, lambda p: p.write_text(json.dumps(content, indent=2) + "\n"))
+
+
+def write_lines(path: Path, rows: list[dict]) -> None:
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    write_atomically(path, lambda p: p.write_text(text))
+
+
+def save_model(folder: Path, model: GPT) -> None:
+    if is_first():
+        content = {"config": asdict(model.config), "model": model.state_dict()}
+        write_atomically(folder / "model.pt", lambda p: torch.save(content, p))
+
+
+def save_state(folder: Path, state: dict) -> None:
+    """Replaces state.pt, whose last version remains as state.before.pt."""
+    path, before = folder / "state.pt", folder / "state.before.pt"
+    if path.exists():
+        before.unlink(missing_ok=True)
+        try:
+            os.link(path, before)
+        except OSError:  # not every file system supports hard links
+            shutil.copyfile(path, before)
+    write_atomically(path, lambda p: torch.save(state, p))
+
+
+# ---------------------------------------------------------------------------------------------
+# Reading
+
+
+def read_pt(path: Path, keys: Set[str], mmap: bool = False) -> dict:
+    """Loads a dictionary that this program saved; with mmap, tensors stay on disk until used.
+    Raises a one-line ValueError for any other file. Never unpickles code."""
+    if not path.is_file():
+        raise ValueError(f"no such file: {path}")
+    try:
+        check_sums(path, "data.pkl" if mmap else "")
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except Exception as error:  # torch.load may raise any exception for a damaged file
+        reason = one_line(error)
+        raise ValueError(f"{path} is damaged or not a checkpoint ({reason})") from None
+    if not isinstance(content, dict) or not keys <= content.keys():
+        names = ", ".join(sorted(keys))
+        raise ValueError(f"{path} is not a checkpoint of this program: no {names}")
+    return content
+
+
+def check_sums(path: Path, ending: str) -> None:
+    """Raises BadZipFile if a part whose name ends in `ending` fails its checksum, which torch.save
+    stores and torch.load ignores."""
+    with zipfile.ZipFile(path) as file:
+        for name in file.namelist():
+            if name.endswith(ending):
+                with file.open(name) as part:
+                    while part.read(1 << 20):
+                        pass  # the checksum is compared at the end
+
+
+def read_state(folder: Path, mmap: bool = False) -> dict | None:
+    """A folder's state.pt, or state.before.pt if that is damaged, or None without a state.pt.
+    Without mmap, state.before.pt replaces the damaged file; otherwise the next save would keep the
+    damaged one as its backup."""
+    path, before = folder / "state.pt", folder / "state.before.pt"
+    if not path.exists():
+        return None
+    try:
+        return read_pt(path, {"settings", "step"}, mmap)
+    except ValueError as error:
+        if not before.exists():
+            raise
+        state = read_pt(before, {"settings", "step"}, mmap)
+        if not mmap:
+            os.replace(before, path)
+            print_once(f"{one_line(error)}: going back to the state of step {state['step']}")
+        return state
+
+
+def load_model(folder: Path, task: data.Task | None, device: torch.device) -> GPT:
+    """Loads the model of a stage's folder. Raises ValueError if it is missing, damaged, or its
+    vocabulary is not the task's, if one is given."""
+    path = folder / "model.pt"
+    content = read_pt(path, {"config", "model"})
+    try:
+        model = GPT(GPTConfig(**content["config"]))
+        model.load_state_dict(content["model"])
+    except (TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise ValueError(f"{path} is not a model of this program ({one_line(error)})") from None
+    check_model(path, model, task)
+    return model.to(device)
+
+
+def check_model(path: Path, model: GPT, task: data.Task | None) -> None:
+    """Raises ValueError for weights that are not finite, or a vocabulary that is not the task's.
+    Pretrained models may have more embedding rows than their tokenizer has tokens."""
+    if not all(weight.isfinite().all() for weight in model.parameters()):
+        raise ValueError(f"{path} has weights that are not finite")
+    if task is None:
+        return
+    has, needs = model.config.vocab_size, task.encoding.n_vocab
+    if has < needs or (has > needs and not isinstance(task, data.TextTask)):
+        raise ValueError(
+            f"{path} has a vocabulary of {has}, but {task.name} needs {needs}; was it trained on "
+            "another task?"
+        )
+
+
+# ---------------------------------------------------------------------------------------------
+# What a stage keeps as it goes
+
+
+class Log:
+    """metrics.jsonl, one object a step. On resuming, lines after the saved step are dropped, since
+    those steps run again."""
+
+    def __init__(self, path: Path, step: int):
+        kept = path.read_bytes().splitlines(keepends=True)[:step] if step and path.exists() else []
+        try:
+            steps = [json.loads(line)["step"] for line in kept]
+        except (ValueError, KeyError, TypeError):
+            steps = None
+        if steps != list(range(1, step + 1)):
+            raise ValueError(f"{path} is not the log of the {step} steps that were saved")
+        write_atomically(path, lambda p: p.write_bytes(b"".join(kept)))
+        self.file = path.open("a")
+
+    def add(self, metrics: dict) -> None:
+        self.file.write(json.dumps(metrics) + "\n")
+        self.file.flush()
+
+
+def read_log(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+class Best:
+    """Tracks the highest training reward: the mean over the last WINDOW steps, since one step's is
+    too noisy, compared every EVERY steps and after the last."""
+
+    WINDOW, EVERY = 50, 10
+
+    def __init__(self):
+        self.recent: list[float] = []
+        self.reward = -math.inf  # before the first comparison
+
+    def add(self, step: int, steps: int, reward: float) -> bool:
+        """Whether the weights after this step are the best so far."""
+        self.recent = (self.recent + [reward])[-self.WINDOW :]
+        mean = sum(self.recent) / len(self.recent)
+        compared = step == steps or (step % self.EVERY == 0 and step >= self.WINDOW)
+        if not compared or mean <= self.reward:
+            return False
+        self.reward = mean
+        return True
+
+    def restore(self, saved: dict) -> None:
+        """Restores what vars() of another instance held. Raises ValueError for impossible
+        values."""
+        self.recent = [float(reward) for reward in saved["recent"]]
+        self.reward = float(saved["reward"])
+        if not all(map(math.isfinite, self.recent)) or math.isnan(self.reward):
+            raise ValueError("the training rewards are not finite")

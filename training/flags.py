@@ -1,0 +1,129 @@
+"""The command line's flags. Each setting is a field of Run or score.Config, and its flag, type,
+defaults and help are read from there."""
+
+import argparse
+import difflib
+import inspect
+import re
+import types
+import typing
+from dataclasses import fields
+
+import score
+from training.settings import SHARED, Run, Stage, flag, names, pick
+
+# Settings that the commands other than --stage take.
+ASK = (SHARED - {"layers", "heads", "width"}) | {"device", "dtype", "attempts", "temperature"}
+ASK |= {"unsafe_sandbox"}
+USED = {"ask": ASK, "eval": ASK | {"split", "eval_problems", "eval_batch"}, "export": set()}
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        raise ValueError(message)
+
+
+def parse(
+    argv: list[str], stages: tuple[Stage, ...], description: str
+) -> tuple[argparse.Namespace, dict]:
+    """The command and the settings given. Raises ValueError for an unknown flag, and for one that
+    the command would ignore: the user probably meant something else."""
+    parser = Parser(
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    commands = parser.add_argument_group("command")
+    what = commands.add_mutually_exclusive_group(required=True)
+    what.add_argument(
+        "--stage",
+        type=int,
+        choices=range(len(stages)),
+        help="train stage 0 (the base model), 1 or 2, after those that it needs",
+    )
+    what.add_argument("--eval", metavar="DIR", help="evaluate the model in a stage's folder")
+    what.add_argument(
+        "--ask",
+        nargs="+",
+        metavar=("DIR", "PROBLEM"),
+        help="print its attempts at problems given here, or typed line by line",
+    )
+    what.add_argument(
+        "--export", metavar="DIR", help="write DIR/pretrained, a folder that transformers can load"
+    )
+    commands.add_argument(
+        "--plan",
+        action="store_true",
+        help="print the memory that a step of --stage takes, and exit",
+    )
+    commands.add_argument("--resume", action="store_true", help="continue a run that was stopped")
+    # fmt: skip
+    add_flags(parser, stages, Run)
+    add_flags(parser, stages, score.Config, "algorithm (score.Config)")
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:
+        known = [option for action in parser._actions for option in action.option_strings]
+        near = difflib.get_close_matches(unknown[0].partition("=")[0], known, 1)
+        raise ValueError(f"unknown: {unknown[0]}" + "".join(f"; is {n} meant?" for n in near))
+    for name, value in vars(args).items():
+        if value in ([], "--", ["--"]):  # what argparse makes of it, by the version of Python
+            raise ValueError(f"{flag(name)}: -- is no value")
+    given = pick(vars(args), names(Run) | names(score.Config))
+    if args.stage == 0:
+        for name in given.keys() & (names(score.Config) - {"clip"}):
+            raise ValueError(f"{flag(name)} is not a setting of stage 0, which learns by imitation")
+    for command, used in USED.items():
+        if getattr(args, command) is not None:
+            for name in given.keys() - used:
+                raise ValueError(f"{flag(name)} is not a setting of --{command}")
+            for name in ("resume", "plan"):
+                if getattr(args, name):
+                    raise ValueError(f"--{name} is of no use to --{command}")
+    return args, given
+
+
+def add_flags(
+    parser: argparse.ArgumentParser, stages: tuple[Stage, ...], config: type, group: str = ""
+) -> None:
+    """Adds one flag per field, with its type and defaults. Its help is the comment after the
+    field, and a comment on its own line starts a group; both are read from the source, so they are
+    written once."""
+    comments = dict(re.findall(r"^    (\w+): .*?# (.+)$", inspect.getsource(config), re.MULTILINE))
+    begins = dict(re.findall(r"^    # (\w+)\n    (\w+):", inspect.getsource(config), re.MULTILINE))
+    begins = {first: title for title, first in begins.items()}
+    hints, flags = typing.get_type_hints(config), parser.add_argument_group(group)
+    for field in fields(config):
+        if field.name in begins:
+            flags = parser.add_argument_group(begins[field.name])
+        kind = hints[field.name]
+        if isinstance(kind, types.UnionType):
+            kind = typing.get_args(kind)[0]
+        text = comments[field.name].replace("%", "%%")
+        if kind is bool:
+            options = {"action": "store_true", "help": text}
+        else:
+            options = {"type": kind, "help": text + defaults(field, stages)}
+        flags.add_argument(flag(field.name), default=argparse.SUPPRESS, **options)
+
+
+def defaults(field, stages: tuple[Stage, ...]) -> str:
+    """The defaults of a setting: one, or one per stage, and those of other data where they
+    differ."""
+    parts, usual = [], None
+    for kind in stages[0].own:
+        values = [stage.own[kind].get(field.name, field.default) for stage in stages]
+        usual = usual or values
+        if values == [None] * len(values) or (parts and values == usual):
+            continue
+        alike = all(value == values[0] for value in values)
+        text = str(values[0]) if alike else f"{', '.join(map(str, values))} by stage"
+        parts.append(text if values is usual else f"{kind} {text}")
+    return f" [{'; '.join(parts)}]" if parts else ""
+
+
+def evaluation_temperature(given: dict) -> float:
+    """Removes the temperature from the settings and returns it: 0, greedy, if not given."""
+    temperature = given.pop("temperature", 0.0)
+    if temperature:
+        score.Config(temperature=temperature)  # raises ValueError for an impossible one
+    return temperature

@@ -1,0 +1,94 @@
+"""Devices, and the processes that torchrun starts: each takes a share of a step's problems, and the
+first one alone writes and prints."""
+
+import contextlib
+import importlib
+import os
+import re
+from collections.abc import Iterator
+
+import torch
+import torch.distributed as dist
+
+from fast.processes import averaged, process
+
+
+def number_of_processes() -> int:
+    """As torchrun says, also before they have joined."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_one_of_several() -> bool:
+    return number_of_processes() > 1
+
+
+def is_first() -> bool:
+    """True on rank 0, or without torchrun."""
+    return not is_one_of_several() or os.environ.get("RANK") == "0"
+
+
+def print_once(line: str) -> None:
+    """Prints a line, once however many processes there are."""
+    if is_first():
+        print(line, flush=True)
+
+
+@contextlib.contextmanager
+def process_group(device: torch.device) -> Iterator[None]:
+    """Joins torchrun's other processes, if this is one of them."""
+    if not is_one_of_several():
+        yield
+        return
+    # A module that is imported later would hold the group as a default argument, and a group that
+    # is alive when the interpreter exits aborts the process.
+    importlib.import_module("torch.distributed.optim")
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def wait_for_others(device: torch.device) -> None:
+    averaged(torch.zeros(1, device=device))
+
+
+def any_process(flags: list[bool], device: torch.device) -> list[bool]:
+    """Whether each flag is true in any process: all of them must stop or save at the same step."""
+    return (averaged(torch.tensor(flags, dtype=torch.float32, device=device)) > 0).tolist()
+
+
+def average_metrics(metrics: dict, device: torch.device) -> dict:
+    """Metrics over all processes: sums of the counts ("tokens", "samples"), means of the rest."""
+    _, processes = process()
+    values = torch.tensor(list(metrics.values()), dtype=torch.float64, device=device)
+    metrics = dict(zip(metrics, averaged(values).tolist()))
+    counts = ("tokens", "samples") & metrics.keys()
+    return metrics | {name: round(processes * metrics[name]) for name in counts}
+
+
+def pick_device(name: str) -> torch.device:
+    if is_one_of_several() and name in ("auto", "cuda") and torch.cuda.is_available():
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
+        raise ValueError(f"device must be auto, cpu, mps, cuda or cuda:N: {name}")
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {name}: {' '.join(str(error).split())[:500]}") from None
+    device = torch.device(name)
+    if device.index is not None:
+        torch.cuda.set_device(device)  # Triton and CUDA graphs use the current device
+    return device
+
+
+def precision(dtype: str, device: torch.device):
+    """A context for forward passes in a run's dtype. Weights and optimizer stay in float32."""
+    if dtype == "float32":
+        return contextlib.nullcontext()
+    # Autocast's weight cache would keep the first step's copies for ever.
+    return torch.autocast(device.type, torch.bfloat16, cache_enabled=False)

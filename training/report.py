@@ -1,0 +1,250 @@
+"""What is printed about a stage: its progress and warnings, its cost, its results and examples."""
+
+import difflib
+import itertools
+import json
+import math
+import re
+import resource
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+import data
+import score
+from training.checkpoints import Log, read_log
+from training.processes import is_first, print_once
+from training.settings import read_progress
+
+# ---------------------------------------------------------------------------------------------
+# While a stage trains
+
+LIMITS = (  # a metric, whether its mean is bad, and the warning
+    ("changed", lambda mean: mean < 0.01, "second attempts change {:.1%} of answers"),
+    ("truncated", lambda mean: mean > 0.1, "the length limit cuts {:.0%} of attempts"),
+    # A base model that copies starts at 0.96 and still learns.
+    ("tied", lambda mean: mean > 0.99,
+     "{:.0%} of the groups of second attempts have equal rewards and give no gradient"),
+    ("kl_1", lambda mean: mean > 20, "kl_1 has risen to {:.1f} nats per attempt"),
+    ("kl_2", lambda mean: mean > 20, "kl_2 has risen to {:.1f} nats per attempt"),
+)  # fmt: skip
+
+
+LEAST, MOST = 10, 50  # rows that a mean is taken over: a quarter of a stage's steps, within these
+
+
+def warnings(rows: list[dict], steps: int, since: int = 1) -> dict[str, str]:
+    """The first warning of each kind in the rows of a stage's log, from row number `since` on. Each
+    looks at means over the last rows."""
+    if not rows or rows[0].get("reward") is None:  # of the base model
+        return {}
+    window, found = min(MOST, max(LEAST, steps // 4)), {}
+    for end in range(max(window, since), len(rows) + 1):
+
+        def mean(name: str, last: int = end) -> float:
+            return sum(row.get(name, 0.0) for row in rows[last - window : last]) / window
+
+        new = {name: text.format(mean(name)) for name, is_bad, text in LIMITS if is_bad(mean(name))}
+        gain = mean("reward") - mean("reward", window)
+        if end >= max(steps // 2, 2 * window) and gain <= 0:
+            new["reward"] = f"the reward is {mean('reward'):.3f}, {gain:+.3f} since the start"
+        where = f"warning, steps {end - window + 1} to {end}: "
+        found = {name: where + text for name, text in new.items()} | found
+    return found
+
+
+class Report:
+    """The progress bar, log and warnings of a stage; only the first process writes them."""
+
+    def __init__(self, title: str, steps: int, done: int, folder: Path):
+        self.steps, self.silent = steps, not is_first()
+        self.bar = tqdm(
+            total=steps,
+            initial=done,
+            desc=title,
+            unit="step",
+            mininterval=1 if sys.stderr.isatty() else 30,
+            dynamic_ncols=True,
+            disable=self.silent,
+        )
+        if not self.silent:
+            self.log = Log(folder / "metrics.jsonl", done)
+            self.rows = read_log(folder)
+            self.printed = warnings(self.rows, steps)  # before the run was stopped
+
+    def add(self, metrics: dict) -> None:
+        if self.silent:
+            return
+        self.log.add(metrics)
+        self.rows.append(metrics)
+        for name, text in warnings(self.rows, self.steps, since=len(self.rows)).items():
+            if name not in self.printed:
+                self.printed[name] = text
+                self.bar.write(text, file=sys.stderr)
+        self.bar.set_postfix_str(progress(metrics), refresh=False)
+        self.bar.update()
+
+    def close(self) -> None:
+        self.bar.close()
+        if not self.silent:
+            self.log.file.close()
+
+
+def progress(metrics: dict) -> str:
+    if "reward" not in metrics:
+        return f"loss {metrics['loss']:.3f}"
+    return (
+        f"reward {metrics['reward']:.3f} t1 {metrics['acc_t1']:.3f} t2 {metrics['acc_t2']:.3f} "
+        f"Δ {metrics['delta']:+.3f} KL {metrics['kl_1']:.2f}/{metrics['kl_2']:.2f}"
+    )
+
+
+def cost(title: str, seconds: float, folder: Path, device: torch.device) -> str:
+    """Time, speed and memory of a stage's training, from its log."""
+    rows = read_log(folder)
+
+    def mean(name: str) -> float:
+        return sum(row[name] for row in rows) / len(rows)
+
+    parts = ""
+    if "rollout_seconds" in rows[0]:
+        parts = f" (rollouts {mean('rollout_seconds'):.3f}, update {mean('update_seconds'):.3f})"
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated() / 2**20
+    else:
+        unit = 1 if sys.platform == "darwin" else 2**10  # bytes there, KiB elsewhere
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+    return (
+        f"{title}: {seconds:.0f} s for {len(rows)} steps, {mean('seconds'):.3f} s a step{parts}, "
+        f"{mean('tokens_per_second'):,.0f} tokens/s, peak memory {peak:,.0f} MiB"
+    )
+
+
+# ---------------------------------------------------------------------------------------------
+# After an evaluation
+
+
+def report(
+    folders: list[tuple[str, Path]],
+    split: str,
+    result: score.Evaluation,
+    task: data.Task,
+    temperature: float,
+) -> None:
+    """Prints the results of stages, (title, folder) each, and examples of the last one's."""
+    how = f"temperature {temperature:g}" if temperature else "greedy"
+    what = f"{len(result.problems)} {split} problems, {how}"
+    print_once(f"\n{what}, in per cent ± one standard error\n{table(folders)}")
+    print_once(
+        "\nsampled at temperature 1: p right at first, f right after wrong, b wrong after right"
+    )
+    print_once(diagnoses(folders))
+    print_once("\n" + examples(result, task))
+    found = []
+    for title, folder in folders:
+        saved, _ = read_progress(folder)
+        if saved is not None and (folder / "metrics.jsonl").exists():
+            texts = warnings(read_log(folder), saved["steps"]).values()
+            found += [f"{title}: {text}" for text in texts]
+    if found:
+        print_once("\n" + "\n".join(found))
+
+
+def table(folders: list[tuple[str, Path]]) -> str:
+    """The results of several stages in per cent, ± one standard error."""
+    names = ("acc_t1", "acc_t2", "delta", "fixed", "broken", "changed")
+    titles = ("acc@t1", "acc@t2", "Δ(t1,t2)", "Δ i→c", "Δ c→i", "changed")
+    lines = ["".join([f"{'':10}"] + [f"{title:>14}" for title in titles])]
+    for title, folder in folders:
+        results = json.loads((folder / "results.json").read_text())
+        cells = [f"{100 * results[n]:.1f} ± {100 * results['se'][n]:.1f}" for n in names]
+        lines.append("".join([f"{title:10}"] + [f"{cell:>14}" for cell in cells]))
+    return "\n".join(lines)
+
+
+def diagnoses(folders: list[tuple[str, Path]]) -> str:
+    """The diagnosis (`score.diagnose`) of several stages, and what it means."""
+    lines = ["".join([f"{'':10}"] + [f"{name:>9}" for name in ("p", "f", "b", "f/b", "p/(1−p)")])]
+    for title, folder in folders:
+        found = json.loads((folder / "results.json").read_text())["diagnosis"]
+        numbers = [found[name] for name in ("p", "f", "b", "ratio", "odds")]
+        cells = ["–" if number is None else f"{number:.3f}" for number in numbers]
+        lines.append("".join([f"{title:10}"] + [f"{cell:>9}" for cell in cells]))
+        lines[-1] += f"   plain reward on attempt 2 {leaning(found)}"
+    return "\n".join(lines)
+
+
+def leaning(diagnosis: dict) -> str:
+    """What plain reward on attempt 2 would teach first: to edit, to copy, or neither if the gain of
+    editing over copying is within two standard errors of 0."""
+    p, n = diagnosis["p"], diagnosis["n"]
+    fixed, broken = (1 - p) * (diagnosis["f"] or 0.0), p * (diagnosis["b"] or 0.0)
+    gain = fixed - broken
+    if abs(gain) <= 2 * math.sqrt((fixed + broken - gain**2) / n):
+        return "would find copying about as good as editing"
+    return f"would learn to {'edit' if gain > 0 else 'copy'}"
+
+
+def examples(result: score.Evaluation, task: data.Task) -> str:
+    """One example each of a problem that the second attempt fixed, kept right, or broke."""
+    first, second = result.rewards[0], result.rewards[1]
+    lines = []
+    for title, chosen in (
+        ("fixed", (first == 0) & (second == 1)),
+        ("kept", (first == 1) & (second == 1)),
+        ("broken", (first == 1) & (second == 0)),
+    ):
+        where = chosen.nonzero()[:, 0].tolist()
+        if not where:
+            lines.append(f"{title:7} (none of {len(first)})")
+            continue
+        x = where[0]
+        said = task.decode(task.revise).join(answers[x] for answers in result.responses[:2])
+        lines.append(f"{title:7} {result.problems[x].prompt}  {said}")
+    return "\n".join(lines)
+
+
+def dialogue(result: score.Evaluation, task: data.Task) -> str:
+    """The attempts at one problem with the verifier's verdicts. What changed from the attempt
+    before has carets below it."""
+    parts, before = [("problem", result.problems[0].prompt)], None
+    for number, [response] in enumerate(result.responses, 1):
+        response = printable(response)
+        shown = response if before is None else underlined(before, response)
+        verdict = "right" if result.rewards[number - 1] else "wrong"
+        verdict += "" if result.ended[number - 1] else ", cut by the length limit"
+        parts += [(f"attempt {number}", shown), ("", verdict)]
+        if number < len(result.responses):
+            parts.append(("", task.instruction))
+        before = response
+    return "\n".join(f"{name:11}" + text.replace("\n", "\n" + " " * 11) for name, text in parts)
+
+
+def printable(text: str) -> str:
+    """Text with unprintable characters, such as terminal control codes, replaced."""
+    return "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text)
+
+
+def underlined(before: str, after: str) -> str:
+    """`after`, with carets below the words and symbols that differ from `before`."""
+    old, new = (re.findall(r"\w+|\W", text) for text in (before, after))
+    marks = ""
+    for same, _, there in compared(old, new):
+        marks += re.sub(".", " " if same else "^", "".join(new[there]))
+    lines = zip(after.split("\n"), marks.split("\n"))
+    return "\n".join(line for pair in lines for line in pair if line is pair[0] or "^" in line)
+
+
+def compared(old: list, new: list) -> Iterator[tuple[bool, slice, slice]]:
+    """Matching and differing parts of two lists; position by position if they have the same length,
+    as attempts at an arithmetic problem do."""
+    if len(old) == len(new):
+        places = itertools.groupby(range(len(old)), lambda n: old[n] == new[n])
+        for same, run in ((same, list(run)) for same, run in places):
+            yield same, *[slice(run[0], run[-1] + 1)] * 2
+        return
+    for kind, i, j, k, m in difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
+        yield kind == "equal", slice(i, j), slice(k, m)

@@ -1,0 +1,303 @@
+"""What a run is told: its settings, the stages that it needs, and the folder of each of them.
+
+A setting comes from the command line, else from a stage's folder, else from the stage's defaults.
+"""
+
+import re
+from collections.abc import Set
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+
+import data
+import score
+from pretrained.weights import read_json
+from training.checkpoints import one_line, read_state
+from training.processes import number_of_processes
+
+MOST = 10**12  # larger than any setting that makes sense
+IN_WORDS = "arithmetic with --init"  # a kind of data: arithmetic in words, for a pretrained model
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of training: its folder, its returns and its own defaults."""
+
+    number: int  # part of the seeds, so that each stage draws its own problems
+    folder: str
+    title: str
+    returns: score.Returns | None  # None for the base model, which learns from transcripts
+    own: dict[str, dict]  # by kind of data, defaults instead of those of Run and score.Config
+
+
+@dataclass(frozen=True)
+class Run:
+    """The settings of a run, except those of the algorithm (score.Config)."""
+
+    # data
+    data: str = "arithmetic"  # source of the problems: arithmetic, math, humaneval
+    task: str = "puzzle"  # kind of arithmetic problem: puzzle, addition, multiplication
+    difficulty: int | None = None  # digits per problem (default: puzzle 6, the others 3)
+    shots: int = 2  # solved examples before each problem of arithmetic with --init
+    data_dir: str | None = None  # folder with the files of MATH or MBPP (default: data/NAME)
+    limit: int | None = None  # largest number of problems per split (default: all)
+    levels: str | None = None  # MATH levels to use, such as 1-3 or 1,5 (default: all)
+    subjects: str | None = None  # MATH subjects, such as algebra,number_theory (default: all)
+    unsafe_sandbox: bool = False  # run programs even where the sandbox cannot confine them
+    # model
+    init: str | None = None  # folder of a pretrained model to start from (math, humaneval need one)
+    layout: str = "auto"  # prompt layout: chatml, llama3 or plain; auto asks the tokenizer
+    max_new_tokens: int | None = None  # token limit of an attempt with --init (default: the task's)
+    context: int | None = None  # token limit of problem and attempts (default: the model's)
+    layers: int = 3  # layers of the built-in model
+    heads: int = 4  # attention heads of the built-in model
+    width: int = 32  # width of the built-in model
+    device: str = "auto"  # cpu, cuda, cuda:N or mps; auto takes cuda, then mps, then cpu
+    dtype: str = "float32"  # precision of forward passes: float32, or bfloat16 by autocast
+    recompute: bool = False  # recompute activations in the backward pass: less memory, slower
+    # stage
+    seed: int = 0  # seed of the initial weights and of every random draw
+    steps: int | None = None  # training steps of the last stage
+    lr: float | None = None  # peak learning rate of the last stage
+    warmup: int = 20  # steps of linear warm-up, before a linear decay to 0 at the last step
+    transcripts: int = 256  # transcripts per step of stage 0, the base model
+    # evaluation
+    attempts: int = 2  # attempts per problem in an evaluation; training makes two
+    split: str = "test"  # split to evaluate: test, or val for development
+    eval_problems: int | None = None  # problems to evaluate (default: 2000 of arithmetic, else all)
+    eval_batch: int = 512  # problems per batch of an evaluation
+    # output
+    out: str = "out"  # folder for everything that is written
+
+    def __post_init__(self):
+        counts = ("layers", "heads", "width", "transcripts", "eval_problems", "eval_batch")
+        sizes = ("steps", "limit", "max_new_tokens", "context")
+        ranges = dict.fromkeys(counts, (1, score.MOST)) | dict.fromkeys(sizes, (1, MOST))
+        ranges |= {"attempts": (2, score.MOST), "shots": (0, score.MOST), "warmup": (0, MOST)}
+        score.check_ranges(self, lr=(1e-12, MOST), seed=(0, 2**32 - 1), **ranges)
+        for name in ("init", "data_dir", "levels", "subjects", "layout"):
+            if not isinstance(getattr(self, name), str | None):  # from a damaged folder
+                raise ValueError(f"{name} must be text: {getattr(self, name)!r}")
+        for name, known in (
+            ("data", ["arithmetic", *data.OPEN]),
+            ("task", list(data.FAMILIES)),
+            ("dtype", ["float32", "bfloat16"]),
+            ("split", ["val", "test"]),
+        ):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}: {getattr(self, name)}")
+
+
+# Settings that all stages of a run share: a later stage reads them from an earlier one's folder.
+SHARED = {"data", "task", "difficulty", "shots", "data_dir", "limit", "levels", "subjects"}
+SHARED |= {"init", "layout", "max_new_tokens", "context", "layers", "heads", "width", "seed"}
+# Settings that may change on --resume or in an evaluation: training does not depend on them.
+FREE = {"out", "device", "attempts", "split", "eval_problems", "eval_batch"}
+FREE |= {"unsafe_sandbox", "micro", "recompute"}
+
+
+def names(kind: type) -> set[str]:
+    return {field.name for field in fields(kind)}
+
+
+def pick(settings: dict, wanted: Set[str]) -> dict:
+    return {name: value for name, value in settings.items() if name in wanted}
+
+
+def flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def resolve(stage: Stage, known: dict) -> tuple[Run, score.Config]:
+    """A stage's settings: the general defaults, replaced by the stage's own for this kind of data,
+    replaced by `known`, from the command line or a folder. Raises ValueError for an impossible
+    value."""
+    known = {name: value for name, value in known.items() if value is not None}
+    try:
+        kind = known.get("data", Run.data)
+        if kind == "arithmetic" and "init" in known:
+            kind = IN_WORDS
+        own = stage.own[kind if kind in stage.own else "math"]  # that of a task of one's own
+        run = Run(**pick(own | known, names(Run)))
+        if run.data == "arithmetic" and run.difficulty is None:
+            run = replace(run, difficulty=data.FAMILIES[run.task].default)
+        return run, score.Config(**pick(own | known, names(score.Config)))
+    except TypeError as error:  # from a damaged folder only: argparse checks the types of flags
+        raise ValueError(one_line(error)) from None
+
+
+def check_settings_match(folder: Path, saved: dict, wanted: dict) -> None:
+    """Raises ValueError if a folder was made with other settings than those wanted."""
+    for name, value in pick(wanted, saved.keys()).items():
+        if saved[name] != value:
+            raise ValueError(
+                f"{folder} was made with {name} {saved[name]}, not {value}; choose another folder"
+            )
+
+
+def check_applies(given: dict, run: Run) -> None:
+    """Refuses flags that this run would ignore: the user probably meant something else."""
+    arithmetic, built_in = run.data == "arithmetic", run.init is None
+    ignored = dict.fromkeys(("data_dir", "limit"), arithmetic)
+    ignored |= dict.fromkeys(("levels", "subjects"), run.data in ("arithmetic", "humaneval"))
+    ignored |= dict.fromkeys(("task", "difficulty"), not arithmetic)
+    ignored |= dict.fromkeys(("layout", "max_new_tokens", "context"), built_in)
+    ignored |= dict.fromkeys(("layers", "heads", "width"), not built_in)
+    ignored |= {"shots": not arithmetic or built_in}
+    for name in given:
+        if ignored.get(name):
+            init = "without" if built_in else "with"
+            raise ValueError(f"{flag(name)} is not a setting of --data {run.data} {init} --init")
+
+
+# ---------------------------------------------------------------------------------------------
+# Stages and their folders
+
+
+@dataclass(frozen=True)
+class Job:
+    """One stage of a run: its settings, its folder, and what an earlier run left there."""
+
+    stage: Stage
+    run: Run
+    cfg: score.Config
+    folder: Path
+    saved: dict | None  # the settings stored in state.pt, None without that file
+    step: int  # the step that state.pt was saved at
+    requested: bool = False  # named on the command line, not a prerequisite
+
+    @property
+    def finished(self) -> bool:
+        return self.saved is not None and self.step >= self.saved["steps"]
+
+    @property
+    def is_init(self) -> bool:
+        """Whether this stage is the pretrained model itself, with nothing trained or stored here.
+        For arithmetic, --stage 0 trains it on transcripts first."""
+        trained = (self.folder / "model.pt").exists()
+        warms = self.requested and self.run.data == "arithmetic"
+        return self.stage.number == 0 and self.run.init is not None and not (trained or warms)
+
+    def settings(self) -> dict:
+        """The settings that a resumed or reused stage must have been made with."""
+        every = asdict(self.run) | asdict(self.cfg) | {"stage": self.stage.number}
+        return pick(every, every.keys() - FREE)
+
+
+def plan(stages: tuple[Stage, ...], given: dict, last: int) -> list[Job]:
+    """The stages up to number `last`. A setting comes from the command line, else from the stage's
+    folder, else, if stages share it, from an earlier stage's folder, else from the stage's
+    defaults. --steps and --lr apply to the last stage alone. A stage that is still to be trained
+    must match its folder in all settings, a finished one only in the shared ones."""
+    asked = Run(**pick(given, {"data", "task", "out"}))
+    out = Path(asked.out) / (asked.task if asked.data == "arithmetic" else asked.data)
+    folders = [out / stage.folder for stage in stages[: last + 1]]
+    found = [read_progress(folder) for folder in folders]
+    shared = pick(given, SHARED)
+    for folder, (saved, _) in zip(folders, found):
+        if saved is not None:
+            check_settings_match(folder, saved, shared)
+            shared |= pick(saved, SHARED)
+    jobs = []
+    for stage, folder, (saved, step) in zip(stages, folders, found):
+        check_settings_match(folder, saved or {}, {"stage": stage.number})
+        wanted = given if stage.number == last else pick(given, given.keys() - {"steps", "lr"})
+        run, cfg = resolve(stage, shared | (saved or {}) | wanted)
+        job = Job(stage, run, cfg, folder, saved, step, requested=stage.number == last)
+        if not job.finished or job.requested:
+            check_settings_match(folder, saved or {}, wanted)
+        jobs.append(job)
+    check_applies(given, jobs[0].run)
+    if asked.data != "arithmetic" and (folders[0] / "model.pt").exists():
+        raise ValueError(
+            f"{folders[0]}/model.pt exists, but --init is this run's base; remove it or choose "
+            "another --out"
+        )
+    return jobs
+
+
+def load_job(stages: tuple[Stage, ...], folder: Path, given: dict) -> Job:
+    """The stage stored in a folder, with the settings it was trained with. Settings that only
+    choose the problems of an evaluation may be changed."""
+    saved, step = read_progress(folder)
+    known, results = saved or {}, folder / "results.json"
+    if saved is None and results.exists():  # a pretrained model's, or state.pt was deleted
+        known = read_json(results).get("config")
+        if not isinstance(known, dict):
+            raise ValueError(f"{results} has no config, so this program did not write it")
+        known = checked(results, pick(known, known.keys() - FREE))
+    check_settings_match(folder, known, pick(given, {"data", "task", "difficulty"}))
+    by_number = {stage.number: stage for stage in stages}
+    by_folder = {stage.folder: stage for stage in stages}
+    stage = by_number.get(known.get("stage")) or by_folder.get(folder.name, stages[0])
+    return Job(stage, *resolve(stage, known | given), folder, saved, step)
+
+
+def read_progress(folder: Path) -> tuple[dict | None, int]:
+    """The settings in a folder's state.pt, None if it has none, and the step that it is at."""
+    state = read_state(folder, mmap=True)
+    if state is None:
+        return None, 0
+    saved, step = state["settings"], state["step"]
+    whole = isinstance(saved, dict) and isinstance(saved.get("steps"), int)
+    if not whole or not isinstance(step, int) or step < 0:
+        raise ValueError(f"{folder / 'state.pt'} has no valid step and number of steps")
+    return checked(folder / "state.pt", saved), step
+
+
+def checked(path: Path, settings: dict) -> dict:
+    """Returns settings read from a file. Raises ValueError, naming the file, if one is
+    impossible."""
+    try:
+        Run(**pick(settings, names(Run)))
+        score.Config(**pick(settings, names(score.Config)))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {one_line(error)}") from None
+    if not isinstance(settings.get("stage", 0), int):
+        raise ValueError(f"{path}: stage must be a number: {settings['stage']}")
+    return settings
+
+
+def check_shares(jobs: list[Job]) -> None:
+    """Raises ValueError if the processes cannot share a step evenly."""
+    processes = number_of_processes()
+    for job in jobs:
+        shares = {"transcripts": job.run.transcripts}
+        if job.stage.returns is not None:
+            offline = round(job.cfg.offline * job.cfg.problems)
+            shares = {"problems": job.cfg.problems, "offline problems": offline}
+        for name, count in shares.items():
+            if count % processes:
+                raise ValueError(f"{processes} processes cannot share {count} {name} evenly")
+
+
+# ---------------------------------------------------------------------------------------------
+# The data of a pretrained model's task
+
+
+def source(run: Run) -> data.Source:
+    """Where a pretrained model's task gets its problems and tokens."""
+    if run.init is None:
+        raise ValueError(f"--data {run.data} needs --init DIR, the folder of a pretrained model")
+    init, folder = Path(run.init), Path(run.data_dir or f"data/{run.data}")
+    if not init.is_dir():
+        raise ValueError(f"--init {init}: no such folder")
+    for path in (path for place in (folder, init) for path in place.rglob("*")):
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise ValueError(f"{path} is no file to read from")  # a device or pipe may never end
+    levels = None if run.levels is None else parse_levels(run.levels)
+    subjects = None if run.subjects is None else frozenset(run.subjects.split(","))
+    same = pick(asdict(run), names(data.Source))
+    return data.Source(
+        **same | {"folder": folder, "init": init, "levels": levels, "subjects": subjects}
+    )
+
+
+def parse_levels(text: str) -> frozenset[int]:
+    """ "1-3" → {1, 2, 3};  "1,5" → {1, 5}."""
+    if not re.fullmatch(r"[1-5](-[1-5])?(,[1-5](-[1-5])?)*", text):
+        raise ValueError(f"levels must be like 1-3 or 1,5, between 1 and 5: {text}")
+    ranges = [(int(part[0]), int(part[-1])) for part in text.split(",")]
+    for low, high in ranges:
+        if low > high:
+            raise ValueError(f"levels {text}: {low}-{high} is an empty range")
+    return frozenset(n for low, high in ranges for n in range(low, high + 1))
