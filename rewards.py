@@ -28,24 +28,6 @@ import textwrap
 from verifiers.answers import extract_answer, math_equal, math_reward
 from verifiers.sandbox import SandboxError, Verdict, run_many, run_tests, sandbox_status
 
-__all__ = [
-    "SandboxError",
-    "Verdict",
-    "extract_answer",
-    "math_equal",
-    "math_reward",
-    "mbpp_test",
-    "number_reward",
-    "parse_puzzle",
-    "puzzle_reward",
-    "puzzle_step",
-    "run_many",
-    "run_tests",
-    "sandbox_status",
-    "signed",
-    "stated_number_reward",
-]
-
 
 def signed(number: int) -> str:
     """At least two digits, with a minus sign if negative: 7 → "07", −7 → "-07"."""

@@ -429,8 +429,8 @@ def outcomes(r1: Tensor, r2: Tensor, changed: Tensor) -> dict[str, Tensor]:
 def rollout_metrics(rolled: Rollout, returns: Returns, cfg: Config) -> dict:
     """The metrics of a step's rollout: those of `outcomes`; `reward`, what the stage maximises,
     without KL and bonus; `entropy`, the mean of −log π over the tokens drawn, which estimates the
-    policy's own, in nats a token at the sampling temperature; `tied`, the share of groups of second
-    attempts whose rewards are all equal, so that they give no gradient."""
+    policy's own, in nats a token at the sampling temperature; `no_signal`, the share of groups of
+    second attempts whose rewards are all equal, so that they give no gradient."""
     r1, r2 = rolled.r1.repeat_interleave(cfg.revisions), rolled.r2
     zero = torch.zeros_like(r2)
     plain = replace(cfg, alpha=0.0, beta1=0.0, beta2=0.0)
@@ -443,7 +443,7 @@ def rollout_metrics(rolled: Rollout, returns: Returns, cfg: Config) -> dict:
         "reward": sum(part.mean().item() for part in returns(r1, r2, zero, zero, plain)),
         "entropy": -drawn.mean().item(),
         "truncated": 1 - ended.float().mean().item(),
-        "tied": (compared == compared[:, :1]).all(1).float().mean().item(),
+        "no_signal": (compared == compared[:, :1]).all(1).float().mean().item(),
     }
 
 

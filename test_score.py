@@ -724,8 +724,8 @@ def test_entropy_of_a_step_is_that_of_the_policy():
     assert estimate == pytest.approx((exact + error).mean().item(), abs=1e-5)
 
 
-@pytest.mark.parametrize("revisions, tied", [(2, 3 / 6), (1, 1 / 3)])
-def test_tied_groups_are_counted(revisions, tied):
+@pytest.mark.parametrize("revisions, share", [(2, 3 / 6), (1, 1 / 3)])
+def test_groups_without_a_signal_are_counted(revisions, share):
     """Seconds are compared with those of their first, or where it has one, of their problem."""
     gpt, cfg = ragged_gpt(), score.Config(samples=2, revisions=revisions)
     rolled = score.rollout(gpt, Toy(), toy_problems(RAGGED[:3]), cfg, seed=1)
@@ -733,7 +733,7 @@ def test_tied_groups_are_counted(revisions, tied):
     r2 = r2 if revisions == 2 else torch.tensor([1.0, 0, 0, 0, 0, 1])
     rolled = dataclasses.replace(rolled, r2=r2)
     metrics = score.rollout_metrics(rolled, score.stage1_returns, cfg)
-    assert metrics["tied"] == pytest.approx(tied)
+    assert metrics["no_signal"] == pytest.approx(share)
 
 
 def test_a_cut_attempt_earns_nothing():

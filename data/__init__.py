@@ -6,7 +6,7 @@ token ids of problems and of the instruction between attempts, the text of token
 
 from data.arithmetic import FAMILIES, ArithmeticTask
 from data.hendrycks import MathTask
-from data.posed import PosedArithmetic
+from data.in_words import ArithmeticInWords
 from data.programs import ProgramTask
 from data.task import Problem, Task
 from data.text import Source, TextTask
@@ -27,4 +27,4 @@ def load(name: str, difficulty: int | None = None, source: Source | None = None)
         raise ValueError(f"no task named {name!r}; there are {', '.join([*FAMILIES, *OPEN])}")
     if source is None:
         return ArithmeticTask(FAMILIES[name], difficulty)
-    return PosedArithmetic(source, FAMILIES[name], difficulty)
+    return ArithmeticInWords(source, FAMILIES[name], difficulty)

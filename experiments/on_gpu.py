@@ -25,7 +25,7 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-TRAIN, NAIVE = [HERE.parent / "train.py"], [HERE / "posed.py", "naive"]
+TRAIN, NAIVE = [HERE.parent / "train.py"], [HERE / "baseline.py", "naive"]
 STEP = "--problems 16 --samples 4 --revisions 4".split()
 STEP += ["--split", "val", "--eval-problems", "1"]  # in training; the parts eval-… evaluate
 

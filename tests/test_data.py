@@ -548,7 +548,7 @@ def test_helpers_of_the_prompt_reach_the_tests(chatty, tmp_path):
     assert task.rewards([x] * 2, said) == [1.0, 0.0]
 
 
-def test_posed_arithmetic_reads_like_a_conversation(chatty, tmp_path):
+def test_arithmetic_in_words_reads_like_a_conversation(chatty, tmp_path):
     task = data.load("addition", 2, source(chatty, tmp_path, shots=1))
     [example] = data.load("addition", 2).batch(0, 0, 1)
     said = task.decode(task.prompt(Problem("47+85=")))
@@ -565,7 +565,7 @@ def test_posed_arithmetic_reads_like_a_conversation(chatty, tmp_path):
     assert task.over(None, "4 * 5 = 20\n") and not task.over(None, "4 * 5")
 
 
-def test_posed_arithmetic_has_the_problems_of_arithmetic(chatty, tmp_path):
+def test_arithmetic_in_words_has_the_problems_of_arithmetic(chatty, tmp_path):
     task, own = data.load("addition", 2, source(chatty, tmp_path)), data.load("addition", 2)
     for text in ("47+85=", "0+9="):
         assert task.problem(text) == own.problem(text) == Problem(text)
@@ -608,7 +608,7 @@ def test_what_states_no_number_or_another_is_refused(response):
 
 def test_transcripts_of_a_warm_up_are_those_of_arithmetic_in_words(chatty, tmp_path):
     task = data.load("addition", 2, source(chatty, tmp_path))
-    own = data.arithmetic.ArithmeticTask(data.FAMILIES["addition"], 2, data.posed.CORPUS)
+    own = data.arithmetic.ArithmeticTask(data.FAMILIES["addition"], 2, data.in_words.CORPUS)
     rows = task.transcripts(0, 1, 400, 0.9)
     assert rows == task.transcripts(0, 1, 400, 0.9) != task.transcripts(0, 2, 400, 0.9)
     for said, (prompt, *numbers) in zip(rows, own.transcripts(0, 1, 400, 0.9)):

@@ -11,11 +11,11 @@ import signal
 import subprocess
 import sys
 
+import baseline
 import compare
 import methods
 import numpy as np
 import on_gpu
-import posed
 import pytest
 import runs
 import tables
@@ -233,17 +233,17 @@ def test_baselines_of_an_open_model_lie_beside_its_stages(chatty, tmp_path, monk
         learns=lambda *args: seen.append(1) or methods.naive_returns(*args),
     )
     monkeypatch.setitem(methods.METHODS, "naive", watched)
-    assert posed.main(["naive", *flags, "4"]) == 0 and len(seen) >= 4
+    assert baseline.main(["naive", *flags, "4"]) == 0 and len(seen) >= 4
     said = json.loads((tmp_path / "addition" / "naive" / "results.json").read_text())
     assert said["steps"] == 4 and len(checkpoints.read_log(tmp_path / "addition" / "naive")) == 4
     assert settings.read_progress(tmp_path / "addition" / "stage1")[1] == 2  # is left as it was
     capsys.readouterr()
     monkeypatch.setattr(train.Trainer, "save", lambda trainer: os.kill(os.getpid(), signal.SIGINT))
     argv = ["both", *flags, "2"]
-    monkeypatch.setattr(sys, "argv", ["experiments/posed.py", *argv])
-    assert posed.main(argv) == 130
-    assert "continue with: python experiments/posed.py both --task" in capsys.readouterr().err
-    assert posed.main([]) == 2 and posed.main(["base"]) == 2
+    monkeypatch.setattr(sys, "argv", ["experiments/baseline.py", *argv])
+    assert baseline.main(argv) == 130
+    assert "continue with: python experiments/baseline.py both --task" in capsys.readouterr().err
+    assert baseline.main([]) == 2 and baseline.main(["base"]) == 2
 
 
 TINY = {"difficulty": 3, "layers": 1, "width": 16, "transcripts": 16, "eval_problems": 20}

@@ -44,7 +44,7 @@ def test_run_time_packages_are_the_four_named():
         "data/arithmetic.py": {"data", "rewards"},
         "data/draws.py": set(),
         "data/hendrycks.py": {"data", "rewards"},
-        "data/posed.py": {"data", "rewards"},
+        "data/in_words.py": {"data", "rewards"},
         "data/programs.py": {"data", "rewards"},
         "data/text.py": {"data", "pretrained"},
         "pretrained/__init__.py": set(),

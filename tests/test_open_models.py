@@ -208,7 +208,7 @@ def test_the_loss_of_a_warm_up_is_that_of_unpadded_texts(both, chatty, tmp_path)
         ("--data math --init INIT --data-dir DATA --task puzzle", "--task"),
         ("--data humaneval --init INIT --levels 1", "--levels"),
         ("--data chess", "chess"),
-        ("--init INIT", "puzzle cannot be posed"),
+        ("--init INIT", "puzzle cannot be put in words"),
         ("--init INIT --task addition --width 16", "--width"),
         ("--init INIT --task addition --shots 999", "999 examples"),
         ("--init INIT --task addition --shots -1", "shots"),

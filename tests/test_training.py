@@ -808,7 +808,7 @@ def test_a_stop_in_an_evaluation_says_so(trained, monkeypatch, capsys):
     assert "interrupted" in capsys.readouterr().err
 
 
-GOOD = {"changed": 0.2, "truncated": 0.0, "tied": 0.5, "kl_1": 0.1, "kl_2": 2.0}
+GOOD = {"changed": 0.2, "truncated": 0.0, "no_signal": 0.5, "kl_1": 0.1, "kl_2": 2.0}
 
 
 @pytest.mark.parametrize(
@@ -817,7 +817,7 @@ GOOD = {"changed": 0.2, "truncated": 0.0, "tied": 0.5, "kl_1": 0.1, "kl_2": 2.0}
         ({"changed": 0.004}, "second attempts change 0.4% of answers"),
         ({"truncated": 0.25}, "the length limit cuts 25% of attempts"),
         (
-            {"tied": 0.992},
+            {"no_signal": 0.992},
             "99% of the groups of second attempts have equal rewards and give no gradient",
         ),
         ({"kl_1": 30.0}, "kl_1 has risen to 30.0 nats per attempt"),
@@ -829,7 +829,7 @@ def test_warnings_come_once(bad, printed):
     """After a window of steps, with the number; a stage that learns has none, be it noisy."""
     good = [{"reward": 0.3 + step / 1000} | GOOD for step in range(400)]
     for row in good[:50]:
-        row["tied"] = 0.965  # as the default Stage I begins
+        row["no_signal"] = 0.965  # as the default Stage I begins
     assert report.warnings(good, 400) == {}
     noisy = [row | {"reward": row["reward"] + (-1) ** step / 5} for step, row in enumerate(good)]
     assert report.warnings(noisy[:40], 40) == {}

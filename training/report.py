@@ -26,7 +26,7 @@ LIMITS = (  # a metric, whether its mean is bad, and the warning
     ("changed", lambda mean: mean < 0.01, "second attempts change {:.1%} of answers"),
     ("truncated", lambda mean: mean > 0.1, "the length limit cuts {:.0%} of attempts"),
     # A base model that copies starts at 0.96 and still learns.
-    ("tied", lambda mean: mean > 0.99,
+    ("no_signal", lambda mean: mean > 0.99,
      "{:.0%} of the groups of second attempts have equal rewards and give no gradient"),
     ("kl_1", lambda mean: mean > 20, "kl_1 has risen to {:.1f} nats per attempt"),
     ("kl_2", lambda mean: mean > 20, "kl_2 has risen to {:.1f} nats per attempt"),

@@ -19,7 +19,7 @@ REVISE = "There might be an error in the answer above. Please correct the error,
 CORPUS = Corpus(copy_late=0.5, right_again=0.95)
 
 
-class PosedArithmetic(TextTask):
+class ArithmeticInWords(TextTask):
     """Raises ValueError if the family cannot be put into words or the context is too short."""
 
     system, instruction = "You answer questions of arithmetic.", REVISE
@@ -30,7 +30,7 @@ class PosedArithmetic(TextTask):
         arithmetic = ArithmeticTask(family, difficulty, CORPUS)
         if not issubclass(family, Numbers):
             raise ValueError(
-                f"{arithmetic.name} cannot be posed to --init models: its answers are not numbers"
+                f"{arithmetic.name} cannot be put in words for --init: its answers are not numbers"
             )
         self.arithmetic, self.name = arithmetic, arithmetic.name
         shown = arithmetic.batch(0, 0, source.shots)

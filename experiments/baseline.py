@@ -1,6 +1,6 @@
 """A baseline of methods.py from an open model: naive multi-turn RL, or rewarding both attempts.
 
-    python experiments/posed.py naive --task addition --init DIR …    flags of train.py --stage 1
+    python experiments/baseline.py naive --task addition --init DIR …    flags of train.py --stage 1
 
 It starts from the base model that train.py has left in OUT/TASK, or from the open model itself, and
 lies beside it; it makes as many updates as both stages together.
