@@ -62,7 +62,14 @@ def test_the_readme_s_code_is_that_of_the_algorithm():
 def test_links_and_pictures_are_there(page):
     targets = re.findall(r"\]\(([^)\s]+)\)", page.read_text())
     inside = [target for target in targets if "://" not in target]
-    assert inside and not [target for target in inside if not (page.parent / target).exists()]
+    assert inside
+    for file, _, part in (target.partition("#") for target in inside):
+        target = page.parent / file if file else page
+        assert target.exists(), target
+        headings = re.findall(r"^#+ (.+)$", target.read_text(), re.MULTILINE) if part else []
+        assert not part or part in [
+            re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings
+        ]
 
 
 def commands(page: pathlib.Path) -> list[list[str]]:

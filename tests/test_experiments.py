@@ -13,6 +13,7 @@ import sys
 
 import baseline
 import compare
+import copying
 import methods
 import numpy as np
 import on_gpu
@@ -244,6 +245,31 @@ def test_baselines_of_an_open_model_lie_beside_its_stages(chatty, tmp_path, monk
     assert baseline.main(argv) == 130
     assert "continue with: python experiments/baseline.py both --task" in capsys.readouterr().err
     assert baseline.main([]) == 2 and baseline.main(["base"]) == 2
+
+
+def test_the_smallest_policy_that_copies_follows_the_exact_gradient():
+    """Of what each attempt's own choice changes; attempt 2's is 1 + α times that of Stage I."""
+    torch.manual_seed(0)
+    policy = [x.requires_grad_() for x in torch.randn(3, 1, 1, dtype=torch.float64)]
+    probability = torch.stack(copying.outcomes(*policy)).prod(0)
+    assert probability.sum().item() == pytest.approx(1.0)
+    exact = torch.autograd.grad((probability * copying.SECOND).sum(), policy[1:])
+    [p] = torch.autograd.grad(copying.TOP * policy[0].sigmoid().sum(), policy[:1])
+    alpha = torch.full((1, 1), 3.0, dtype=torch.float64)
+    one = copying.gradient(policy, score.stage1_returns, alpha)
+    two = copying.gradient(policy, score.stage2_returns, alpha)
+    assert one[0].item() == 0 and two[0].item() == pytest.approx(p.item())
+    for ours, theirs, wanted in zip(one[1:], two[1:], exact):
+        assert ours.item() == pytest.approx(wanted.item())
+        assert theirs.item() == pytest.approx(4 * wanted.item())
+
+
+def test_the_bonus_or_stage_1_keeps_the_smallest_policy_from_copying(monkeypatch):
+    edits, alpha = torch.tensor([[0.03]]), torch.tensor([[0.0, 10.0]])
+    alone = copying.train([score.stage2_returns] * 2, edits, alpha)
+    both = copying.train([score.stage1_returns, score.stage2_returns], edits, alpha)
+    alone, both = (100 * (t2 - t1)[0] for t1, t2 in (alone, both))
+    assert alone[0] < both[0] - 5 and alone[1] > 25 and both[1] > 25
 
 
 TINY = {"difficulty": 3, "layers": 1, "width": 16, "transcripts": 16, "eval_problems": 20}
