@@ -83,15 +83,19 @@ def mbpp_test(test_list: list[str], setup: str = "") -> tuple[str, str]:
     That is the function which every assert calls, and a builtin (set(f(x)) == …) only if there is
     no other. Its name is bound inside check, since some records call their function check or sum.
     Some asserts use math or sys without importing them, since MBPP runs them after the program,
-    which has. Raises ValueError, in one line, if there is no such function or a test is not Python.
+    which has. Raises ValueError, in one line, if there is no such function or a test is not Python
+    or is too deeply nested: a sum of many terms is a tree as deep as it is long.
     """
     asserts, called = [], []
     for text in test_list:
         try:
-            asserts.append(ast.parse(text))
+            tree = ast.parse(text)
+            asserts.append(ast.unparse(tree))
         except (SyntaxError, TypeError, ValueError):
             raise ValueError(f"the test {text!r} is not Python") from None
-        calls = [node.func for node in ast.walk(asserts[-1]) if isinstance(node, ast.Call)]
+        except (RecursionError, MemoryError):
+            raise ValueError(f"the test {text[:60]!r}… is too deeply nested") from None
+        calls = [node.func for node in ast.walk(tree) if isinstance(node, ast.Call)]
         called.append([function.id for function in calls if isinstance(function, ast.Name)])
     if not called:
         raise ValueError("there is no test")
@@ -99,6 +103,6 @@ def mbpp_test(test_list: list[str], setup: str = "") -> tuple[str, str]:
     if not shared:
         raise ValueError("the tests call no function in common")
     entry_point = min(shared, key=lambda name: hasattr(builtins, name))
-    lines = [f"{entry_point} = candidate", *map(ast.unparse, asserts)]  # one line per assert
+    lines = [f"{entry_point} = candidate", *asserts]  # one line per assert
     body = textwrap.indent("\n".join(lines), "    ")
     return f"import math\nimport sys\n{setup}\n\n\ndef check(candidate):\n{body}\n", entry_point

@@ -499,6 +499,10 @@ def unsolvable(**fields: str) -> str:
     return json.dumps(whole | {"test": "def check(candidate): 0"} | fields)
 
 
+def mbpp(test: str) -> str:
+    return json.dumps({"task_id": 1, "text": "", "code": "", "test_list": [test]})
+
+
 @pytest.mark.parametrize(
     "file, line, named",
     [
@@ -511,6 +515,8 @@ def unsolvable(**fields: str) -> str:
         ("HumanEval.jsonl", unsolvable(entry_point=""), "line 105: no program can pass"),
         ("mbpp.jsonl", '{"task_id": 1, "code": "", "test_list": []}', "line 16"),
         ("mbpp.jsonl", None, "line 16: task_id 611 is there twice"),
+        ("mbpp.jsonl", mbpp("assert f(1) == 1" + "+1" * 700), "line 16: the test 'assert f(1) =="),
+        ("mbpp.jsonl", mbpp("assert f(1) == " + "-" * 90_000 + "1"), "is too deeply nested"),
     ],
 )
 def test_malformed_programs_name_file_and_line(file, line, named, chatty, tmp_path):
