@@ -96,6 +96,8 @@ MAGNITUDE = re.compile(  # more of such words
     r"|[a-z]*(?<!mo)(?:n|f|x|h|d)ths?"
     r"|[a-z]+ty|twice|double|triple|factorials?|powers?|binary|hex|repeating|recurring|noon|midnight"
     r"|wrong|false|incorrect|never|n?either|inverse|reciprocal|conjugate|modulo|theta|alpha|beta|phi"
+    r"|lakhs?|crores?|myriads?|(?:per|pro)?mille|basis|bps?|pp[mb]|octal|ternary|hexadecimal|[a-z]+fold"
+    r"|(?:doubl|tripl|quadrupl|halv|negat|invert|revers|increas|decreas|rais)ed|opposite|complement"
 )
 
 
