@@ -31,7 +31,7 @@ SHOTS = (2, 3, 4)  # Austin et al.'s prompt problems, shown solved to a base mod
 VALIDATION = range(511, 601)
 # The ends of a function's body in a base model's text (Chen et al. 2021).
 STOPS = re.compile(r"\n(?=class|def|#|if|print)")
-FENCE = re.compile(r"^([^`~\n]*)(```+|~~~+)([^`\n]*)$", re.MULTILINE)
+FENCE = re.compile(r"^([^`~\n]*)(```+|~~~+(?!~))([^`\n]*)$", re.MULTILINE)
 BEGIN, DONE = (re.compile(rf"^\[{word}\]", re.MULTILINE) for word in ("BEGIN", "DONE"))
 
 

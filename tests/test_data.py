@@ -441,7 +441,9 @@ def test_a_chat_model_s_program_is_over_at_its_fence(whole, rest):
 
 def test_no_fence_hangs_the_trainer():
     blanks = " " * 200_000
-    for text in (f"```{blanks}`", "`" * 200_000, "~~~\n" * 50_000, f"{blanks}```"):
+    tildes = "~" * 20_000 + "`"
+    for text in (f"```{blanks}`", "`" * 200_000, tildes, "~~~\n" * 50_000, f"{blanks}```",
+                 f"```\n{blanks}", f"```\n{blanks}x"):  # fmt: skip
         started = time.process_time()
         chat_programs().completion(F, text)
         assert time.process_time() - started < 2  # it must not be quadratic
