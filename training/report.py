@@ -4,6 +4,7 @@ import difflib
 import itertools
 import json
 import math
+import os
 import re
 import resource
 import sys
@@ -240,11 +241,18 @@ def underlined(before: str, after: str) -> str:
 
 def compared(old: list, new: list) -> Iterator[tuple[bool, slice, slice]]:
     """Matching and differing parts of two lists; position by position if they have the same length,
-    as attempts at an arithmetic problem do."""
+    as attempts at an arithmetic problem do. Of lists too long for difflib, which takes cubic time,
+    all between what they begin with and what they end with counts as different."""
     if len(old) == len(new):
         places = itertools.groupby(range(len(old)), lambda n: old[n] == new[n])
         for same, run in ((same, list(run)) for same, run in places):
             yield same, *[slice(run[0], run[-1] + 1)] * 2
-        return
-    for kind, i, j, k, m in difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
-        yield kind == "equal", slice(i, j), slice(k, m)
+    elif max(len(old), len(new)) > 2000:
+        start = len(os.path.commonprefix([old, new]))
+        end = len(os.path.commonprefix([old[start:][::-1], new[start:][::-1]]))
+        bounds = [(0, start, len(x) - end, len(x)) for x in (old, new)]
+        for n, same in enumerate((True, False, True)):
+            yield same, *[slice(x[n], x[n + 1]) for x in bounds]
+    else:
+        for kind, i, j, k, m in difflib.SequenceMatcher(None, old, new).get_opcodes():
+            yield kind == "equal", slice(i, j), slice(k, m)
