@@ -33,6 +33,8 @@ VALIDATION = range(511, 601)
 STOPS = re.compile(r"\n(?=class|def|#|if|print)")
 FENCE = re.compile(r"^([^`~\n]*)(```+|~~~+(?!~))([^`\n]*)$", re.MULTILINE)
 BEGIN, DONE = (re.compile(rf"^\[{word}\]", re.MULTILINE) for word in ("BEGIN", "DONE"))
+# What may precede an answer: a byte order mark, and a thought, which may be cut.
+PREFACE = re.compile(r"\ufeff?(?:\s*<think>.*?(?:</think>|\Z))?", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -81,12 +83,21 @@ class ProgramTask(FileTask):
 
     def answer(self, problem: Program, response: str) -> str:
         """A response up to the end of its answer: up to [DONE], and up to where the function is
-        complete, which a chat model shows by closing a block and a base model by going on."""
+        complete, which a chat model shows by closing a block and a base model by going on.
+
+        So the program of a chat model is the first closed block after its thought that defines the
+        function, or all of the response if there is none. Prose is not read, even if it calls the
+        block wrong, and what follows the block does not count, be it commented out or not.
+        """
+        start = PREFACE.match(response).end()
+        preface, response = response[:start], response[start:]
         done = DONE.search(response)
         response = response[: done.start()] if done else response
         if self.is_chat:
-            return to_fence(response, problem.entry_point)
-        return to_stop(response, problem.entry_point) if problem.head else response
+            response = to_fence(response, problem.entry_point)
+        elif problem.head:
+            response = to_stop(response, problem.entry_point)
+        return preface + response
 
     def completion(self, problem: Program, response: str) -> str:
         """The code to run, after the problem's head if it has one."""
@@ -158,7 +169,7 @@ def fenced(text: str) -> list[tuple[str, int | None]]:
             opening = line
     if opening is not None:
         blocks.append((text[opening.end() + 1 :], None))
-    return [(textwrap.dedent(code.rstrip(" \t")), end) for code, end in blocks]
+    return [(textwrap.dedent(code.rstrip(" \t").lstrip("\ufeff")), end) for code, end in blocks]
 
 
 def is_indented(code: str) -> bool:
@@ -175,10 +186,10 @@ def defines(code: str, name: str) -> bool:
 
 
 def extract_code(response: str, entry_point: str) -> str:
-    """The program in an answer: the text after [BEGIN], or its fenced blocks, or else all of it. If
-    several blocks define the function the last counts, since those before it were never closed.
-    Blocks before it that only define other things are kept."""
-    response = BEGIN.split(response)[-1]
+    """The program in an answer: behind its preface, the text after [BEGIN], or the fenced blocks,
+    or else all of it. If several blocks define the function the last counts, since those before it
+    were never closed. Blocks before it that only define other things are kept."""
+    response = BEGIN.split(PREFACE.sub("", response, count=1))[-1]
     blocks = [block for block, _ in fenced(response)]
     places = [n for n, block in enumerate(blocks) if defines(block, entry_point)]
     if places:

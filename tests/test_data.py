@@ -1,5 +1,6 @@
 """Problems and their rewards: arithmetic, MATH, MBPP and HumanEval."""
 
+import contextlib
 import itertools
 import json
 import shutil
@@ -397,6 +398,13 @@ OLD = "def f(x):\n    return x\n"
         f"Use ``` or ~~~:\n```\n{WHOLE}```",
         "def f(x):\n    '[DONE] [BEGIN]'\n    return x + 1",
         f"```python\n{WHOLE}```\n```python\n{OLD}```",
+        f"\ufeff{WHOLE}", f"```python\n\ufeff{WHOLE}```", f"\ufeff```python title=f.py\n{WHOLE}```",
+        f"```python\n{OLD}\nNo, it must add 1:\n\n```python\n{WHOLE}```",
+        f"<think>\nMaybe\n```python\n{OLD}```\n[DONE]\n</think>\n\n```python\n{WHOLE}```",
+        f"\n<think>\nEasy.\n</think>\n{WHOLE}",
+        # Right by the rule, though the text around it says or does otherwise.
+        f"WRONG:\n```python\n{WHOLE}```\nRight:\n```python\n{OLD}```",
+        f"```python\n{WHOLE}```\n```python\n# def f(x):\n#     return x + 1\n```",
     ],
 )  # fmt: skip
 def test_the_program_in_a_response(response):
@@ -404,6 +412,25 @@ def test_the_program_in_a_response(response):
     scope: dict = {"__name__": "program"}
     exec("def f(x):\n    'head'\n\n" + chat_programs().completion(F, response), scope)
     assert scope["f"](1) == 2
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        f"<think>\n```python\n{WHOLE}```\n</think>\nI do not know.", f"<think>\n{WHOLE}",
+        f"<think>\n```python\n{WHOLE}```\n", f"\ufeff<think>{WHOLE}</think>\n```python\n{OLD}```",
+        f"```python\n{OLD}```\nNo, it must add 1:\n```python\n{WHOLE}```",
+        # By Markdown, the bare fence closes the first block and the program is prose.
+        f"```python\n{OLD}\nNo, it must add 1:\n```\n{WHOLE}```",
+        f"> WRONG:\n> ```python\n> def f(x):\n>     return x + 1\n> ```\n```python\n{OLD}```",
+    ],
+)  # fmt: skip
+def test_a_right_program_that_is_not_the_answer(response):
+    code = chat_programs().completion(F, response)
+    scope: dict = {"f": lambda x: None}
+    with contextlib.suppress(SyntaxError):
+        exec(code, scope)
+    assert scope["f"](1) != 2
 
 
 F = programs.Program("Add 1.", entry_point="f")
@@ -424,6 +451,9 @@ def chat_programs() -> programs.ProgramTask:
         (f"```python\n{OLD}```", f"\n```python\n{WHOLE}```"),
         (f"```python\n{OLD}```python\n{WHOLE}```", "\nIt adds."),
         (f"```python\r\n{WHOLE}```\r", "\nIt adds."), (f"```python\n{WHOLE}~~~\n``\n", ""),
+        (f"<think>\n```python\n{WHOLE}```\n</think>\n```python\n{OLD}```", "\n```\n"),
+        (f"<think>\n```python\n{WHOLE}```\n[DONE]\n", ""), (f"\ufeff```\n{WHOLE}```", "\n"),
+        (f"```\n\ufeff{WHOLE}```", f"\n```\n{OLD}```"),
         (WHOLE, ""), (f"```python\n{WHOLE}", ""), ("There is no code.", ""), ("", ""),
         ("```" * 99, ""), ("```python\ndef g(x): 1\n```\nSo much for g.\n", ""),
     ],
