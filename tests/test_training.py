@@ -209,6 +209,27 @@ def test_impossible_settings_of_a_folder_name_its_file(name, value, trained, tmp
     assert len(lines) == 1 and str(path) in lines[0]
 
 
+def test_free_settings_come_from_the_command_line_alone(trained, tmp_path):
+    """A folder from elsewhere must not lift the sandbox, nor choose a device or a folder."""
+    folder = shutil.copytree(trained / "stage1", tmp_path / "puzzle" / "stage1")
+    free = {"unsafe_sandbox": True, "recompute": True, "device": "cuda:9", "attempts": 9}
+    free |= {"split": "val", "eval_problems": 7, "eval_batch": 1, "micro": 7, "out": "elsewhere"}
+    assert free.keys() == settings.FREE
+    edit(folder / "state.pt", lambda state: state["settings"].update(free))
+    jobs = [settings.load_job(train.STAGES, folder, {})]
+    jobs += settings.plan(train.STAGES, {"out": str(tmp_path)}, 1)
+    shutil.copy(trained / "stage1" / "results.json", folder)
+    (folder / "state.pt").unlink()
+    results = json.loads((folder / "results.json").read_text())
+    results["config"] |= free
+    (folder / "results.json").write_text(json.dumps(results))
+    jobs.append(settings.load_job(train.STAGES, folder, {}))
+    for job in jobs:
+        known = dataclasses.asdict(job.run) | dataclasses.asdict(job.cfg)
+        assert not [name for name in free if known[name] == free[name]]
+    assert settings.load_job(train.STAGES, folder, {"unsafe_sandbox": True}).run.unsafe_sandbox
+
+
 def test_divergence_is_one_line(tmp_path, capsys):
     assert run("--stage", 0, "--steps", 30, "--lr", "1e12", "--warmup", 0, "--out", tmp_path) == 2
     assert "diverged at step" in capsys.readouterr().err

@@ -224,7 +224,7 @@ def load_job(stages: tuple[Stage, ...], folder: Path, given: dict) -> Job:
         known = read_json(results).get("config")
         if not isinstance(known, dict):
             raise ValueError(f"{results} has no config, so this program did not write it")
-        known = checked(results, pick(known, known.keys() - FREE))
+        known = checked(results, known)
     check_settings_match(folder, known, pick(given, {"data", "task", "difficulty"}))
     by_number = {stage.number: stage for stage in stages}
     by_folder = {stage.folder: stage for stage in stages}
@@ -245,8 +245,9 @@ def read_progress(folder: Path) -> tuple[dict | None, int]:
 
 
 def checked(path: Path, settings: dict) -> dict:
-    """Returns settings read from a file. Raises ValueError, naming the file, if one is
-    impossible."""
+    """Returns settings read from a file, without the free ones, which only the command line gives.
+    Raises ValueError, naming the file, if one is impossible."""
+    settings = pick(settings, settings.keys() - FREE)
     try:
         Run(**pick(settings, names(Run)))
         score.Config(**pick(settings, names(score.Config)))
