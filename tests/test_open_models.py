@@ -263,3 +263,25 @@ def test_a_problem_that_the_tokenizer_cannot_spell_is_one_line(chatty, tmp_path,
         (folder / "test.jsonl").unlink(missing_ok=True)
         path.write_text(json.dumps({"problem": "1 \x04 2?", "solution": "$\\boxed{1}$"}))
     assert not list(tmp_path.rglob("*.pt"))
+
+
+def test_nothing_from_outside_controls_the_terminal(chatty, tmp_path, capsys, monkeypatch):
+    """Neither a problem, nor an answer, nor a name in a file that an error line quotes."""
+    evil = "\x1b]0;\x9b2J\u202e"
+    folder, init = write_math(tmp_path / "data"), shutil.copytree(chatty, tmp_path / "init")
+    for path in folder.glob("test/*/*.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"problem": path.stem + evil}))
+    (folder / f"{evil}.jsonl").touch()
+    monkeypatch.setattr(data.OPEN["math"], "rewards", lambda self, xs, said: [1.0 for _ in said])
+    monkeypatch.setattr(data.OPEN["math"], "decode", lambda self, tokens: evil)
+    flags = f"--data math --init {init} --data-dir {folder} --max-new-tokens 4 --device cpu".split()
+    base = str(tmp_path / "out" / "math" / "base")
+    assert train.main(["--ask", base, "test/algebra/1.json", *flags]) == 0
+    assert train.main(["--eval", base, *flags]) == 0
+    (init / "model.safetensors").rename(init / "x.safetensors")
+    index = {"weight_map": {"a": f"{evil}.safetensors"}}
+    (init / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert train.main(["--eval", base, *flags]) == 2
+    out, err = capsys.readouterr()
+    assert out.count("\ufffd") > 10 and err.count("\ufffd") == 3
+    assert not set(evil) & set(out + err) - set("]0;2J")

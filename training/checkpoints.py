@@ -16,11 +16,11 @@ import torch
 
 import data
 from model import GPT, GPTConfig
-from training.processes import is_first, print_once
+from training.processes import is_first, print_once, printable
 
 
 def one_line(error: Exception) -> str:
-    return (" ".join(str(error).split()) or type(error).__name__)[:500]
+    return printable(" ".join(str(error).split()) or type(error).__name__)[:500]
 
 
 # ---------------------------------------------------------------------------------------------

@@ -27,10 +27,16 @@ def is_first() -> bool:
     return not is_one_of_several() or os.environ.get("RANK") == "0"
 
 
-def print_once(line: str) -> None:
-    """Prints a line, once however many processes there are."""
+def printable(text: str) -> str:
+    """Text with unprintable characters, such as terminal control codes, replaced."""
+    return "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text)
+
+
+def print_once(text: str) -> None:
+    """Prints text, once however many processes there are. Problems, answers and names of files in
+    it come from outside, and they must not control the terminal."""
     if is_first():
-        print(line, flush=True)
+        print(printable(text), flush=True)
 
 
 @contextlib.contextmanager

@@ -213,7 +213,6 @@ def dialogue(result: score.Evaluation, task: data.Task) -> str:
     before has carets below it."""
     parts, before = [("problem", result.problems[0].prompt)], None
     for number, [response] in enumerate(result.responses, 1):
-        response = printable(response)
         shown = response if before is None else underlined(before, response)
         verdict = "right" if result.rewards[number - 1] else "wrong"
         verdict += "" if result.ended[number - 1] else ", cut by the length limit"
@@ -222,11 +221,6 @@ def dialogue(result: score.Evaluation, task: data.Task) -> str:
             parts.append(("", task.instruction))
         before = response
     return "\n".join(f"{name:11}" + text.replace("\n", "\n" + " " * 11) for name, text in parts)
-
-
-def printable(text: str) -> str:
-    """Text with unprintable characters, such as terminal control codes, replaced."""
-    return "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text)
 
 
 def underlined(before: str, after: str) -> str:
