@@ -719,9 +719,40 @@ def test_processes_stop_together_and_another_number_goes_on(tmp_path):
     assert apart(folder / "model.pt", tmp_path / "one" / "puzzle" / "stage1" / "model.pt") < 1e-3
 
 
+TORCHRUN = {"WORLD_SIZE": "3", "RANK": "0", "LOCAL_RANK": "0", "MASTER_PORT": "29500"}
+TORCHRUN |= {"MASTER_ADDR": "127.0.0.1"}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {name: None for name in TORCHRUN.keys() - {"WORLD_SIZE"}},
+        {"MASTER_ADDR": None},
+        {"MASTER_PORT": ""},
+        {"RANK": "3"},
+        {"RANK": "1", "LOCAL_RANK": "x"},
+        {"WORLD_SIZE": "abc"},
+        {"WORLD_SIZE": ""},
+        {"WORLD_SIZE": "0"},
+    ],
+)
+def test_a_world_that_torchrun_did_not_make_is_one_line(
+    change, trained, monkeypatch, tmp_path, capsys
+):
+    """Such variables may be left over from some cluster."""
+    told = {name: text for name, text in (TORCHRUN | change).items() if text is not None}
+    for name, text in told.items():
+        monkeypatch.setenv(name, text)
+    for args in (["--stage", 0, "--out", tmp_path], ["--ask", trained / "stage1", "53=02"]):
+        assert run(*args) == 2
+        [line] = capsys.readouterr().err.splitlines()
+        assert f"WORLD_SIZE is {told['WORLD_SIZE']!r}, not by torchrun" in line
+    assert not list(tmp_path.iterdir())
+
+
 def test_processes_need_equal_shares(monkeypatch, tmp_path, capsys):
-    monkeypatch.setenv("WORLD_SIZE", "3")
-    monkeypatch.setenv("RANK", "0")
+    for name, text in TORCHRUN.items():
+        monkeypatch.setenv(name, text)
     assert run("--stage", 1, "--out", tmp_path) == 2
     assert "3 processes cannot share 8 transcripts evenly" in capsys.readouterr().err
     assert run("--eval", tmp_path) == 2

@@ -14,8 +14,16 @@ from fast.processes import averaged, process
 
 
 def number_of_processes() -> int:
-    """As torchrun says, also before they have joined."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    """As torchrun says, also before they have joined. Raises ValueError where another program set
+    WORLD_SIZE."""
+    size = os.environ.get("WORLD_SIZE", "1")
+    if size == "1":
+        return 1
+    told = [os.environ.get(name, "") for name in ("RANK", "LOCAL_RANK", "MASTER_PORT")]
+    whole = all(re.fullmatch("[0-9]{1,9}", text) for text in (size, *told))
+    if not whole or int(told[0]) >= int(size) or not os.environ.get("MASTER_ADDR"):
+        raise ValueError(f"WORLD_SIZE is {size!r}, not by torchrun: start it so, or unset that")
+    return int(size)
 
 
 def is_one_of_several() -> bool:
@@ -24,7 +32,10 @@ def is_one_of_several() -> bool:
 
 def is_first() -> bool:
     """True on rank 0, or without torchrun."""
-    return not is_one_of_several() or os.environ.get("RANK") == "0"
+    try:
+        return not is_one_of_several() or os.environ["RANK"] == "0"
+    except ValueError:  # every process says so, since no rank is certain
+        return True
 
 
 def printable(text: str) -> str:
