@@ -8,6 +8,7 @@ import math
 import os
 import pathlib
 import random
+import resource
 import shutil
 import signal
 import subprocess
@@ -152,6 +153,99 @@ def test_a_full_disk_is_one_line_and_keeps_what_was_there(trained, monkeypatch, 
     assert len(lines) == 1 and "No space left" in lines[0] and "MiB are free" in lines[0]
     assert (trained / "stage1" / "results.json").read_bytes() == before
     assert not list(trained.rglob("*.partial"))
+
+
+def test_a_link_in_a_shared_folder_is_not_written_through(tmp_path, few_steps, capsys):
+    """Somebody else may have put it where this program writes."""
+    victim, folder = tmp_path / "victim", tmp_path / "puzzle" / "base"
+    victim.write_text("precious")
+    folder.mkdir(parents=True)
+    (tmp_path / "puzzle" / ".lock").symlink_to(victim)
+    assert run("--stage", 0, "--out", tmp_path) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert f"{tmp_path / 'puzzle' / '.lock'} is a link; remove it" in line
+    (tmp_path / "puzzle" / ".lock").unlink()
+    names = ["model.pt", "state.pt", "metrics.jsonl", "results.json"]
+    for name in [*(f"{name}.partial" for name in names), ".writable"]:
+        (folder / name).symlink_to(victim if name.endswith("l") else tmp_path / f"new {name}")
+    for name in ("metrics.jsonl", "results.json"):
+        (folder / name).symlink_to(victim)
+    assert run("--stage", 0, "--out", tmp_path) == 0
+    assert all((folder / name).is_file() and not (folder / name).is_symlink() for name in names)
+    assert victim.read_text() == "precious" and not list(tmp_path.glob("new *"))
+    monkey = pathlib.Path.is_symlink  # a link that is put there just after the look at it
+    (tmp_path / "puzzle" / ".lock").unlink()
+    (tmp_path / "puzzle" / ".lock").symlink_to(victim)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            pathlib.Path, "is_symlink", lambda path: path.name != ".lock" and monkey(path)
+        )
+        with pytest.raises(OSError, match="symbolic links"), checkpoints.locked(folder.parent):
+            pass
+    assert victim.read_text() == "precious"
+
+
+@pytest.mark.parametrize("name", ["results.json", "metrics.jsonl", "state.pt"])
+@pytest.mark.parametrize("command", ["--stage", "--eval"])
+def test_a_pipe_in_a_stage_s_folder_is_one_line(name, command, trained, tmp_path, capsys):
+    """To read it would be to wait for ever."""
+    shutil.copytree(trained, tmp_path / "puzzle")
+    path = tmp_path / "puzzle" / "stage1" / name
+    path.unlink()
+    os.mkfifo(path)
+    args = ["--stage", 1, "--out", tmp_path] if command == "--stage" else ["--eval", path.parent]
+    assert run(*args) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert f"{path} is no file to read from" in line
+
+
+def test_a_name_that_is_not_utf_8_is_refused_at_the_start(tmp_path, capsys):
+    out = os.fsdecode(os.fsencode(tmp_path) + b"/\xff")
+    for args in (["--stage", 0, "--out", out], ["--stage", 0, f"--out={out}"], ["--eval", out]):
+        assert run(*args) == 2
+        [line] = capsys.readouterr().err.splitlines()
+        assert "has bytes that are not UTF-8" in line and "/\\udcff" in line
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "end, reason",
+    [
+        ('{"step": 7, "rew', "not JSON"),
+        ('{"step": 6}', "not the log of step 7"),
+        ('{"step": 7, "reward": "1"}', "not the log of step 7"),
+        ("7", "not a JSON object"),
+        ("\udcff", "cannot be read"),
+    ],
+)
+def test_a_stray_line_in_a_log_is_named(end, reason, trained, tmp_path, capsys):
+    folder = shutil.copytree(trained / "stage1", tmp_path / "stage1")
+    path = folder / "metrics.jsonl"
+    path.write_bytes(path.read_bytes() + os.fsencode(end))
+    assert run("--eval", folder) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert str(path) in line and reason in line
+    assert "line 7" in line or reason == "cannot be read"
+
+
+def test_a_disk_that_fills_up_under_the_log_keeps_the_last_state(unfinished, tmp_path, capsys):
+    """The log is named, and once there is room the run goes on."""
+    out = tmp_path / "out"
+    shutil.copytree(unfinished, out / "puzzle")
+    folder = out / "puzzle" / "stage1"
+    before = (folder / "state.pt").read_bytes()
+    size = (folder / "metrics.jsonl").stat().st_size + 100  # room for a part of the next line
+    args = ["--stage", 1, "--steps", 6, "--resume", "--out", out]
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        assert run(*args) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert f"cannot write {folder / 'metrics.jsonl'}: [Errno 27] File too large" in line
+    assert (folder / "state.pt").read_bytes() == before
+    assert run(*args) == 0 and len(checkpoints.read_log(folder)) == 6
 
 
 def test_a_finished_model_is_used_though_its_state_is_gone(trained, tmp_path, few_steps, capsys):

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import shutil
+import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Set
 from dataclasses import asdict
@@ -15,6 +16,7 @@ from pathlib import Path
 import torch
 
 import data
+from data.text import read_lines
 from model import GPT, GPTConfig
 from training.processes import is_first, print_once, printable
 
@@ -31,7 +33,14 @@ def one_line(error: Exception) -> str:
 def locked(folder: Path) -> Iterator[None]:
     """Raises ValueError while another process trains in this folder. The operating system releases
     the lock when the process ends, however it ends."""
-    with (folder / ".lock").open("a+") as file:
+    path = folder / ".lock"
+    if path.is_symlink():
+        raise ValueError(f"{path} is a link; remove it, or choose another --out")
+
+    def opener(name: str, flags: int) -> int:
+        return os.open(name, flags | os.O_NOFOLLOW, 0o666)
+
+    with open(path, "a+", opener=opener) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -48,9 +57,7 @@ def locked(folder: Path) -> Iterator[None]:
 def check_writable(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.touch()
-        probe.unlink()
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise ValueError(f"cannot write to {folder}: {error.strerror}") from None
 
@@ -58,13 +65,20 @@ def check_writable(folder: Path) -> None:
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Writes a file completely or not at all: a kill or a full disk leaves the old one."""
     partial = path.with_name(path.name + ".partial")
+    partial.unlink(missing_ok=True)  # left by a kill, or a link that somebody put there
     try:
+        partial.touch(exist_ok=False)
         write(partial)
         os.replace(partial, path)
     except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError if a write fails
-        free = shutil.disk_usage(path.parent).free >> 20
+        reason = cannot_write(path, error)
         partial.unlink(missing_ok=True)
-        raise ValueError(f"cannot write {path}: {one_line(error)}; {free} MiB are free") from None
+        raise reason from None
+
+
+def cannot_write(path: Path, error: Exception) -> ValueError:
+    free = shutil.disk_usage(path.parent).free >> 20
+    return ValueError(f"cannot write {path}: {one_line(error)}; {free} MiB are free")
 
 
 def write_json(path: Path, content: dict) -> None:
@@ -191,15 +205,27 @@ class Log:
         if steps != list(range(1, step + 1)):
             raise ValueError(f"{path} is not the log of the {step} steps that were saved")
         write_atomically(path, lambda p: p.write_bytes(b"".join(kept)))
-        self.file = path.open("a")
+        self.path = path
 
     def add(self, metrics: dict) -> None:
-        self.file.write(json.dumps(metrics) + "\n")
-        self.file.flush()
+        try:
+            with self.path.open("a") as file:
+                file.write(json.dumps(metrics) + "\n")
+        except OSError as error:
+            raise cannot_write(self.path, error) from None
 
 
 def read_log(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    """The rows of metrics.jsonl. Raises ValueError, naming the line, for one that is not whole or
+    not that step's."""
+    path, rows = folder / "metrics.jsonl", []
+    with path.open() as file:
+        for where, row in read_lines(path, file):
+            numbers = all(isinstance(value, int | float) for value in row.values())
+            if not numbers or row.get("step") != len(rows) + 1:
+                raise ValueError(f"{where}: not the log of step {len(rows) + 1}")
+            rows.append(row)
+    return rows
 
 
 class Best:

@@ -60,6 +60,9 @@ def parse(
     # fmt: skip
     add_flags(parser, stages, Run)
     add_flags(parser, stages, score.Config, "algorithm (score.Config)")
+    for word in argv:
+        if re.search("[\ud800-\udfff]", word):  # what Python makes of such bytes
+            raise ValueError(f"{word!r} has bytes that are not UTF-8")
     args, unknown = parser.parse_known_args(argv)
     if unknown:
         known = [option for action in parser._actions for option in action.option_strings]

@@ -90,8 +90,6 @@ class Report:
 
     def close(self) -> None:
         self.bar.close()
-        if not self.silent:
-            self.log.file.close()
 
 
 def progress(metrics: dict) -> str:

@@ -4,7 +4,7 @@ A setting comes from the command line, else from a stage's folder, else from the
 """
 
 import re
-from collections.abc import Set
+from collections.abc import Iterable, Set
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
@@ -234,6 +234,7 @@ def load_job(stages: tuple[Stage, ...], folder: Path, given: dict) -> Job:
 
 def read_progress(folder: Path) -> tuple[dict | None, int]:
     """The settings in a folder's state.pt, None if it has none, and the step that it is at."""
+    refuse_pipes(folder.glob("*"))
     state = read_state(folder, mmap=True)
     if state is None:
         return None, 0
@@ -282,15 +283,19 @@ def source(run: Run) -> data.Source:
     init, folder = Path(run.init), Path(run.data_dir or f"data/{run.data}")
     if not init.is_dir():
         raise ValueError(f"--init {init}: no such folder")
-    for path in (path for place in (folder, init) for path in place.rglob("*")):
-        if path.exists() and not (path.is_file() or path.is_dir()):
-            raise ValueError(f"{path} is no file to read from")  # a device or pipe may never end
+    refuse_pipes([*folder.rglob("*"), *init.rglob("*")])
     levels = None if run.levels is None else parse_levels(run.levels)
     subjects = None if run.subjects is None else frozenset(run.subjects.split(","))
     same = pick(asdict(run), names(data.Source))
     return data.Source(
         **same | {"folder": folder, "init": init, "levels": levels, "subjects": subjects}
     )
+
+
+def refuse_pipes(paths: Iterable[Path]) -> None:
+    for path in paths:
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise ValueError(f"{path} is no file to read from")  # a device or pipe may never end
 
 
 def parse_levels(text: str) -> frozenset[int]:
