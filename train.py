@@ -39,7 +39,7 @@ import score
 from fast.linear import freeze
 from fast.processes import averaged, process
 from model import GPT, GPTConfig, common_start
-from pretrained.weights import copy_companions, read_shape
+from pretrained.weights import companions, copy_companions, read_shape
 from training.checkpoints import (
     Best,
     check_model,
@@ -502,6 +502,7 @@ def export_command(given: dict, folder: Path) -> None:
         raise ValueError(f"{folder} was not trained from a pretrained model (--init)")
     model = load_model(folder, None, torch.device("cpu"))
     try:
+        companions(Path(init), target)  # refused before anything is written
         model.save_pretrained(target)
         copy_companions(Path(init), target)
     except (OSError, ValueError) as error:

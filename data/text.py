@@ -43,8 +43,10 @@ class TextTask(Task):
     def __init__(self, source: Source):
         self.layout = pick_layout(load_tokenizer(source.init), source.layout)
         self.encoding, self.eos = self.layout.tokenizer.encoding, self.layout.eos
-        longest = read_shape(source.init)["context"]
-        self.context = min(source.context or longest, longest)
+        shape = read_shape(source.init)
+        if (needs := self.encoding.n_vocab) > shape["vocab_size"]:
+            raise ValueError(f"{source.init}: the tokenizer needs a vocab_size of {needs} or more")
+        self.context = min(source.context or shape["context"], shape["context"])
         self.is_chat = self.layout.style != "plain"
         self.close = [self.eos] if self.is_chat else []
         self.revise = self.layout.revise(self.instruction, self.plain_revise)
@@ -149,12 +151,16 @@ def token_bytes(encoding) -> dict[int, bytes]:
 # ---------------------------------------------------------------------------------------------
 # Files
 
+LONGEST_LINE = 10**7  # characters; what is longer is no problem, and may not fit the memory
+
 
 def read_lines(path: Path, opened) -> Iterator[tuple[str, dict]]:
     """(where, record) of each line of an open JSONL file; `where` is file and line, for errors."""
     try:
-        for number, line in enumerate(opened, 1):
+        for number, line in enumerate(iter(lambda: opened.readline(LONGEST_LINE), ""), 1):
             where = f"{path}, line {number}"
+            if len(line) == LONGEST_LINE:
+                raise ValueError(f"{where}: of {LONGEST_LINE} characters or more")
             if line.strip():
                 yield where, parse_record(line, where)
     except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:

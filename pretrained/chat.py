@@ -76,8 +76,9 @@ class Layout:
         shown = zip(("user", "assistant") * len(examples), itertools.chain(*examples))
         turns = [("system", system), *shown, ("user", user), ("assistant", None)]
         ids = self._encode(STYLES[self.style].before, turns)
-        if self.style == "chatml" and "bos_token" in self.tokenizer.chat:
-            return [self.tokenizer.bos, *ids]
+        bos = self.tokenizer.bos  # an empty text in the template if the folder names none
+        if self.style == "chatml" and "bos_token" in self.tokenizer.chat and bos is not None:
+            return [bos, *ids]
         return ids
 
     def revise(self, instruction: str, plain: str) -> list[int]:

@@ -22,6 +22,7 @@ QWEN_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+LONGEST = 200_000  # characters of a text; tiktoken panics at a run of a million blanks
 
 
 class ByteLevel(tiktoken.Encoding):
@@ -34,7 +35,10 @@ class ByteLevel(tiktoken.Encoding):
         self.lacking = {byte for byte in range(256) if bytes([byte]) not in mergeable_ranks}
 
     def prepare(self, text: str) -> str:
-        """The text to cut into tokens. Raises ValueError, naming the byte, if one has no token."""
+        """The text to cut into tokens. Raises ValueError if it is too long, or, naming the byte, if
+        one has no token."""
+        if len(text) > LONGEST:
+            raise ValueError(f"its {len(text):,} characters are more than {LONGEST:,}")
         if not self.lacking:
             return text
         # Replace half a surrogate pair as tiktoken does.
@@ -52,7 +56,12 @@ class ByteLevel(tiktoken.Encoding):
         return super().encode(self.prepare(text), **options)
 
     def encode_ordinary(self, text: str) -> list[int]:
-        return super().encode_ordinary(self.prepare(text))
+        try:
+            return super().encode_ordinary(self.prepare(text))
+        except BaseException as error:
+            if type(error).__name__ != "PanicException":  # tiktoken's own, and no Exception
+                raise
+            raise ValueError(f"the model's tokenizer cannot split {text[:40]!r}") from None
 
 
 class ComposedByteLevel(ByteLevel):
@@ -89,13 +98,16 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
         else:
             raise FileNotFoundError(f"no tokenizer.json, nor vocab.json and merges.txt in {folder}")
         first = first_of_every_text(whole)
-        return Tokenizer(
+        made = Tokenizer(
             encoding,
             eos=end_of_text(encoding, settings, folder),
             bos=token_named(encoding, first or settings.get("bos_token")),
             adds_bos=first is not None or settings.get("add_bos_token", False),
             chat=chat_template(settings, folder),
         )
+        if made.adds_bos and made.bos is None:
+            raise ValueError(f"{folder}: each text begins with a token that its tokenizer lacks")
+        return made
     except (KeyError, TypeError, AttributeError, OverflowError, UnicodeDecodeError) as error:
         raise ValueError(f"{folder} holds a malformed tokenizer ({error!r})") from None
 
@@ -214,6 +226,8 @@ def build(
             raise ValueError(not_byte_level(path)) from None
     if min(vocab.values()) < 0:
         raise ValueError(f"{path} has a negative token id")
+    if len({*ranks.values(), *special.values()}) < len(ranks) + len(special):
+        raise ValueError(f"{path} gives two tokens the same id")
     try:
         name = path.parent.name
         return kind(name, pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)

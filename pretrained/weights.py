@@ -61,9 +61,17 @@ def read_shape(folder: str | Path) -> dict:
     path = Path(folder) / "config.json"
     raw = read_json(path)
     try:
-        return shape_from_json(raw)
+        shape = shape_from_json(raw)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+    # Before anything is allocated: do the embeddings and the widest matrices fit in the files?
+    widths = shape.get("inner") or 1, shape["heads"] * (shape.get("head_width") or 1)
+    rows = shape["vocab_size"] + shape["layers"] * max(shape["width"], *widths)
+    rows += shape["context"] if shape["family"] == "gpt2" else 0
+    size = sum(file.stat().st_size for file in path.parent.glob("*.safetensors")) or 2**45
+    if 2 * shape["width"] * rows > size or shape["layers"] > 1000:  # a weight has two bytes or more
+        raise ValueError(f"{path}: its model is larger than {size:,} bytes; is a file cut short?")
+    return shape
 
 
 def shape_from_json(raw: dict) -> dict:
@@ -354,7 +362,7 @@ def read_header(path: Path) -> tuple[dict[str, tuple[torch.dtype, tuple[int, ...
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        if length > size - 8:
+        if length > min(size - 8, 10**8):  # as the safetensors library has it
             raise ValueError(f"{path} is truncated or not a safetensors file")
         try:
             raw = json.loads(file.read(length))
@@ -401,11 +409,27 @@ def write_safetensors(path: Path, tensors: dict[str, Tensor]) -> None:
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # the data is aligned
     partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
+    partial.unlink(missing_ok=True)
+    with partial.open("xb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for tensor in tensors.values():
             file.write(tensor.cpu().contiguous().view(torch.uint8).numpy().data)
     os.replace(partial, path)
+
+
+COMPANIONS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
+COMPANIONS += ("merges.txt", "added_tokens.json", "special_tokens_map.json")
+COMPANIONS += ("chat_template.jinja", "chat_template.json", "generation_config.json")
+
+
+def companions(source: Path, target: Path) -> list[Path]:
+    """The files of COMPANIONS that are there. Raises ValueError for a link, which may lead to any
+    file, among them or in the target."""
+    paths = [path for path in map(source.joinpath, COMPANIONS) if os.path.lexists(path)]
+    for path in (*paths, target, *target.glob("*")):
+        if path.is_symlink() or (path in paths and not path.is_file()):
+            raise ValueError(f"{path} is a link or a folder; put a plain copy there")
+    return paths
 
 
 def copy_companions(source: Path, target: Path) -> None:
@@ -414,6 +438,5 @@ def copy_companions(source: Path, target: Path) -> None:
     ids = {k: v for k, v in read_json(source / "config.json").items() if k.endswith("_token_id")}
     content = read_json(target / "config.json") | ids
     (target / "config.json").write_text(json.dumps(content, indent=2) + "\n")
-    for pattern in ("*token*", "vocab.json", "merges.txt", "chat_template.*", "generation_*"):
-        for path in source.glob(pattern):
-            shutil.copy(path, target)
+    for path in companions(source, target):
+        shutil.copy(path, target)

@@ -1,11 +1,13 @@
 """Problems and their rewards: arithmetic, MATH, MBPP and HumanEval."""
 
 import contextlib
+import gzip
 import itertools
 import json
 import shutil
 import statistics
 import time
+import tracemalloc
 
 import hypothesis
 import numpy as np
@@ -307,6 +309,42 @@ def test_half_a_surrogate_pair_is_a_problem_like_any_other(chatty, tmp_path):
     path.write_text(json.dumps({"problem": "a\ud800b", "solution": "$\\boxed{1}$"}))
     task = data.load("math", source=source(chatty, folder))
     assert "a\ud800b" in {x.prompt for x in task.splits["train"] if x.key and task.prompt(x)}
+
+
+def test_a_problem_longer_than_any_is_named(chatty, tmp_path):
+    folder = write_math(tmp_path)
+    record = {"problem": " " * 1_000_000, "solution": "$\\boxed{1}$"}
+    (folder / "train" / "algebra" / "3.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match="problem train/algebra/3.json: its 1,000,0.. characters"):
+        data.load("math", source=source(chatty, folder))
+
+
+def test_a_line_longer_than_any_record_is_not_read(chatty, tmp_path):
+    """A compressed file of a few MB may hold one of gigabytes."""
+    folder = write_programs(tmp_path)
+    lines = (folder / "HumanEval.jsonl").read_bytes()
+    (folder / "HumanEval.jsonl").unlink()
+    with gzip.open(folder / "HumanEval.jsonl.gz", "wb", compresslevel=1) as file:
+        file.write(lines + b"\n")
+        for _ in range(300):
+            file.write(b" " * 1_000_000)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match="jsonl.gz, line 105: of 10000000 characters or more"):
+            data.load("humaneval", source=source(chatty, folder))
+        assert tracemalloc.get_traced_memory()[1] < 100e6
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_token_id_beyond_the_model_is_one_line(chatty, tmp_path):
+    """A list of so many ids would take for ever."""
+    init = shutil.copytree(chatty, tmp_path / "init")
+    raw = json.loads((init / "tokenizer.json").read_text())
+    raw["added_tokens"].append({"content": "<|last|>", "id": 2**32 - 2})
+    (init / "tokenizer.json").write_text(json.dumps(raw))
+    with pytest.raises(ValueError, match="init: the tokenizer needs a vocab_size of 4294967295"):
+        data.load("addition", 2, source(init, tmp_path))
 
 
 def test_math_drops_empty_references_and_says_so(chatty, tmp_path):

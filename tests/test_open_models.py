@@ -285,3 +285,36 @@ def test_nothing_from_outside_controls_the_terminal(chatty, tmp_path, capsys, mo
     out, err = capsys.readouterr()
     assert out.count("\ufffd") > 10 and err.count("\ufffd") == 3
     assert not set(evil) & set(out + err) - set("]0;2J")
+
+
+def test_an_export_copies_plain_files_by_name(chatty, tmp_path, capsys):
+    """No link is followed, in --init or where it is written, and nothing else is taken along."""
+    init, stage = shutil.copytree(chatty, tmp_path / "init"), tmp_path / "addition" / "stage1"
+    flags = f"--task addition --difficulty 2 --steps 1 --init {init} --out {tmp_path}"
+    flags += " --problems 2 --samples 2 --revisions 2 --eval-problems 4 --max-new-tokens 6"
+    assert train.main(["--stage", "1", "--device", "cpu", *flags.split()]) == 0
+    victim = tmp_path / "victim"
+    victim.write_text("{}")
+    (init / "tokenizer").mkdir()
+    (init / "my_token").symlink_to(victim)
+    capsys.readouterr()
+    for path, to in (
+        (init / "merges.txt", victim),
+        (init / "vocab.json", tmp_path / "nothing"),
+        (stage / "pretrained", tmp_path / "new"),
+        (stage / "pretrained" / "config.json", victim),
+    ):
+        path.parent.mkdir(exist_ok=True)
+        path.symlink_to(to)
+        assert train.main(["--export", str(stage)]) == 2
+        [line] = capsys.readouterr().err.splitlines()
+        assert f"{path} is a link or a folder; put a plain copy there" in line
+        assert not list(stage.rglob("model.safetensors")) and not (tmp_path / "new").exists()
+        path.unlink()
+    (stage / "pretrained" / "model.safetensors.partial").mkdir(parents=True)
+    assert train.main(["--export", str(stage)]) == 2
+    assert "model.safetensors.partial" in capsys.readouterr().err
+    (stage / "pretrained" / "model.safetensors.partial").rmdir()
+    assert train.main(["--export", str(stage)]) == 0
+    names = {path.name for path in (stage / "pretrained").iterdir()}
+    assert names == {path.name for path in chatty.iterdir()} and victim.read_text() == "{}"

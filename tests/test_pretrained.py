@@ -1,27 +1,37 @@
 """Pretrained models: weights, tokenizers and layouts are those of the libraries that made them."""
 
 import json
+import math
 import os
 import pathlib
 import random
 import shutil
 import subprocess
 import sys
+import time
 
+import hypothesis
 import pytest
 import torch
+from hypothesis import strategies as st
 
+import data
 import model as model_module
 from model import GPT, GPTConfig, generate
 from pretrained.chat import Layout, pick_layout
 from pretrained.tokenizer import load_tokenizer
+from pretrained.weights import read_shape
 from test_score import ragged_gpt
 from tests.helpers import (
     CHAT_TEMPLATES,
     CONTROLS,
+    PLAIN_JSON,
     ROOT,
+    anything,
     shared,
+    source,
     their_tokenizer,
+    with_damage,
     without_bytes,
 )
 
@@ -154,6 +164,45 @@ def test_a_wrong_value_in_config_json_is_one_line(name, value, qwen, tmp_path):
     assert "config.json" in str(error.value) and "\n" not in str(error.value)
 
 
+SMALL = {"n_positions": 8, "n_layer": 1, "n_head": 1, "n_embd": 8, "vocab_size": 9}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"num_hidden_layers": 10**7},
+        {"hidden_size": 2**40},
+        {"vocab_size": 2**50},
+        {"vocab_size": 10**400},
+        {"intermediate_size": 2**40},
+        {"head_dim": 2**40},
+        SMALL | {"model_type": "gpt2", "n_positions": 2**50},
+        SMALL | {"model_type": "gpt2", "n_layer": 10**7},
+    ],
+)
+@pytest.mark.parametrize("weights", ["model.safetensors", None])
+def test_a_shape_that_the_files_cannot_hold_is_refused_at_once(change, weights, qwen, tmp_path):
+    """With the size of the files, which may be a cut-off download; also before there are any."""
+    raw = json.loads((qwen / "config.json").read_text()) | change
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    if weights:
+        shutil.copy(qwen / weights, tmp_path)
+    size = (qwen / "model.safetensors").stat().st_size if weights else 2**45
+    with pytest.raises(ValueError) as error:
+        read_shape(tmp_path)
+    assert str(tmp_path / "config.json") in str(error.value) and "\n" not in str(error.value)
+    assert f"larger than {size:,} bytes; is a file cut short?" in str(error.value)
+
+
+def test_a_header_longer_than_memory_is_not_read(qwen, tmp_path):
+    folder = shutil.copytree(qwen, tmp_path / "copy")
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write((12 << 30).to_bytes(8, "little"))
+        file.truncate(13 << 30)  # sparse: it takes no room
+    with pytest.raises(ValueError, match="model.safetensors is truncated or not a safetensors"):
+        GPT.from_pretrained(folder)
+
+
 @pytest.mark.parametrize("family", ["gemma2", "mistral", "phi3", None])
 def test_other_families_are_told_what_would_work(family, qwen, tmp_path):
     raw = json.loads((qwen / "config.json").read_text()) | {"model_type": family}
@@ -244,7 +293,8 @@ DAMAGE = {
     "dtype": (weights_edited(lambda h: h[NORM].update(dtype="I64")), "I64"),
     "truncated": (truncated, "truncated"),
     "garbage": (
-        lambda folder: (folder / "model.safetensors").write_bytes(b"garbage"), "model.safetensors"
+        lambda folder: (folder / "model.safetensors").write_bytes(b"garbage" * 10**5),
+        "model.safetensors",
     ),
     "family": (config_edited(lambda c: c.update(model_type="mamba")), "mamba"),
     "rope": (config_edited(lambda c: c.update(rope_parameters=YARN)), "yarn"),
@@ -462,6 +512,64 @@ def test_other_tokenizers_are_refused(change, named, tmp_path):
     assert named in str(error.value) and "\n" not in str(error.value)
 
 
+def edited(folder: pathlib.Path, change) -> None:
+    """Changes what a tokenizer.json of Qwen's kind holds."""
+    their_tokenizer("qwen").save(str(folder / "tokenizer.json"))
+    raw = json.loads((folder / "tokenizer.json").read_text())
+    change(raw)
+    (folder / "tokenizer.json").write_text(json.dumps(raw))
+
+
+def same_ids(raw: dict) -> None:
+    vocab = raw["model"]["vocab"]
+    vocab["a"] = vocab["b"]
+
+
+def special_and_plain(raw: dict) -> None:
+    raw["added_tokens"][0]["id"] = raw["model"]["vocab"]["b"]
+
+
+@pytest.mark.parametrize("change", [same_ids, special_and_plain])
+def test_two_tokens_of_one_id_are_refused(change, tmp_path):
+    edited(tmp_path, change)
+    with pytest.raises(ValueError, match="tokenizer.json gives two tokens the same id"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("pattern", ["", "x*", "(?:a(?!b)|a)+c"])
+def test_a_pattern_that_tiktoken_panics_at_is_one_line(pattern, tmp_path):
+    split = {"type": "Split", "behavior": "Isolated", "pattern": {"Regex": pattern}}
+    steps = [split, {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}]
+    whole = {"type": "Sequence", "pretokenizers": steps}
+    edited(tmp_path, lambda raw: raw.update(pre_tokenizer=whole))
+    encoding = load_tokenizer(tmp_path).encoding
+    with pytest.raises(ValueError, match="the model's tokenizer cannot split 'aaa") as error:
+        encoding.encode_ordinary("a" * 40 + "\n!")
+    assert "\n" not in str(error.value)
+
+
+def test_a_bos_that_the_tokenizer_lacks_is_one_line(tmp_path):
+    edited(tmp_path, lambda raw: None)
+    settings = {"add_bos_token": True, "bos_token": "<s>", "eos_token": "<|im_end|>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match="each text begins with a token that its tokenizer lacks"):
+        load_tokenizer(tmp_path)
+    template = CHAT_TEMPLATES["chatml"] + "{{ bos_token }}"  # there it is an empty text
+    settings |= {"add_bos_token": False, "bos_token": None, "chat_template": template}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    assert None not in pick_layout(load_tokenizer(tmp_path)).prompt("s", "u", "")
+
+
+def test_a_text_of_a_million_blanks_is_one_line(tmp_path):
+    """tiktoken panics at it, also with SmolLM2's own tokenizer."""
+    edited(tmp_path, lambda raw: None)
+    encoding = load_tokenizer(tmp_path).encoding
+    with pytest.raises(ValueError, match="its 1,000,000 characters are more than 200,000"):
+        encoding.encode_ordinary(" " * 1_000_000)
+    for text in (" " * 200_000, " " * 199_999 + "1", "a" * 200_000, "\n" * 200_000):
+        assert encoding.encode_ordinary(text)
+
+
 def test_a_sentencepiece_folder_is_told_what_would_work(tmp_path):
     (tmp_path / "tokenizer.model").write_bytes(b"\n\x0e")
     with pytest.raises(ValueError, match="tokenizer.model is not a byte-level BPE.*Qwen"):
@@ -537,3 +645,51 @@ def test_plain_layout_is_text(tmp_path):
     assert tokenizer.encoding.decode(layout.prompt("s", "u", "text\n")) == "text\n"
     with pytest.raises(ValueError, match="sandals"):
         pick_layout(tokenizer, "sandals")
+
+
+ODD = [None, True, -1, 0, 1, 2**32 - 2, 2**40, 10**400, 1e300, math.inf, "", "x", "<s>", [], {}]
+ODD += [["a"], {"type": "Split", "behavior": "Isolated", "pattern": {"Regex": "x*"}}]
+
+
+@st.composite
+def with_change(draw, whole: dict | list):
+    """A copy of a JSON object with something deep in it replaced or taken out."""
+    copy = whole.copy()
+    keys = list(copy) if isinstance(copy, dict) else range(len(copy))
+    if not keys:
+        return copy
+    key = draw(st.sampled_from(keys))
+    if isinstance(copy[key], dict | list) and draw(st.integers(0, 3)):
+        copy[key] = draw(with_change(copy[key]))
+    elif draw(st.integers(0, 3)):
+        copy[key] = draw(st.sampled_from(ODD) | PLAIN_JSON)
+    else:
+        del copy[key]
+    return copy
+
+
+def loaded(folder: pathlib.Path) -> None:
+    """Loads all of a model's folder, which ends in a ValueError or OSError of one line, if not
+    well, and soon."""
+    begun = time.monotonic()
+    try:
+        GPT.from_pretrained(folder)
+        task = data.load("addition", 2, source(folder, folder))
+        task.decode(task.prompt(task.batch(0, 1, 1)[0]))
+    except (ValueError, OSError) as error:
+        assert "\n" not in str(error)
+    assert time.monotonic() - begun < 5
+
+
+@anything(60)
+@hypothesis.given(choice=st.data(), name=st.sampled_from(["tokenizer.json", "config.json"]))
+def test_any_damage_to_a_model_s_folder_is_one_line(choice, name, chatty, tmp_path_factory):
+    """Of bytes, as by a bad disk, and of values, as by another program."""
+    folder = shutil.copytree(chatty, tmp_path_factory.mktemp("any") / "init")
+    whole = (chatty / name).read_bytes()
+    if choice.draw(st.booleans()):
+        (folder / name).write_bytes(choice.draw(with_damage(whole)))
+    else:
+        (folder / name).write_text(json.dumps(choice.draw(with_change(json.loads(whole)))))
+    loaded(folder)
+    shutil.rmtree(folder)

@@ -36,11 +36,8 @@ def locked(folder: Path) -> Iterator[None]:
     path = folder / ".lock"
     if path.is_symlink():
         raise ValueError(f"{path} is a link; remove it, or choose another --out")
-
-    def opener(name: str, flags: int) -> int:
-        return os.open(name, flags | os.O_NOFOLLOW, 0o666)
-
-    with open(path, "a+", opener=opener) as file:
+    no_link = {"opener": lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, 0o666)}
+    with open(path, "a+", **no_link) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -71,9 +68,9 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         write(partial)
         os.replace(partial, path)
     except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError if a write fails
-        reason = cannot_write(path, error)
+        raise cannot_write(path, error) from None
+    finally:
         partial.unlink(missing_ok=True)
-        raise reason from None
 
 
 def cannot_write(path: Path, error: Exception) -> ValueError:
@@ -218,14 +215,14 @@ class Log:
 def read_log(folder: Path) -> list[dict]:
     """The rows of metrics.jsonl. Raises ValueError, naming the line, for one that is not whole or
     not that step's."""
-    path, rows = folder / "metrics.jsonl", []
+    path = folder / "metrics.jsonl"
     with path.open() as file:
-        for where, row in read_lines(path, file):
-            numbers = all(isinstance(value, int | float) for value in row.values())
-            if not numbers or row.get("step") != len(rows) + 1:
-                raise ValueError(f"{where}: not the log of step {len(rows) + 1}")
-            rows.append(row)
-    return rows
+        rows = list(read_lines(path, file))
+    for step, (where, row) in enumerate(rows, 1):
+        numbers = all(isinstance(value, int | float) for value in row.values())
+        if not numbers or row.get("step") != step:
+            raise ValueError(f"{where}: not the log of step {step}")
+    return [row for _, row in rows]
 
 
 class Best:

@@ -14,8 +14,7 @@ from fast.processes import averaged, process
 
 
 def number_of_processes() -> int:
-    """As torchrun says, also before they have joined. Raises ValueError where another program set
-    WORLD_SIZE."""
+    """As torchrun says, also before they have joined; ValueError if it did not set WORLD_SIZE."""
     size = os.environ.get("WORLD_SIZE", "1")
     if size == "1":
         return 1
