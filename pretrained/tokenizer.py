@@ -35,8 +35,7 @@ class ByteLevel(tiktoken.Encoding):
         self.lacking = {byte for byte in range(256) if bytes([byte]) not in mergeable_ranks}
 
     def prepare(self, text: str) -> str:
-        """The text to cut into tokens. Raises ValueError if it is too long, or, naming the byte, if
-        one has no token."""
+        """The text to cut into tokens. Raises ValueError if it is long or a byte has no token."""
         if len(text) > LONGEST:
             raise ValueError(f"its {len(text):,} characters are more than {LONGEST:,}")
         if not self.lacking:

@@ -423,8 +423,7 @@ COMPANIONS += ("chat_template.jinja", "chat_template.json", "generation_config.j
 
 
 def companions(source: Path, target: Path) -> list[Path]:
-    """The files of COMPANIONS that are there. Raises ValueError for a link, which may lead to any
-    file, among them or in the target."""
+    """The files to copy. Raises ValueError for a link, which may lead to any file, in a folder."""
     paths = [path for path in map(source.joinpath, COMPANIONS) if os.path.lexists(path)]
     for path in (*paths, target, *target.glob("*")):
         if path.is_symlink() or (path in paths and not path.is_file()):

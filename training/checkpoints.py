@@ -213,8 +213,7 @@ class Log:
 
 
 def read_log(folder: Path) -> list[dict]:
-    """The rows of metrics.jsonl. Raises ValueError, naming the line, for one that is not whole or
-    not that step's."""
+    """The rows of metrics.jsonl. Raises ValueError, naming the line, for one that is no step's."""
     path = folder / "metrics.jsonl"
     with path.open() as file:
         rows = list(read_lines(path, file))

@@ -43,8 +43,7 @@ def printable(text: str) -> str:
 
 
 def print_once(text: str) -> None:
-    """Prints text, once however many processes there are. Problems, answers and names of files in
-    it come from outside, and they must not control the terminal."""
+    """Prints text, once however many processes there are; what is from outside is made harmless."""
     if is_first():
         print(printable(text), flush=True)
 
