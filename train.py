@@ -530,14 +530,15 @@ def main(argv: list[str] | None = None) -> int:
             train_command(given, args.stage, args.resume)
     except (ValueError, OSError, rewards.SandboxError) as error:
         if is_first():  # one line, however many processes there are
-            print(f"train.py: {one_line(error)}", file=sys.stderr)
+            print(f"{Path(sys.argv[0]).name}: {one_line(error)}", file=sys.stderr)
         return 1 if isinstance(error, ConnectionError) else 2
     except KeyboardInterrupt:
         again = shlex.join(["python", *(arg for arg in sys.argv if arg != "--resume"), "--resume"])
         trained = any(arg.startswith("--stage") for arg in argv)
         if is_first():
             print(
-                "train.py: interrupted" + (f"; continue with: {again}" if trained else ""),
+                f"{Path(sys.argv[0]).name}: interrupted"
+                + (f"; continue with: {again}" if trained else ""),
                 file=sys.stderr,
             )
         return 130

@@ -4,6 +4,9 @@
 token ids of problems and of the instruction between attempts, the text of token ids, and rewards.
 """
 
+import importlib.util
+import sys
+
 from data.arithmetic import FAMILIES, ArithmeticTask
 from data.hendrycks import MathTask
 from data.in_words import ArithmeticInWords
@@ -11,9 +14,27 @@ from data.programs import ProgramTask
 from data.task import Problem, Task
 from data.text import Source, TextTask
 
-__all__ = ["FAMILIES", "OPEN", "Problem", "Source", "Task", "TextTask", "load"]
+__all__ = ["BUILT_IN", "FAMILIES", "OPEN", "Problem", "Source", "Task", "TextTask", "kind", "load"]
 
-OPEN = {task.name: task for task in (MathTask, ProgramTask)}
+OPEN = {task.name: task for task in (MathTask, ProgramTask)}  # and one of the user's own (`kind`)
+BUILT_IN = {"arithmetic", *FAMILIES, *OPEN}
+
+
+def kind(text: str) -> str:
+    """The kind of data that a user's --data names. The path of a Python file runs the file and adds
+    the last task that it defines. Only what a user has typed may come here: a checkpoint's settings
+    hold a task's name, so loading them runs nothing."""
+    if not text.endswith(".py"):
+        return text
+    spec = importlib.util.spec_from_file_location("own_task", text)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    tasks = [x for x in vars(module).values() if isinstance(x, type) and issubclass(x, TextTask)]
+    name = getattr(tasks[-1], "name", "") if tasks else ""
+    if not name.isidentifier() or name in BUILT_IN:
+        raise ValueError(f"{text} must define a task: a subclass of FileTask with a new name")
+    OPEN[name] = tasks[-1]
+    return name
 
 
 def load(name: str, difficulty: int | None = None, source: Source | None = None) -> Task:

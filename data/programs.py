@@ -107,6 +107,11 @@ class ProgramTask(FileTask):
         # itself, and its imports stay in force.
         return code if not problem.head or is_body else "\n\n" + code
 
+    def problem(self, text: str) -> Program:
+        if (found := super().problem(text)).gold is None:
+            raise ValueError(f"no problem {text!r}, and a new one would need tests: give an id")
+        return found
+
     def reward(self, problem: Program, response: str) -> float:
         return self.rewards([problem], [response])[0]
 

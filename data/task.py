@@ -12,7 +12,7 @@ class Problem:
     """One (x, y*) of the data set D. `gold` is what the verifier compares a response with."""
 
     prompt: str  # x
-    gold: str = ""  # y*; empty if the verifier needs only the prompt
+    gold: str | None = ""  # y*; empty if the verifier needs only the prompt, None if unknown
     id: str = ""  # such as HumanEval/3 or test/algebra/12.json; empty if it has none
 
     @property
@@ -64,8 +64,9 @@ class Task(ABC):
         """r(y, y*): 1.0 or 0.0 for any string at all."""
 
     def rewards(self, problems: list[Problem], responses: list[str]) -> list[float]:
-        """One reward per response."""
-        return [self.reward(*pair) for pair in zip(problems, responses, strict=True)]
+        """One reward per response; 0 where y* is unknown, as of a question that a user asks."""
+        pairs = zip(problems, responses, strict=True)
+        return [0.0 if x.gold is None else self.reward(x, response) for x, response in pairs]
 
     def over(self, problem: Problem, response: str) -> bool:
         """Whether the answer is complete, whatever follows; used only if the task `runs_on`."""

@@ -129,12 +129,10 @@ class FileTask(TextTask):
         return problems[:count]
 
     def problem(self, text: str) -> Problem:
-        """The problem with that id."""
-        every = {x.id: x for problems in self.splits.values() for x in problems if x.id}
-        if text not in every:
-            known = f"; one of its ids is {next(iter(every))}" if every else ", for none has an id"
-            raise ValueError(f"{self.name} has no problem {text!r}{known}")
-        return every[text]
+        """The problem with that id or prompt, else a new problem, whose answer is unknown."""
+        every = (x for problems in self.splits.values() for x in problems)
+        known = (x for x in every if text and text in (x.id, x.prompt))
+        return next(known, Problem(text, gold=None))
 
 
 def token_bytes(encoding) -> dict[int, bytes]:

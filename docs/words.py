@@ -1,13 +1,10 @@
 """An example of a task of your own: questions that are answered with one word.
 
-Copy it beside train.py and run it like train.py, with `--data words`. The folder of --data-dir has
-train.jsonl and test.jsonl, one problem a line: {"question": "…", "answer": "…"}.
+The folder of --data-dir has train.jsonl and test.jsonl, one problem a line:
+{"question": "…", "answer": "…"}. docs/your-own-task.md has the commands.
 """
 
-import sys
-
-import data
-import train
+from data import Problem, Source
 from data.text import FileTask, read_lines, require
 
 
@@ -17,15 +14,19 @@ class Words(FileTask):
     instruction = "There might be an error in the answer above. Answer again, with one word."
     plain_revise = f"\n{instruction}\nAnswer: "  # the instruction for base models, in plain text
     max_new_tokens = 16
+    defaults = {
+        "steps": 100,
+        "beta2": 2.0,
+    }  # short answers have a small KL; the rest is as for MATH
 
-    def __init__(self, source: data.Source):
+    def __init__(self, source: Source):
         splits = {name: self.read(source.folder / f"{name}.jsonl") for name in ("train", "test")}
         super().__init__(source, splits, notes=[])
 
     def read(self, path):
         with path.open() as lines:
             pairs = [require(x, at, question=str, answer=str) for at, x in read_lines(path, lines)]
-        return [data.Problem(question, gold=answer) for question, answer in pairs]
+        return [Problem(question, gold=answer) for question, answer in pairs]
 
     def user(self, problem):
         return problem.prompt
@@ -38,8 +39,3 @@ class Words(FileTask):
 
     def reward(self, problem, response):  # strict: the policy will find whatever this lets pass
         return float(response.strip().rstrip(".").lower() == problem.gold.lower())
-
-
-data.OPEN[Words.name] = Words
-if __name__ == "__main__":
-    sys.exit(train.main())

@@ -7,7 +7,6 @@ lies beside it; it makes as many updates as both stages together.
 """
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -16,6 +15,13 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 from methods import METHODS
 
 import train
+from training.settings import Stage
+
+
+class BothStages(Stage):  # takes as many steps as Stage I and Stage II together
+    def defaults(self, kind: str) -> dict:
+        own = super().defaults(kind)
+        return own | {"steps": own["steps"] + train.STAGES[2].defaults(kind)["steps"]}
 
 
 def main(argv: list[str]) -> int:
@@ -26,12 +32,8 @@ def main(argv: list[str]) -> int:
     name, *flags = argv
     base, stage1, stage2 = train.STAGES
     method = METHODS[name]
-    own = {
-        kind: values | {"steps": values["steps"] + stage2.own[kind]["steps"]}
-        for kind, values in stage1.own.items()
-    }
-    stage = replace(stage1, folder=name, title=method.title, returns=method.learns, own=own)
-    train.STAGES = (base, stage, stage2)
+    own = {"folder": name, "title": method.title, "returns": method.learns}
+    train.STAGES = (base, BothStages(**vars(stage1) | own), stage2)
     return train.main(["--stage", "1", *flags])
 
 

@@ -20,7 +20,7 @@ import torch
 
 import score
 import train
-from data import Problem, Task
+from data import Problem, Task, kind
 from model import GPT, Generation
 from training import checkpoints, processes, report
 
@@ -86,12 +86,13 @@ def main() -> None:
     parser.add_argument("--problems", type=int, default=200, help="how many [200]")
     parser.add_argument("--split", default="test", choices=("val", "test"), help="[test]")
     parser.add_argument("--device", default="auto", help="[auto]")
+    parser.add_argument("--data", help="the .py file of a task of your own")
     parser.add_argument("--to", type=Path, help="[DIR/transcripts.html]")
     args = parser.parse_args()
     try:
-        job = train.load_job(
-            train.STAGES, args.folder, {"split": args.split, "device": args.device}
-        )
+        given = {"split": args.split, "device": args.device}
+        given |= {"data": kind(args.data)} if args.data else {}
+        job = train.load_job(train.STAGES, args.folder, given)
         task, device = train.load_task(job.run), processes.pick_device(job.run.device)
         problems = task.held_out(args.split, args.problems)
         model = train.stage_model(job, task, device)

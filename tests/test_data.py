@@ -236,8 +236,8 @@ def test_math_reads_hendrycks_folders(chatty, tmp_path):
     first = by_id["test/algebra/1.json"]
     assert (first.prompt, first.gold, first.level) == ("What is $1 + 7$?", "8", 2)
     assert task.problem("test/algebra/1.json") is first
-    with pytest.raises(ValueError, match="no problem 'x'; one of its ids is train/"):
-        task.problem("x")
+    assert task.problem(first.prompt) is first  # which its id names, too
+    assert task.problem("What is 2 + 2?") == Problem("What is 2 + 2?", gold=None)
     assert len({x.subject for x in task.held_out("test", 6)}) == 2  # not the files' order
     text = task.decode(task.prompt(first))
     assert text.startswith("<|im_start|>system\nYou are a math expert.")
@@ -401,7 +401,10 @@ def test_mbpp_trains_and_humaneval_tests(chatty, tmp_path):
     fenced = f"Here it is:\n```python\n{right}\n```\nIt adds."
     marked = f"[BEGIN]\n{right}\n[DONE]\n{wrong}"
     assert task.rewards([x] * 4, [right, fenced, marked, wrong]) == [1.0, 1.0, 1.0, 0.0]
+    with pytest.raises(ValueError, match="no problem 'plus', and a new one would need tests"):
+        task.problem("plus")
     y = humaneval(task, 0)
+    assert task.problem("HumanEval/0") is y
     whole, body = "def times0(x):\n    return 0", "    return 0\n"
     fenced = f"```python\n{whole}\n```"
     assert task.decode(task.prompt(y)).count(y.head) == 1

@@ -6,15 +6,17 @@ import itertools
 import json
 import pathlib
 import re
-import runpy
 import shlex
 import sys
 
 import pytest
+import torch
+import transcripts
 
 import data
 import score
 import train
+from training import settings
 from training.flags import parse
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -22,29 +24,106 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
-def test_the_example_task_trains_and_evaluates_as_a_program(chatty, tmp_path, monkeypatch):
-    """docs/words.py, run as its page says; and its verifier is strict."""
+WORDS = str(ROOT / "docs" / "words.py")
+
+
+@pytest.fixture
+def words(tmp_path, monkeypatch) -> pathlib.Path:
+    """A folder with files for docs/words.py, which is forgotten after the test."""
     monkeypatch.setattr(data, "OPEN", dict(data.OPEN))
     lines = [json.dumps({"question": f"Capital of {n}?", "answer": f"City{n}"}) for n in range(8)]
     (tmp_path / "train.jsonl").write_text("\n".join(lines[:4]))
     (tmp_path / "test.jsonl").write_text("\n".join(lines[4:]))
-    flags = f"--data words --data-dir {tmp_path} --init {chatty} --out {tmp_path} --device cpu"
+    return tmp_path
+
+
+def test_the_example_task_is_known_to_every_program(chatty, words, monkeypatch, capsys):
+    """docs/words.py, given as a file: trained, evaluated, asked, exported, and shown on a page."""
+    flags = f"--data {WORDS} --data-dir {words} --init {chatty} --out {words} --device cpu"
     flags += " --problems 2 --samples 2 --revisions 2 --steps 1"
-    monkeypatch.setattr(sys, "argv", ["words.py", "--stage", "1", *flags.split()])
-    with pytest.raises(SystemExit) as ended:
-        runpy.run_path(str(ROOT / "docs" / "words.py"), run_name="__main__")
-    assert ended.value.code == 0
-    results = json.loads((tmp_path / "words" / "stage1" / "results.json").read_text())
-    assert (results["n"], results["config"]["lr"]) == (4, 5e-6)
-    task = data.OPEN["words"](data.Source(tmp_path, chatty))
-    [problem] = [x for x in task.held_out("test", None) if x.gold == "City5"]
+    assert train.main(["--stage", "1", *flags.split()]) == 0
+    folder = words / "words" / "stage1"
+    results = json.loads((folder / "results.json").read_text())
+    found = [results["n"], *(results["config"][name] for name in ("lr", "beta2", "data"))]
+    assert found == [4, 5e-6, 2.0, "words"]
+    capsys.readouterr()
+    questions = ["Capital of 5?", "What is the capital of Greece?"]
+    assert train.main(["--ask", str(folder), *questions, "--data", WORDS]) == 0
+    known, new = capsys.readouterr().out.split(questions[1])
+    assert known.count("wrong") == 2 and "graded" not in known
+    assert new.count("not graded") == 2 and "wrong" not in new
+    assert train.main(["--export", str(folder), "--data", WORDS]) == 0
+    page = ["transcripts.py", str(folder), "--problems", "4", "--device", "cpu", "--data", WORDS]
+    monkeypatch.setattr(sys, "argv", page)
+    transcripts.main()
+    assert "Capital of 5?" in (folder / "transcripts.html").read_text()
+
+
+def test_a_task_of_one_s_own_is_run_only_where_its_file_is_given(chatty, words, capsys):
+    """Not what a checkpoint's settings name, be it a task or a file."""
+    flags = f"--data {WORDS} --data-dir {words} --init {chatty} --out {words} --device cpu"
+    flags += " --problems 2 --samples 2 --revisions 2 --steps 1"
+    assert train.main(["--stage", "1", *flags.split()]) == 0
+    folder, trap = words / "words" / "stage1", words / "trap.py"
+    trap.write_text(f"import pathlib; pathlib.Path({str(words / 'sprung')!r}).touch()")
+    del data.OPEN["words"]
+    state = torch.load(folder / "state.pt", weights_only=True)
+    for named in ("words", str(trap)):
+        state["settings"]["data"] = named
+        torch.save(state, folder / "state.pt")
+        capsys.readouterr()
+        assert train.main(["--eval", str(folder)]) == 2
+        assert "a task of your own needs --data FILE.py" in capsys.readouterr().err
+    assert not (words / "sprung").exists()
+    with pytest.raises(ValueError, match="must define a task"):
+        data.kind(str(trap))
+    assert (words / "sprung").exists()
+
+
+def test_the_example_s_verifier_is_strict_and_its_files_are_checked(chatty, words):
+    assert data.kind(WORDS) == "words"
+    task = data.load("words", source=data.Source(words, chatty))
+    problem = task.problem("Capital of 5?")
     right, wrong = ["City5", " city5.\n"], ["", "City", "City5 or City6", "It is City5", "City5!"]
     assert [task.reward(problem, text) for text in right + wrong] == [1, 1, 0, 0, 0, 0, 0]
-    with pytest.raises(ValueError, match="no problem 'x', for none has an id"):
-        task.problem("x")
-    (tmp_path / "test.jsonl").write_text('{"question": "Capital of 8?"}')
+    new = task.problem("")
+    assert (new.gold, task.rewards([problem, new], ["City5", "City5"])) == (None, [1, 0])
+    (words / "test.jsonl").write_text('{"question": "Capital of 8?"}')
     with pytest.raises(ValueError, match=r"test\.jsonl, line 1: no field 'answer'"):
-        data.OPEN["words"](data.Source(tmp_path, chatty))
+        data.load("words", source=data.Source(words, chatty))
+
+
+@pytest.mark.parametrize("name", ["math", "puzzle", "../words", ""])
+def test_names_of_tasks_are_new_and_those_of_folders(name, words):
+    file = words / "mine.py"
+    file.write_text(pathlib.Path(WORDS).read_text().replace('name = "words"', f"name = {name!r}"))
+    with pytest.raises(ValueError, match=r"mine\.py must define a task: .* with a new name"):
+        data.kind(str(file))
+
+
+def test_defaults_of_a_task_are_in_help_and_spelt_right(words, capsys):
+    with pytest.raises(SystemExit):
+        train.main(["--data", WORDS, "--help"])
+    assert "humaneval 750; words 100]" in " ".join(capsys.readouterr().out.split())
+    assert parse(["--stage", "2", "--data", WORDS], train.STAGES, "")[1] == {"data": "words"}
+    run, cfg = settings.resolve(train.STAGES[2], {"data": "words"})
+    assert (run.steps, cfg.beta2, run.lr, run.context) == (100, 2.0, 5e-6, 2048)
+    data.OPEN["words"].defaults = {"step": 100}
+    with pytest.raises(ValueError, match="words has a default for step, which is no setting"):
+        settings.resolve(train.STAGES[2], {"data": "words"})
+
+
+def test_missing_files_of_a_task_are_named(chatty, words, capsys):
+    command = ["--eval", str(words / "base"), "--data", WORDS, "--init", str(chatty), "--data-dir"]
+    for folder, named in (
+        ("nowhere", "--data-dir nowhere: no such folder"),
+        ("docs", "docs/train"),
+    ):
+        assert train.main([*command, str(folder)]) == 2
+        [line] = capsys.readouterr().err.splitlines()
+        assert named in line
+    assert train.main([*command[:3], "nowhere.py", *command[4:], "docs"]) == 2
+    assert "nowhere.py" in capsys.readouterr().err
 
 
 def test_the_readme_s_code_is_that_of_the_algorithm():
@@ -81,7 +160,7 @@ def commands(page: pathlib.Path) -> list[list[str]]:
     found = []
     for words in (shlex.split(line, comments=True) for line in lines):
         for n, word in enumerate(words):
-            if word.endswith(".py") and words[0] != "cp":
+            if word.endswith(".py") and words[n - 1] != "--data" and words[0] != "cp":
                 found.append(list(itertools.takewhile(lambda word: word != "&&", words[n:])))
     return found
 
@@ -99,10 +178,12 @@ def test_commands_are_those_that_a_reader_sees():
 
 
 @every_page
-def test_commands_are_accepted(page):
-    """Of train.py, which the example task is too, every flag; other programs exist."""
+def test_commands_are_accepted(page, monkeypatch):
+    """Every flag of train.py; other programs exist."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(data, "OPEN", dict(data.OPEN))
     for program, *flags in commands(page):
-        if program not in ("train.py", "words.py"):
+        if program != "train.py":
             assert (ROOT / program).is_file(), program
-        elif flags != ["--help"]:
+        elif "--help" not in flags:
             parse(flags, train.STAGES, train.__doc__)

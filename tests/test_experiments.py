@@ -244,6 +244,7 @@ def test_baselines_of_an_open_model_lie_beside_its_stages(chatty, tmp_path, monk
     monkeypatch.setattr(sys, "argv", ["experiments/baseline.py", *argv])
     assert baseline.main(argv) == 130
     assert "continue with: python experiments/baseline.py both --task" in capsys.readouterr().err
+    assert train.STAGES[1].defaults("math")["steps"] == 3000  # of both stages
     assert baseline.main([]) == 2 and baseline.main(["base"]) == 2
 
 

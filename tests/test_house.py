@@ -28,7 +28,7 @@ def test_run_time_packages_are_the_four_named():
         "training/checkpoints.py": {"data", "model", "training.processes"},
         "training/settings.py": {"data", "score", "pretrained"}
         | {"training.checkpoints", "training.processes"},
-        "training/flags.py": {"score", "training.settings"},
+        "training/flags.py": {"data", "score", "training.settings"},
         "training/memory.py": {"data", "score", "model", "fast"}
         | {"training.processes", "training.settings"},
         "training/report.py": {"data", "score"}

@@ -9,13 +9,14 @@ import types
 import typing
 from dataclasses import fields
 
+import data
 import score
 from training.settings import SHARED, Run, Stage, flag, names, pick
 
 # Settings that the commands other than --stage take.
 ASK = (SHARED - {"layers", "heads", "width"}) | {"device", "dtype", "attempts", "temperature"}
 ASK |= {"unsafe_sandbox"}
-USED = {"ask": ASK, "eval": ASK | {"split", "eval_problems", "eval_batch"}, "export": set()}
+USED = {"ask": ASK, "eval": ASK | {"split", "eval_problems", "eval_batch"}, "export": {"data"}}
 
 
 class Parser(argparse.ArgumentParser):
@@ -28,6 +29,10 @@ def parse(
 ) -> tuple[argparse.Namespace, dict]:
     """The command and the settings given. Raises ValueError for an unknown flag, and for one that
     the command would ignore: the user probably meant something else."""
+    early = Parser(add_help=False, allow_abbrev=False)
+    early.add_argument("--data")
+    named = early.parse_known_args(argv)[0].data
+    kind = {} if named is None else {"data": data.kind(named)}  # before --help lists its defaults
     parser = Parser(
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -71,7 +76,7 @@ def parse(
     for name, value in vars(args).items():
         if value in ([], "--", ["--"]):  # what argparse makes of it, by the version of Python
             raise ValueError(f"{flag(name)}: -- is no value")
-    given = pick(vars(args), names(Run) | names(score.Config))
+    given = pick(vars(args), names(Run) | names(score.Config)) | kind
     if args.stage == 0:
         for name in given.keys() & (names(score.Config) - {"clip"}):
             raise ValueError(f"{flag(name)} is not a setting of stage 0, which learns by imitation")
@@ -113,8 +118,8 @@ def defaults(field, stages: tuple[Stage, ...]) -> str:
     """The defaults of a setting: one, or one per stage, and those of other data where they
     differ."""
     parts, usual = [], None
-    for kind in stages[0].own:
-        values = [stage.own[kind].get(field.name, field.default) for stage in stages]
+    for kind in [*stages[0].own, *(data.OPEN.keys() - data.BUILT_IN)]:
+        values = [stage.defaults(kind).get(field.name, field.default) for stage in stages]
         usual = usual or values
         if values == [None] * len(values) or (parts and values == usual):
             continue

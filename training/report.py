@@ -212,7 +212,8 @@ def dialogue(result: score.Evaluation, task: data.Task) -> str:
     parts, before = [("problem", result.problems[0].prompt)], None
     for number, [response] in enumerate(result.responses, 1):
         shown = response if before is None else underlined(before, response)
-        verdict = "right" if result.rewards[number - 1] else "wrong"
+        wrong = "wrong" if result.problems[0].gold is not None else "not graded"
+        verdict = "right" if result.rewards[number - 1] else wrong
         verdict += "" if result.ended[number - 1] else ", cut by the length limit"
         parts += [(f"attempt {number}", shown), ("", verdict)]
         if number < len(result.responses):

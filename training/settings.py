@@ -28,13 +28,17 @@ class Stage:
     returns: score.Returns | None  # None for the base model, which learns from transcripts
     own: dict[str, dict]  # by kind of data, defaults instead of those of Run and score.Config
 
+    def defaults(self, kind: str) -> dict:
+        """Its own for a kind of data; for a task of one's own, what the class says, else MATH's."""
+        return self.own.get(kind) or self.own["math"] | getattr(data.OPEN.get(kind), "defaults", {})
+
 
 @dataclass(frozen=True)
 class Run:
     """The settings of a run, except those of the algorithm (score.Config)."""
 
     # data
-    data: str = "arithmetic"  # source of the problems: arithmetic, math, humaneval
+    data: str = "arithmetic"  # arithmetic, math, humaneval, or the .py file of a task of your own
     task: str = "puzzle"  # kind of arithmetic problem: puzzle, addition, multiplication
     difficulty: int | None = None  # digits per problem (default: puzzle 6, the others 3)
     shots: int = 2  # solved examples before each problem of arithmetic with --init
@@ -77,14 +81,14 @@ class Run:
         for name in ("init", "data_dir", "levels", "subjects", "layout"):
             if not isinstance(getattr(self, name), str | None):  # from a damaged folder
                 raise ValueError(f"{name} must be text: {getattr(self, name)!r}")
-        for name, known in (
-            ("data", ["arithmetic", *data.OPEN]),
-            ("task", list(data.FAMILIES)),
-            ("dtype", ["float32", "bfloat16"]),
-            ("split", ["val", "test"]),
+        for name, known, hint in (
+            ("data", ["arithmetic", *data.OPEN], "; a task of your own needs --data FILE.py"),
+            ("task", list(data.FAMILIES), ""),
+            ("dtype", ["float32", "bfloat16"], ""),
+            ("split", ["val", "test"], ""),
         ):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}: {getattr(self, name)}")
+            if (value := getattr(self, name)) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}: {value}{hint}")
 
 
 # Settings that all stages of a run share: a later stage reads them from an earlier one's folder.
@@ -116,7 +120,9 @@ def resolve(stage: Stage, known: dict) -> tuple[Run, score.Config]:
         kind = known.get("data", Run.data)
         if kind == "arithmetic" and "init" in known:
             kind = IN_WORDS
-        own = stage.own[kind if kind in stage.own else "math"]  # that of a task of one's own
+        own = stage.defaults(kind)
+        for name in own.keys() - names(Run) - names(score.Config):  # in the class of one's own task
+            raise ValueError(f"{kind} has a default for {name}, which is no setting")
         run = Run(**pick(own | known, names(Run)))
         if run.data == "arithmetic" and run.difficulty is None:
             run = replace(run, difficulty=data.FAMILIES[run.task].default)
@@ -283,6 +289,8 @@ def source(run: Run) -> data.Source:
     init, folder = Path(run.init), Path(run.data_dir or f"data/{run.data}")
     if not init.is_dir():
         raise ValueError(f"--init {init}: no such folder")
+    if run.data_dir and not folder.is_dir():
+        raise ValueError(f"--data-dir {folder}: no such folder")
     refuse_pipes([*folder.rglob("*"), *init.rglob("*")])
     levels = None if run.levels is None else parse_levels(run.levels)
     subjects = None if run.subjects is None else frozenset(run.subjects.split(","))
