@@ -3,10 +3,11 @@
     pip install trl==1.16.0
     python experiments/trl_score.py --stage 1 --data math --init DIR --data-dir FOLDER
     accelerate launch experiments/trl_score.py --stage 2 … --trl use_vllm=True
+    python train.py --eval out/trl/evaluated --data math --init out/trl/stage2 --data-dir FOLDER
 
 Flags are train.py's; --trl sets fields of TRL's GRPOConfig. Loading, generation (transformers or
 vLLM), sharding (FSDP, DeepSpeed) and checkpoints are TRL's; prompts, rewards, returns, advantages
-and the loss are this repository's. What is written lies in OUT/trl/STAGE.
+and the loss are this repository's. OUT/trl/STAGE is then a folder for --init, as above.
 
 A row of TRL's batch is one rollout, [x] and [y1, p, y2]: a problem's K·M rows are its
 `num_generations`, and a first attempt stands in M of them. Its mask leaves p out. So the mean over
@@ -34,7 +35,7 @@ except ImportError as error:
 import score
 import train
 from data import Problem, Task
-from training import checkpoints, flags, settings
+from training import checkpoints, flags, processes, settings
 
 
 class ScoreTrainer(GRPOTrainer):
@@ -54,8 +55,11 @@ class ScoreTrainer(GRPOTrainer):
         of a problem are compared."""
         batch = super()._generate_and_score_completions(inputs)
         device = batch["completion_ids"].device
-        columns = zip(*((row["first"], row["second"], row["r1"], row["r2"]) for row in inputs))
-        first, second, r1, r2 = (torch.tensor(column, device=device) for column in columns)
+        names = "first", "second", "r1", "r2", "changed"
+        columns = ([row[name] for row in inputs] for name in names)
+        first, second, r1, r2, changed = (torch.tensor(x, device=device) for x in columns)
+        for name, x in score.outcomes(r1, r2, changed).items():
+            self._metrics["train"][name].append(self.accelerator.gather(x).mean().item())
         T = batch["completion_ids"].shape[1]
         place = torch.arange(T, device=device)
         # Of every row: the tokens of y1, which begin it, and those of y2, which end it.
@@ -127,6 +131,7 @@ def two_attempts(prompts: list[str], trainer: ScoreTrainer) -> dict:
         "second": [len(y) for y, _ in y2],
         "r1": rewards(task, problems, y1),
         "r2": rewards(task, problems, y2),
+        "changed": [y != z for (y, _), (z, _) in zip(y1, y2)],
     }
 
 
@@ -158,19 +163,21 @@ def second_reward(completions: list, r2: list[float], **others) -> list[float]:
 def make_trainer(stage: settings.Stage, given: dict, own: dict) -> ScoreTrainer:
     """A trainer of a stage with train.py's settings, and others of GRPOConfig's."""
     run, cfg = settings.resolve(stage, given)
+    start = Path(run.out) / "trl" / "stage1" if stage.number == 2 else run.init
+    if stage.number == 2 and not (start / "config.json").exists():
+        raise ValueError(f"Stage II starts from {start}, which Stage I has not written yet")
     task = train.load_task(run)
     rows = cfg.samples * cfg.revisions  # of a problem
     share = cfg.problems // int(os.environ.get("WORLD_SIZE", "1"))  # of a process, in problems
     micro = cfg.micro or share
     if share % micro:
         raise ValueError(f"a process has {share} problems, which are no parts of {micro}")
-    folder = Path(run.out) / "trl"
     steps = range(1, run.steps + 1)
     seed = run.seed * 1_000_003 + stage.number  # the problems of train.py, in its order
     problems = [x for step in steps for x in task.batch(seed, step, cfg.problems)]
     config = GRPOConfig(
         **{
-            "output_dir": str(folder / stage.folder),
+            "output_dir": str(Path(run.out) / "trl" / stage.folder),
             "max_steps": run.steps,
             "learning_rate": run.lr,
             "warmup_steps": run.warmup,
@@ -188,12 +195,12 @@ def make_trainer(stage: settings.Stage, given: dict, own: dict) -> ScoreTrainer:
             "disable_dropout": True,
             "model_init_kwargs": {"dtype": "float32"},
             "seed": run.seed,
-            "use_cpu": run.device == "cpu",
+            "use_cpu": processes.pick_device(run.device).type == "cpu",
             "report_to": [],
+            "logging_steps": 1,
         }
         | own
     )
-    start = folder / "stage1" if stage.number == 2 else run.init
     trainer = ScoreTrainer(
         task,
         problems,
@@ -211,19 +218,18 @@ def make_trainer(stage: settings.Stage, given: dict, own: dict) -> ScoreTrainer:
 
 
 def parse(argv: list[str]) -> tuple[settings.Stage, dict, dict]:
-    """A stage, train.py's settings, and after --trl those of GRPOConfig."""
-    argv, own = list(argv), {}
-    if "--trl" in argv:
-        at = argv.index("--trl")
-        for part in argv[at + 1 :]:
-            name, equals, value = part.partition("=")
-            if not equals or name not in GRPOConfig.__dataclass_fields__:
-                raise ValueError(f"--trl takes settings of GRPOConfig like use_vllm=True: {part}")
-            with contextlib.suppress(ValueError, SyntaxError):
-                value = ast.literal_eval(value)
-            own[name] = value
-        argv = argv[:at]
-    args, given = flags.parse(argv, train.STAGES, __doc__)
+    """A stage, train.py's settings, and those of GRPOConfig: what follows --trl, up to a flag."""
+    early, own = flags.Parser(add_help=False, allow_abbrev=False), {}
+    early.add_argument("--trl", nargs="+", action="extend", default=[])
+    known, rest = early.parse_known_args(argv)
+    for part in known.trl:
+        name, equals, value = part.partition("=")
+        if not equals or name not in GRPOConfig.__dataclass_fields__:
+            raise ValueError(f"--trl takes settings of GRPOConfig like use_vllm=True: {part}")
+        with contextlib.suppress(ValueError, SyntaxError):
+            value = ast.literal_eval(value)
+        own[name] = value
+    args, given = flags.parse(rest, train.STAGES, __doc__)
     if args.stage not in (1, 2) or "init" not in given or args.resume or args.plan:
         raise ValueError("trl_score.py takes --stage 1 or 2, --init, and no --resume or --plan")
     return train.STAGES[args.stage], given, own

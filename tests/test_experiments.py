@@ -167,6 +167,10 @@ def test_trl_takes_the_same_step(stage, chatty, tmp_path, monkeypatch):
     assert 0 < r1.sum() < 8 and 0 < r2.sum() < 16
     packed = score.pack([task.prompt(x) for x in problems], first, again, second)
     rolled = score.Rollout(first, second, r1, r2, r2 > 0, True, packed)
+    said = [score.texts(task, attempt) for attempt in (first, second)]
+    changed = torch.tensor([a != b for a, b in zip(score.repeat(said[0], M), said[1])])
+    for name, values in score.outcomes(r1.repeat_interleave(M), r2, changed).items():
+        assert trainer.state.log_history[0][name] == pytest.approx(values.mean().item()), name
     returns = train.STAGES[stage].returns
     logprobs, kls = score.attempt_scores(policy, ref, rolled, cfg.temperature)
     values = score.advantages(r1, r2, *(score.later(kl.detach()) for kl in kls), returns, cfg)
@@ -182,6 +186,43 @@ def test_trl_takes_the_same_step(stage, chatty, tmp_path, monkeypatch):
     ):
         scale = weight.grad.abs().max()
         assert (weight - weight.grad - after).abs().max() < 1e-5 * scale < 1e-2
+
+
+def test_what_trl_writes_is_a_pretrained_model(chatty, tmp_path, monkeypatch, capsys):
+    """Its folder is loaded by --init: with the weights, prompts and end token of what was trained.
+    --trl may stand anywhere, and Stage II needs Stage I's folder."""
+    trl_score = pytest.importorskip("trl_score", exc_type=SystemExit)
+    flags = f"--data math --data-dir {write_math(tmp_path / 'math')} --device cpu"
+    flags += " --max-new-tokens 4 --init"
+    to_train = f"{flags} {chatty} --out {tmp_path} --problems 2 --samples 2 --revisions 2 --steps 1"
+    trl = ["--trl", "learning_rate=0.5", "optim=sgd", "--trl", "warmup_steps=0"]
+
+    def command(stage: int) -> int:
+        argv = ["trl_score.py", *trl, "--stage", str(stage), *to_train.split()]
+        monkeypatch.setattr(sys, "argv", argv)
+        return trl_score.main()
+
+    assert command(2) == 2
+    assert f"Stage II starts from {tmp_path}/trl/stage1, which" in capsys.readouterr().err
+    made = []
+    monkeypatch.setattr(trl_score, "make_trainer", keeping(trl_score.make_trainer, made))
+    assert command(1) == 0
+    [trainer], written = made, tmp_path / "trl" / "stage1"
+    chosen = {name: getattr(trainer.args, name) for name in ("learning_rate", "optim")}
+    assert chosen == {"learning_rate": 0.5, "optim": "sgd"} and trainer.args.warmup_steps == 0
+    ours, ids = GPT.from_pretrained(written).eval(), torch.arange(20)[None]
+    with torch.no_grad():
+        theirs = trainer.model.eval()(input_ids=ids).logits
+        assert torch.allclose(ours.logits(ours.hidden(ids)), theirs, atol=1e-4)
+    before, after = (data.load("math", source=source(init, tmp_path / "math"))
+                     for init in (chatty, written))  # fmt: skip
+    problem = before.held_out("test", 1)[0]
+    assert before.prompt(problem) == after.prompt(problem)
+    assert (before.revise, before.eos) == (after.revise, after.eos)
+    new, flags = str(tmp_path / "evaluated"), [*flags.split(), str(written)]
+    assert train.main(["--eval", new, "--eval-problems", "2", *flags]) == 0
+    assert train.main(["--ask", new, "What is 2 + 2?", *flags]) == 0
+    assert capsys.readouterr().out.count("not graded") == 2
 
 
 def keeping(function, kept: list):
