@@ -130,9 +130,8 @@ class FileTask(TextTask):
 
     def problem(self, text: str) -> Problem:
         """The problem with that id or prompt, else a new problem, whose answer is unknown."""
-        every = (x for problems in self.splits.values() for x in problems)
-        known = (x for x in every if text and text in (x.id, x.prompt))
-        return next(known, Problem(text, gold=None))
+        known = [x for problems in self.splits.values() for x in problems]
+        return next(x for x in [*known, Problem(text, None)] if text in (x.id or None, x.prompt))
 
 
 def token_bytes(encoding) -> dict[int, bytes]:

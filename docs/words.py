@@ -1,7 +1,6 @@
 """An example of a task of your own: questions that are answered with one word.
 
-The folder of --data-dir has train.jsonl and test.jsonl, one problem a line:
-{"question": "…", "answer": "…"}. docs/your-own-task.md has the commands.
+The files of --data-dir, train.jsonl and test.jsonl, have lines {"question": "…", "answer": "…"}.
 """
 
 from data import Problem, Source

@@ -3,11 +3,10 @@
     pip install trl==1.16.0
     python experiments/trl_score.py --stage 1 --data math --init DIR --data-dir FOLDER
     accelerate launch experiments/trl_score.py --stage 2 … --trl use_vllm=True
-    python train.py --eval out/trl/evaluated --data math --init out/trl/stage2 --data-dir FOLDER
 
 Flags are train.py's; --trl sets fields of TRL's GRPOConfig. Loading, generation (transformers or
 vLLM), sharding (FSDP, DeepSpeed) and checkpoints are TRL's; prompts, rewards, returns, advantages
-and the loss are this repository's. OUT/trl/STAGE is then a folder for --init, as above.
+and the loss are this repository's. OUT/trl/STAGE is then a folder for train.py's --init.
 
 A row of TRL's batch is one rollout, [x] and [y1, p, y2]: a problem's K·M rows are its
 `num_generations`, and a first attempt stands in M of them. Its mask leaves p out. So the mean over
@@ -55,8 +54,7 @@ class ScoreTrainer(GRPOTrainer):
         of a problem are compared."""
         batch = super()._generate_and_score_completions(inputs)
         device = batch["completion_ids"].device
-        names = "first", "second", "r1", "r2", "changed"
-        columns = ([row[name] for row in inputs] for name in names)
+        columns = ([row[x] for row in inputs] for x in ("first", "second", "r1", "r2", "changed"))
         first, second, r1, r2, changed = (torch.tensor(x, device=device) for x in columns)
         for name, x in score.outcomes(r1, r2, changed).items():
             self._metrics["train"][name].append(self.accelerator.gather(x).mean().item())

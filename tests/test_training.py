@@ -1006,7 +1006,7 @@ def test_a_stop_in_the_last_save_is_honoured(tmp_path, few_steps, monkeypatch, c
 
 @pytest.mark.parametrize("made", [[], "--", ["--"]])
 def test_a_value_of_two_dashes_is_refused_as_any_python_reads_it(made, monkeypatch):
-    read = argparse.Namespace(ask=made, stage=None)
+    read = argparse.Namespace(ask=made, stage=None, data=made)
     monkeypatch.setattr(flags.Parser, "parse_known_args", lambda *args: (read, []))
     with pytest.raises(ValueError, match="--ask: -- is no value"):
         flags.parse([], train.STAGES, "")

@@ -32,7 +32,7 @@ def parse(
     early = Parser(add_help=False, allow_abbrev=False)
     early.add_argument("--data")
     named = early.parse_known_args(argv)[0].data
-    kind = {} if named is None else {"data": data.kind(named)}  # before --help lists its defaults
+    kind = {} if named is None else {"data": data.kind(str(named))}  # --help has its defaults
     parser = Parser(
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -28,8 +28,7 @@ class Stage:
     returns: score.Returns | None  # None for the base model, which learns from transcripts
     own: dict[str, dict]  # by kind of data, defaults instead of those of Run and score.Config
 
-    def defaults(self, kind: str) -> dict:
-        """Its own for a kind of data; for a task of one's own, what the class says, else MATH's."""
+    def defaults(self, kind: str) -> dict:  # a task of one's own has its class's, then MATH's
         return self.own.get(kind) or self.own["math"] | getattr(data.OPEN.get(kind), "defaults", {})
 
 
