@@ -13,10 +13,7 @@ class Words(FileTask):
     instruction = "There might be an error in the answer above. Answer again, with one word."
     plain_revise = f"\n{instruction}\nAnswer: "  # the instruction for base models, in plain text
     max_new_tokens = 16
-    defaults = {
-        "steps": 100,
-        "beta2": 2.0,
-    }  # short answers have a small KL; the rest is as for MATH
+    defaults = {"steps": 100, "beta2": 2.0}  # short answers have a small KL; the rest as for MATH
 
     def __init__(self, source: Source):
         splits = {name: self.read(source.folder / f"{name}.jsonl") for name in ("train", "test")}
