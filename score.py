@@ -539,13 +539,17 @@ def conversation(
     attempts: int,
     temperature: float = 0.0,
     seed: int = 0,
+    last_only: bool = False,
 ) -> Iterator[Generation]:
-    """Attempt after attempt at each problem, every one after all before it."""
-    prompts, keys = [task.prompt(x) for x in problems], [x.key for x in problems]
+    """Attempt after attempt at each problem, every one after all before it, or with last_only after
+    the last of them alone."""
+    first, keys = [task.prompt(x) for x in problems], [x.key for x in problems]
+    prompts = first
     for _ in range(attempts):
         attempt = respond(policy, task, problems, prompts, keys, 1, temperature, seed)
         yield attempt
-        prompts, keys = try_again(task, prompts, attempt), row_keys(keys, 1, seed)
+        prompts = try_again(task, first if last_only else prompts, attempt)
+        keys = row_keys(keys, 1, seed)
 
 
 @dataclass(frozen=True)
@@ -564,28 +568,31 @@ def evaluate(
     *,
     attempts: int = 2,
     temperature: float = 0.0,
+    last_only: bool = False,
     seed: int = 0,
     batch: int = 512,
+    graded: Callable[[Tensor], object] = lambda rewards: None,
 ) -> Evaluation:
     """The paper's metrics on held-out problems, greedy by default: means of `outcomes` over all
-    problems, truncated (of all attempts), acc of every attempt, and standard errors `se` (delta's
-    is paired)."""
+    problems, truncated (of all attempts), acc and cut of every attempt, and standard errors `se`
+    (delta's is paired). `graded` is called with the rewards of each batch as it is done."""
     if attempts < 2:
         raise ValueError(f"attempts must be at least 2: {attempts}")
     responses: list[list[str]] = [[] for _ in range(attempts)]
     rewards, ended = torch.zeros(2, attempts, len(problems))
     for start in range(0, len(problems), batch):
         some = problems[start : start + batch]
-        said = conversation(policy, task, some, attempts, temperature, seed)
+        said = conversation(policy, task, some, attempts, temperature, seed, last_only)
         for index, attempt in enumerate(said):
             responses[index] += texts(task, attempt)
             rewards[index, start : start + batch] = grade(task, some, attempt)
             ended[index, start : start + batch] = attempt.ended
+            graded(rewards[index, start : start + batch])
     changed = torch.tensor([y1 != y2 for y1, y2 in zip(*responses[:2])])
     series = outcomes(*rewards[:2], changed)
     metrics = {name: values.mean().item() for name, values in series.items()}
     metrics["truncated"] = 1 - ended.mean().item()
-    metrics["acc"] = rewards.mean(1).tolist()
+    metrics["acc"], metrics["cut"] = rewards.mean(1).tolist(), (1 - ended.mean(1)).tolist()
     metrics["se"] = {
         name: (values.var(correction=0) / len(problems)).sqrt().item()
         for name, values in series.items()
@@ -593,17 +600,16 @@ def evaluate(
     return Evaluation(metrics, problems, responses, rewards, ended.bool())
 
 
-def diagnose(
-    policy: GPT, task: Task, problems: list[Problem], *, seed: int = 0, batch: int = 512
-) -> dict:
+def diagnose(policy: GPT, task: Task, problems: list[Problem], **how) -> dict:
     """Would reward on attempt 2 alone first teach this policy to edit or to copy?
 
     Sampled at temperature 1, once a problem: p = P(y1 right), f = P(y2 right | y1 wrong) and
     b = P(y2 wrong | y1 right). Editing earns (1 − p)·f more right answers than copying and p·b
     fewer, so it pays where `ratio` f/b exceeds `odds` p/(1 − p) (arXiv 2604.22273). A quantity
-    without a value (f if nothing was wrong, f/b if nothing broke) is None.
+    without a value (f if nothing was wrong, f/b if nothing broke) is None. `how` is as in
+    `evaluate`.
     """
-    sampled = evaluate(policy, task, problems, temperature=1.0, seed=seed, batch=batch).metrics
+    sampled = evaluate(policy, task, problems, temperature=1.0, **how).metrics
     p, fixed, broken = (sampled[name] for name in ("acc_t1", "fixed", "broken"))
     f = fixed / (1 - p) if p < 1 else None
     b = broken / p if p > 0 else None

@@ -27,7 +27,7 @@ import shlex
 import signal
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -44,6 +44,7 @@ from training.checkpoints import (
     Best,
     check_model,
     check_writable,
+    keep_other_results,
     load_model,
     locked,
     one_line,
@@ -68,8 +69,9 @@ from training.processes import (
     process_group,
     wait_for_others,
 )
-from training.report import Report, cost, dialogue, report
+from training.report import Report, answers_bar, cost, dialogue, report
 from training.settings import (
+    EVALUATION,
     IN_WORDS,
     Job,
     Run,
@@ -77,6 +79,7 @@ from training.settings import (
     check_settings_match,
     check_shares,
     load_job,
+    pick,
     plan,
     source,
 )
@@ -272,7 +275,7 @@ def train(trainer: Trainer) -> None:
             signal.signal(which, handler)
         shown.close()
     if stop or interrupted:  # the signal may have come during the last step or save
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt("saved")
 
 
 # ---------------------------------------------------------------------------------------------
@@ -354,17 +357,19 @@ def load_task(run: Run) -> data.Task:
 def evaluate(
     job: Job, task: data.Task, device: torch.device, temperature: float = 0.0
 ) -> score.Evaluation:
-    """Evaluates a stage's model on held-out problems and writes results.json, with the cost of the
-    training from state.pt, if there is one."""
+    """Evaluates a stage's model on held-out problems. Writes results.json, with the cost of the
+    training from state.pt, if there is one, and samples.jsonl, all answers."""
     run, folder, state = job.run, job.folder, read_state(job.folder, mmap=True) or {}
     problems = task.held_out(run.split, run.eval_problems)
     model = stage_model(job, task, device)
-    how = {"seed": run.seed, "batch": run.eval_batch}
-    with precision(run.dtype, device):
-        result = score.evaluate(
-            model, task, problems, attempts=run.attempts, temperature=temperature, **how
-        )
+    asked = {"attempts": run.attempts, "last_only": run.history == "last"}
+    total = (run.attempts + 2) * len(problems)  # the diagnosis makes two
+    with precision(run.dtype, device), answers_bar(job.stage.title, total) as graded:
+        how = {"seed": run.seed, "batch": run.eval_batch, "graded": graded}
+        result = score.evaluate(model, task, problems, temperature=temperature, **asked, **how)
         diagnosis = score.diagnose(model, task, problems, **how)
+    evaluation = pick(asdict(run), EVALUATION) | {"temperature": temperature}
+    keep_other_results(folder, evaluation, asdict(Run()) | {"temperature": 0.0})
     content = {
         "data": run.data,
         "task": task.name,
@@ -379,10 +384,15 @@ def evaluate(
         "seconds": state.get("seconds"),  # the cost of training, like the next two
         "steps": state.get("step"),
         "samples": state.get("samples"),
+        "evaluation": evaluation,
         "config": state.get("settings", job.settings()),
         "command": shlex.join(["python"] + sys.argv),
     }
     write_json(folder / "results.json", content)
+    rows = zip(problems, zip(*result.responses), result.rewards.T.tolist(), result.ended.T.tolist())
+    keys = ("id", "problem", "attempts", "rewards", "ended")
+    lines = [dict(zip(keys, (x.id, x.prompt, *row))) for x, *row in rows]
+    write_lines(folder / "samples.jsonl", lines)
     for path in folder.glob("samples_t*.jsonl"):
         path.unlink()  # from another evaluation, perhaps with more attempts
     for number, (responses, ended) in enumerate(zip(result.responses, result.ended), 1):
@@ -404,10 +414,11 @@ def check_evaluation(run: Run, task: data.Task) -> None:
     if run.init is not None:
         return  # its task leaves out problems that do not fit
     longest = max(len(task.prompt(problem)) for problem in problems)
-    needed, context = longest + task.room(run.attempts), GPTConfig.context
+    needed, context = longest + task.room(run.in_context), GPTConfig.context
     if needed > context:
         raise ValueError(
-            f"{run.attempts} attempts take {needed} tokens, more than the context of {context}"
+            f"{run.attempts} attempts take {needed} tokens, more than the context of {context}; "
+            "--history last needs room for two"
         )
 
 
@@ -439,7 +450,7 @@ def train_command(given: dict, last: int, resume: bool) -> None:
         for job in jobs:
             result = evaluate(replace(job, run=run), task, device)
     folders = [(job.stage.title, job.folder) for job in jobs]
-    report(folders, run.split, result, task, 0.0)
+    report(folders, run, result, task, 0.0)
 
 
 def plan_command(given: dict, last: int) -> None:
@@ -467,7 +478,7 @@ def eval_command(given: dict, folder: Path) -> None:
         check_writable(folder)  # it may not exist yet: a pretrained base leaves no files
     task = load_task(job.run)
     result = evaluate(job, task, pick_device(job.run.device), temperature)
-    report([(folder.resolve().name, folder)], job.run.split, result, task, temperature)
+    report([(folder.resolve().name, folder)], job.run, result, task, temperature)
 
 
 def ask_command(given: dict, folder: Path, problems: list[str]) -> None:
@@ -475,7 +486,8 @@ def ask_command(given: dict, folder: Path, problems: list[str]) -> None:
     temperature = evaluation_temperature(given)
     job = load_job(STAGES, folder, given)
     run, device, task = job.run, pick_device(job.run.device), load_task(job.run)
-    model, how = stage_model(job, task, device), {"attempts": run.attempts, "seed": run.seed}
+    model = stage_model(job, task, device)
+    how = {"attempts": run.attempts, "last_only": run.history == "last", "seed": run.seed}
 
     def answer(text: str) -> str:
         problem = task.problem(text)
@@ -532,15 +544,11 @@ def main(argv: list[str] | None = None) -> int:
         if is_first():  # one line, however many processes there are
             print(f"{Path(sys.argv[0]).name}: {one_line(error)}", file=sys.stderr)
         return 1 if isinstance(error, ConnectionError) else 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         again = shlex.join(["python", *(arg for arg in sys.argv if arg != "--resume"), "--resume"])
-        trained = any(arg.startswith("--stage") for arg in argv)
         if is_first():
-            print(
-                f"{Path(sys.argv[0]).name}: interrupted"
-                + (f"; continue with: {again}" if trained else ""),
-                file=sys.stderr,
-            )
+            more = f"; continue with: {again}" if stop.args else ""  # `train` has saved its state
+            print(f"{Path(sys.argv[0]).name}: interrupted{more}", file=sys.stderr)
         return 130
     return 0
 

@@ -251,13 +251,7 @@ def edit_ratio(first: str, second: str) -> float:
 def ten_attempts(model, task: ArithmeticTask, problems: list[Problem]) -> list[float]:
     """Greedy accuracy of ten attempts, each after the one before alone: the context of this small
     model has no room for all, and it was trained on two."""
-    prompts, keys = [task.prompt(x) for x in problems], [x.key for x in problems]
-    after, accuracy = prompts, []
-    for _ in range(10):
-        attempt = score.respond(model, task, problems, after, keys, 1, 0.0, 0)
-        accuracy.append(score.grade(task, problems, attempt).mean().item())
-        after = score.try_again(task, prompts, attempt)
-    return accuracy
+    return score.evaluate(model, task, problems, attempts=10, last_only=True).metrics["acc"]
 
 
 def votes(model, task: ArithmeticTask, problems: list[Problem], most: int = 32) -> dict:

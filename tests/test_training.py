@@ -139,20 +139,21 @@ def test_a_half_trained_model_is_not_a_base(tmp_path, few_steps, monkeypatch):
     assert results["steps"] == 6
 
 
-def test_a_full_disk_is_one_line_and_keeps_what_was_there(trained, monkeypatch, capsys):
-    before = (trained / "stage1" / "results.json").read_bytes()
+def test_a_full_disk_is_one_line_and_keeps_what_was_there(trained, tmp_path, monkeypatch, capsys):
+    folder = shutil.copytree(trained / "stage1", tmp_path / "stage1")
+    before = (folder / "results.json").read_bytes()
 
     def full(path, text):
         path.open("w").write(text[:3])
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(pathlib.Path, "write_text", full)
-    assert run("--eval", trained / "stage1", "--temperature", 0.3) == 2
+    assert run("--eval", folder, "--temperature", 0.3) == 2
     monkeypatch.undo()
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and "No space left" in lines[0] and "MiB are free" in lines[0]
-    assert (trained / "stage1" / "results.json").read_bytes() == before
-    assert not list(trained.rglob("*.partial"))
+    assert (folder / "results.json").read_bytes() == before
+    assert not list(folder.rglob("*.partial"))
 
 
 def test_a_link_in_a_shared_folder_is_not_written_through(tmp_path, few_steps, capsys):
@@ -268,7 +269,7 @@ def test_a_finished_stage_keeps_its_model_and_its_settings(trained):
     """No second copy of the weights, no moments, no state before."""
     for name in ("base", "stage1", "stage2"):
         files = {path.name for path in (trained / name).iterdir()}
-        assert files == {"model.pt", "state.pt", "metrics.jsonl", "results.json"}
+        assert files == {"model.pt", "state.pt", "metrics.jsonl", "results.json", "samples.jsonl"}
         state = torch.load(trained / name / "state.pt", weights_only=True)
         assert set(state) == {"settings", "step", "samples", "seconds"}
 
@@ -408,6 +409,66 @@ def test_evaluation_is_repeatable(trained, tmp_path):
     for temperature in (0.0, 0.7):
         assert run("--eval", folder, "--temperature", temperature) == 0
         assert json.loads(results.read_text())["temperature"] == temperature
+    # results.json is of the latest; those of other settings are kept, named by what is unusual
+    kept = {"attempts=4,eval_problems=20": (4, 0.0), "eval_problems=20": (2, 0.0)}
+    assert len(list(folder.glob("*-*"))) == 2 * len(kept)
+    for name, wanted in kept.items():
+        old = json.loads((folder / f"results-{name}.json").read_text())
+        assert (len(old["acc"]), old["temperature"]) == wanted
+        lines = (folder / f"samples-{name}.jsonl").read_text().splitlines()
+        assert {len(json.loads(line)["attempts"]) for line in lines} == {wanted[0]}
+
+
+def test_every_attempt_and_answer_is_kept_and_shown(trained, tmp_path, monkeypatch, capsys):
+    """The share cut too, and an example that stays wrong."""
+    folder = shutil.copytree(trained / "base", tmp_path / "base")
+    # A model of six steps is never right.
+    monkeypatch.setattr(score, "grade", lambda task, xs, attempt: attempt.tokens[:, 0] % 2.0)
+    assert run("--eval", folder, "--attempts", 3, "--history", "last") == 0
+    out = capsys.readouterr().out
+    results = json.loads((folder / "results.json").read_text())
+    rows = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+    assert len(rows) == 20 and rows[0].keys() == {
+        "id", "problem", "attempts", "rewards", "ended"
+    }  # fmt: skip
+    for name, shares in (
+        ("right", [sum(row["rewards"][n] for row in rows) / 20 for n in range(3)]),
+        ("cut", [sum(not row["ended"][n] for row in rows) / 20 for n in range(3)]),
+    ):
+        assert results["acc" if name == "right" else name] == pytest.approx(shares, abs=1e-6)
+        assert f"{name:10}" + "".join(f"{100 * share:8.1f}" for share in shares) in out
+    assert "greedy, each attempt after the last one alone" in out
+    wrong = next(row for row in rows if row["rewards"][:2] == [0, 0])
+    assert f"wrong   {wrong['problem']}  {wrong['attempts'][0]}<|" in out
+    cut = sum(shares) / 3
+    assert out.splitlines()[3].endswith(f"{100 * cut:8.1f}")
+    assert (max(shares[2:]) > 0.1) == ("are cut after attempt 2" in out)
+
+
+def test_an_attempt_may_read_the_last_alone():
+    gpt, problems = ragged_gpt(), toy_problems(RAGGED)
+    prompts, keys = [Toy().prompt(x) for x in problems], [x.key for x in problems]
+    _, second, third = score.conversation(gpt, Toy(), problems, 3, last_only=True)
+    after = score.try_again(Toy(), prompts, second)
+    again = score.respond(gpt, Toy(), problems, after, keys, 1, 0.0, 0)
+    assert score.answers(third) == score.answers(again)
+    result = score.evaluate(gpt, Toy(), problems, attempts=3, last_only=True)
+    assert result.responses[2] == score.texts(Toy(), third)
+    assert settings.Run(attempts=9, history="last").in_context == 2
+
+
+def test_the_bar_of_an_evaluation_counts_answers_and_right_ones(monkeypatch, capsys):
+    seen, bar = [], report.tqdm
+    monkeypatch.setattr(
+        report, "tqdm", lambda **how: bar(**how | {"mininterval": 0, "disable": False})
+    )
+    gpt, problems = ragged_gpt(), toy_problems(RAGGED)
+    monkeypatch.setattr(score, "grade", lambda task, xs, _: torch.arange(len(xs)) % 2.0)
+    with report.answers_bar("test", 2 * len(problems)) as add:
+        score.evaluate(gpt, Toy(), problems, batch=2, graded=lambda r: (seen.append(r), add(r)))
+    right, total = int(sum(map(torch.sum, seen))), 2 * len(problems)
+    assert right > 0 and f"{total}/{total} " in (said := capsys.readouterr().err)
+    assert f"{right} right" in said
 
 
 @pytest.mark.parametrize("damaged", [False, True])
@@ -944,7 +1005,7 @@ def test_help_shows_every_flag_in_its_group_with_its_defaults(capsys):
     assert "--width WIDTH width of the built-in model [32]" in text
 
 
-def test_a_stop_in_an_evaluation_says_so(trained, monkeypatch, capsys):
+def test_a_stop_in_an_evaluation_says_so(trained, few_steps, monkeypatch, capsys):
     def stopped(*args, **options):
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(5)
@@ -952,6 +1013,8 @@ def test_a_stop_in_an_evaluation_says_so(trained, monkeypatch, capsys):
     monkeypatch.setattr(score, "evaluate", stopped)
     assert run("--eval", trained / "stage1") == 130
     assert "interrupted" in capsys.readouterr().err
+    assert run("--stage", 2, "--out", trained.parent) == 130  # there is nothing to resume
+    assert capsys.readouterr().err.endswith("train.py: interrupted\n")
 
 
 GOOD = {"changed": 0.2, "truncated": 0.0, "no_signal": 0.5, "kl_1": 0.1, "kl_2": 2.0}

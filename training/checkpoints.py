@@ -87,6 +87,20 @@ def write_lines(path: Path, rows: list[dict]) -> None:
     write_atomically(path, lambda p: p.write_text(text))
 
 
+def keep_other_results(folder: Path, evaluation: dict, usual: dict) -> None:
+    """Copies results of an evaluation with other settings, before they are overwritten, to a name
+    made of those that are not the usual ones."""
+    try:
+        before = dict(json.loads((folder / "results.json").read_text())["evaluation"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # there are none, or not of this program
+    if before != evaluation:
+        unusual = [f"{name}={value}" for name, value in before.items() if value != usual.get(name)]
+        for path in (folder / "results.json", folder / "samples.jsonl"):
+            if path.exists():
+                shutil.copy(path, path.with_stem(f"{path.stem}-{','.join(unusual) or 'defaults'}"))
+
+
 def save_model(folder: Path, model: GPT) -> None:
     if is_first():
         content = {"config": asdict(model.config), "model": model.state_dict()}

@@ -15,7 +15,7 @@ from training.settings import SHARED, Run, Stage, flag, names, pick
 
 # Settings that the commands other than --stage take.
 ASK = (SHARED - {"layers", "heads", "width"}) | {"device", "dtype", "attempts", "temperature"}
-ASK |= {"unsafe_sandbox"}
+ASK |= {"history", "unsafe_sandbox"}
 USED = {"ask": ASK, "eval": ASK | {"split", "eval_problems", "eval_batch"}, "export": {"data"}}
 
 

@@ -1,5 +1,6 @@
 """What is printed about a stage: its progress and warnings, its cost, its results and examples."""
 
+import contextlib
 import difflib
 import itertools
 import json
@@ -8,7 +9,7 @@ import os
 import re
 import resource
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -18,7 +19,7 @@ import data
 import score
 from training.checkpoints import Log, read_log
 from training.processes import is_first, print_once
-from training.settings import read_progress
+from training.settings import Run, read_progress
 
 # ---------------------------------------------------------------------------------------------
 # While a stage trains
@@ -101,6 +102,23 @@ def progress(metrics: dict) -> str:
     )
 
 
+@contextlib.contextmanager
+def answers_bar(what: str, total: int) -> Iterator[Callable[[torch.Tensor], None]]:
+    """The progress bar of an evaluation, on a terminal; what this yields is called with the rewards
+    of each batch."""
+    right, options = 0, {"leave": False, "dynamic_ncols": True}
+    options["disable"] = None if is_first() else True  # None: shown on a terminal only
+    with tqdm(total=total, desc=what, unit="answer", **options) as bar:
+
+        def add(rewards: torch.Tensor) -> None:
+            nonlocal right
+            right += int(rewards.sum())
+            bar.set_postfix_str(f"{right} right", refresh=False)
+            bar.update(len(rewards))
+
+        yield add
+
+
 def cost(title: str, seconds: float, folder: Path, device: torch.device) -> str:
     """Time, speed and memory of a stage's training, from its log."""
     rows = read_log(folder)
@@ -128,15 +146,18 @@ def cost(title: str, seconds: float, folder: Path, device: torch.device) -> str:
 
 def report(
     folders: list[tuple[str, Path]],
-    split: str,
+    run: Run,
     result: score.Evaluation,
     task: data.Task,
     temperature: float,
 ) -> None:
     """Prints the results of stages, (title, folder) each, and examples of the last one's."""
     how = f"temperature {temperature:g}" if temperature else "greedy"
-    what = f"{len(result.problems)} {split} problems, {how}"
+    how += ", each attempt after the last one alone" if run.history == "last" else ""
+    what = f"{len(result.problems)} {run.split} problems, {how}"
     print_once(f"\n{what}, in per cent ± one standard error\n{table(folders)}")
+    if run.attempts > 2:
+        print_once("\n" + each_attempt(result, run.history))
     print_once(
         "\nsampled at temperature 1: p right at first, f right after wrong, b wrong after right"
     )
@@ -156,11 +177,24 @@ def table(folders: list[tuple[str, Path]]) -> str:
     """The results of several stages in per cent, ± one standard error."""
     names = ("acc_t1", "acc_t2", "delta", "fixed", "broken", "changed")
     titles = ("acc@t1", "acc@t2", "Δ(t1,t2)", "Δ i→c", "Δ c→i", "changed")
-    lines = ["".join([f"{'':10}"] + [f"{title:>14}" for title in titles])]
+    lines = ["".join([f"{'':10}"] + [f"{title:>14}" for title in titles] + ["     cut"])]
     for title, folder in folders:
         results = json.loads((folder / "results.json").read_text())
         cells = [f"{100 * results[n]:.1f} ± {100 * results['se'][n]:.1f}" for n in names]
-        lines.append("".join([f"{title:10}"] + [f"{cell:>14}" for cell in cells]))
+        cells = [f"{cell:>14}" for cell in cells] + [f"{100 * results['truncated']:8.1f}"]
+        lines.append("".join([f"{title:10}"] + cells))
+    return "\n".join(lines)
+
+
+def each_attempt(result: score.Evaluation, history: str) -> str:
+    """The accuracy of every attempt and the share that the length limit cut."""
+    lines = [f"{'attempt':10}" + "".join(f"{n:8}" for n in range(1, len(result.rewards) + 1))]
+    for name, shares in (("right", result.metrics["acc"]), ("cut", result.metrics["cut"])):
+        lines.append(f"{name:10}" + "".join(f"{100 * share:8.1f}" for share in shares))
+    most = max(result.metrics["cut"][2:])
+    if most > 0.1:
+        lines.append(f"warning: up to {most:.0%} are cut after attempt 2; training makes two")
+        lines[-1] += "; try --history last" if history == "all" else ""
     return "\n".join(lines)
 
 
@@ -188,13 +222,15 @@ def leaning(diagnosis: dict) -> str:
 
 
 def examples(result: score.Evaluation, task: data.Task) -> str:
-    """One example each of a problem that the second attempt fixed, kept right, or broke."""
+    """One example each of a problem that the second attempt fixed, kept right, broke, or left
+    wrong."""
     first, second = result.rewards[0], result.rewards[1]
     lines = []
     for title, chosen in (
         ("fixed", (first == 0) & (second == 1)),
         ("kept", (first == 1) & (second == 1)),
         ("broken", (first == 1) & (second == 0)),
+        ("wrong", (first == 0) & (second == 0)),
     ):
         where = chosen.nonzero()[:, 0].tolist()
         if not where:

@@ -65,6 +65,7 @@ class Run:
     transcripts: int = 256  # transcripts per step of stage 0, the base model
     # evaluation
     attempts: int = 2  # attempts per problem in an evaluation; training makes two
+    history: str = "all"  # earlier attempts that an evaluation's next one reads: all, or the last
     split: str = "test"  # split to evaluate: test, or val for development
     eval_problems: int | None = None  # problems to evaluate (default: 2000 of arithmetic, else all)
     eval_batch: int = 512  # problems per batch of an evaluation
@@ -84,18 +85,28 @@ class Run:
             ("data", ["arithmetic", *data.OPEN], "; a task of your own needs --data FILE.py"),
             ("task", list(data.FAMILIES), ""),
             ("dtype", ["float32", "bfloat16"], ""),
+            ("history", ["all", "last"], ""),
             ("split", ["val", "test"], ""),
         ):
             if (value := getattr(self, name)) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}: {value}{hint}")
+
+    @property
+    def in_context(self) -> int:
+        """Attempts of an evaluation that the context must hold."""
+        return 2 if self.history == "last" else self.attempts
 
 
 # Settings that all stages of a run share: a later stage reads them from an earlier one's folder.
 SHARED = {"data", "task", "difficulty", "shots", "data_dir", "limit", "levels", "subjects"}
 SHARED |= {"init", "layout", "max_new_tokens", "context", "layers", "heads", "width", "seed"}
 # Settings that may change on --resume or in an evaluation: training does not depend on them.
-FREE = {"out", "device", "attempts", "split", "eval_problems", "eval_batch"}
+FREE = {"out", "device", "attempts", "history", "split", "eval_problems", "eval_batch"}
 FREE |= {"unsafe_sandbox", "micro", "recompute"}
+
+# Settings of an evaluation; results of others are kept under another name.
+EVALUATION = {"attempts", "history", "split", "eval_problems", "seed", "shots", "limit", "levels"}
+EVALUATION |= {"subjects", "layout", "max_new_tokens", "context"}
 
 
 def names(kind: type) -> set[str]:
@@ -293,7 +304,7 @@ def source(run: Run) -> data.Source:
     refuse_pipes([*folder.rglob("*"), *init.rglob("*")])
     levels = None if run.levels is None else parse_levels(run.levels)
     subjects = None if run.subjects is None else frozenset(run.subjects.split(","))
-    same = pick(asdict(run), names(data.Source))
+    same = pick(asdict(run), names(data.Source)) | {"attempts": run.in_context}
     return data.Source(
         **same | {"folder": folder, "init": init, "levels": levels, "subjects": subjects}
     )
