@@ -982,18 +982,23 @@ def test_a_diagnosis_without_cases_has_no_value(acc_t1, fixed, broken, wanted, m
 
 
 @pytest.mark.parametrize(
-    ("p", "f", "b", "said"),
+    ("p", "f", "b", "n", "said"),
     [
-        (0.526, 0.10, 0.30, "would learn to copy"),  # the paper's base on MATH
-        (0.5, 0.3, 0.1, "would learn to edit"),
-        (0.5, 0.1, 0.1, "about as good"),
-        (0.0, 0.2, None, "would learn to edit"),
-        (1.0, None, 0.2, "would learn to copy"),
-        (0.5, 0.0, 0.0, "about as good"),
+        (0.526, 0.10, 0.30, 500, "would learn to copy"),  # the paper's base on MATH
+        (0.5, 0.3, 0.1, 500, "would learn to edit"),
+        (0.5, 0.1, 0.1, 500, "about as good"),
+        (0.0, 0.2, None, 500, "would learn to edit"),
+        (1.0, None, 0.2, 500, "would learn to copy"),
+        (0.5, 0.0, 0.0, 500, "about as good"),
+        (0.177, 0.002, 0.014, 2000, "about as good"),  # the README's base
+        (0.0, 0.0, None, 2, "too few problems to say"),
+        (0.5, 0.0, 0.0, 50, "too few problems to say"),
+        (0.5, 0.3, 0.1, 20, "too few problems to say"),
+        (0.5, 0.3, 0.1, 80, "would learn to edit"),
     ],
 )
-def test_what_plain_reward_would_learn(p, f, b, said):
-    assert said in report.leaning({"p": p, "f": f, "b": b, "n": 500})
+def test_what_plain_reward_would_learn(p, f, b, n, said):
+    assert said in report.leaning({"p": p, "f": f, "b": b, "n": n})
 
 
 # ---------------------------------------------------------------------------------------------

@@ -212,13 +212,17 @@ def diagnoses(folders: list[tuple[str, Path]]) -> str:
 
 def leaning(diagnosis: dict) -> str:
     """What plain reward on attempt 2 would teach first: to edit, to copy, or neither if the gain of
-    editing over copying is within two standard errors of 0."""
+    editing over copying is within two standard errors of 0, if these are at most 3 points."""
     p, n = diagnosis["p"], diagnosis["n"]
     fixed, broken = (1 - p) * (diagnosis["f"] or 0.0), p * (diagnosis["b"] or 0.0)
     gain = fixed - broken
-    if abs(gain) <= 2 * math.sqrt((fixed + broken - gain**2) / n):
-        return "would find copying about as good as editing"
-    return f"would learn to {'edit' if gain > 0 else 'copy'}"
+    # Of what was never seen, up to 3/n may be missed (the rule of three).
+    margin = max(2 * math.sqrt((fixed + broken - gain**2) / n), 3 / n)
+    if abs(gain) > margin:
+        return f"would learn to {'edit' if gain > 0 else 'copy'}"
+    if margin > 0.03:
+        return "may teach either: too few problems to say"
+    return "would find copying about as good as editing"
 
 
 def examples(result: score.Evaluation, task: data.Task) -> str:
