@@ -108,6 +108,7 @@ STAGES = (
         IN_WORDS: WORDS | {"steps": 40, "lr": 5e-6, "warmup": 5, "beta1": 0.1},
     } | PAPER),
 )  # fmt: skip
+QUICK = {"steps": 20, "problems": 8, "transcripts": 32, "eval_problems": 50}  # of --quick
 
 
 # ---------------------------------------------------------------------------------------------
@@ -422,9 +423,9 @@ def check_evaluation(run: Run, task: data.Task) -> None:
         )
 
 
-def train_command(given: dict, last: int, resume: bool) -> None:
+def train_command(stages: tuple[Stage, ...], given: dict, last: int, resume: bool) -> None:
     """Trains the stages up to the last that are missing, evaluates all, and prints the results."""
-    jobs = plan(STAGES, given, last)
+    jobs = plan(stages, given, last)
     run = jobs[-1].run
     device, task = pick_device(run.device), load_task(run)
     check_evaluation(run, task)
@@ -441,7 +442,7 @@ def train_command(given: dict, last: int, resume: bool) -> None:
                 training.enter_context(locked(jobs[0].folder.parent))
             wait_for_others(device)
             # Again, now that the folder is locked: another run may have just ended.
-            jobs = plan(STAGES, given, last)
+            jobs = plan(stages, given, last)
             for number in range(len(jobs)):
                 run_stage(jobs, number, resume, task, device)
                 wait_for_others(device)  # until the model is written
@@ -470,20 +471,34 @@ def plan_command(given: dict, last: int) -> None:
     )
 
 
-def eval_command(given: dict, folder: Path) -> None:
-    """Evaluates the model in a stage's folder."""
+def quick_command(given: dict, resume: bool) -> None:
+    """Runs all stages with a few steps each. The folder is its own, since other runs would go on
+    from models that they find."""
+
+    def short(stage: Stage) -> Stage:
+        return replace(stage, own={kind: own | QUICK for kind, own in stage.own.items()})
+
+    train_command(tuple(map(short, STAGES)), {"out": "out/quick"} | given, 2, resume)
+    print_once("\nEverything runs. These models are hardly trained: their figures mean nothing.")
+
+
+def eval_command(given: dict, folder: Path | None) -> None:
+    """Evaluates the model in a stage's folder, or the untouched one of --init."""
     temperature = evaluation_temperature(given)
     job = load_job(STAGES, folder, given)
     if job.is_init:
-        check_writable(folder)  # it may not exist yet: a pretrained base leaves no files
+        check_writable(job.folder)  # it may not exist yet: a pretrained base leaves no files
     task = load_task(job.run)
     result = evaluate(job, task, pick_device(job.run.device), temperature)
-    report([(folder.resolve().name, folder)], job.run, result, task, temperature)
+    title = job.folder.resolve().name if folder else "untouched"
+    report([(title, job.folder)], job.run, result, task, temperature)
 
 
-def ask_command(given: dict, folder: Path, problems: list[str]) -> None:
-    """Prints attempts at the problems given, or at each line of the standard input."""
+def ask_command(given: dict, problems: list[str]) -> None:
+    """Prints attempts at the problems given, or at each line of the standard input: those of the
+    untouched model of --init, or without that those of the folder that comes first."""
     temperature = evaluation_temperature(given)
+    folder, problems = (None, problems) if "init" in given else (Path(problems[0]), problems[1:])
     job = load_job(STAGES, folder, given)
     run, device, task = job.run, pick_device(job.run.device), load_task(job.run)
     model = stage_model(job, task, device)
@@ -531,15 +546,17 @@ def main(argv: list[str] | None = None) -> int:
         if args.stage is None and is_one_of_several():
             raise ValueError("only --stage runs in several processes")
         if args.eval is not None:
-            eval_command(given, Path(args.eval))
+            eval_command(given, Path(args.eval) if args.eval else None)
         elif args.ask is not None:
-            ask_command(given, Path(args.ask[0]), args.ask[1:])
+            ask_command(given, args.ask)
         elif args.export is not None:
             export_command(given, Path(args.export))
         elif args.plan:
             plan_command(given, args.stage)
+        elif args.quick:
+            quick_command(given, args.resume)
         else:
-            train_command(given, args.stage, args.resume)
+            train_command(STAGES, given, args.stage, args.resume)
     except (ValueError, OSError, rewards.SandboxError) as error:
         if is_first():  # one line, however many processes there are
             print(f"{Path(sys.argv[0]).name}: {one_line(error)}", file=sys.stderr)

@@ -164,6 +164,34 @@ def test_an_open_model_is_warmed_up(chatty, tmp_path, capsys):
     assert json.loads((folder / "base" / "results.json").read_text())["steps"] == 3
 
 
+def test_an_untouched_model_is_evaluated_and_asked(chatty, tmp_path, monkeypatch, capsys):
+    """By --init without a stage, though a stage 0 is trained from it; what is evaluated is the
+    model itself."""
+    flags = ["--task", "addition", "--difficulty", "2", "--max-new-tokens", "6", "--device", "cpu"]
+    flags += ["--init", str(chatty)]
+    few = ["--eval-problems", "4", "--out", str(tmp_path)]
+    assert train.main(["--stage", "0", "--steps", "1", "--transcripts", "4", *flags, *few]) == 0
+    asked, evaluate = [], score.evaluate
+    monkeypatch.setattr(score, "evaluate", lambda model, *args, **options: (
+        asked.append(model), evaluate(model, *args, **options))[1])  # fmt: skip
+    files = {path for path in tmp_path.rglob("*") if path.is_file()}
+    assert train.main(["--eval", *flags, *few]) == 0
+    folder = tmp_path / "addition" / f"init-{chatty.name}"
+    written = {path for path in tmp_path.rglob("*") if path.is_file()} - files
+    assert written == {folder / "results.json", folder / "samples.jsonl"}
+    assert capsys.readouterr().out.count("\nuntouched ") == 2
+    assert train.main(["--eval", *flags, *few, "--width", "3"]) == 2
+    assert train.main(["--eval", *flags, *few, "--levels", "3"]) == 2
+    capsys.readouterr()
+    assert train.main(["--ask", "12+34=", "--attempts", "3", *flags]) == 0
+    assert "problem    12+34=\nattempt 1" in capsys.readouterr().out
+    gpt = GPT.from_pretrained(chatty)
+    for model in asked:
+        for name, weight in gpt.state_dict().items():
+            assert torch.equal(model.state_dict()[name], weight)
+    assert len(asked) == 3
+
+
 def same_model(path: pathlib.Path, gpt: GPT) -> bool:
     saved = torch.load(path, weights_only=True)["model"]
     return all(torch.equal(saved[name], weight) for name, weight in gpt.state_dict().items())
@@ -193,6 +221,7 @@ def test_the_loss_of_a_warm_up_is_that_of_unpadded_texts(both, chatty, tmp_path)
     [
         ("--data math", "--init"),
         ("--data math --init nowhere", "nowhere"),
+        ("--data math --init Qwen/Qwen3-0.6B", "hf download Qwen/Qwen3-0.6B --local-dir DIR"),
         ("--data math --init INIT", "github.com/hendrycks/math"),
         ("--data math --init INIT --data-dir DATA --levels 0-3", "levels"),
         ("--data math --init INIT --data-dir DATA --levels 3-1", "levels"),

@@ -325,6 +325,19 @@ def test_free_settings_come_from_the_command_line_alone(trained, tmp_path):
     assert settings.load_job(train.STAGES, folder, {"unsafe_sandbox": True}).run.unsafe_sandbox
 
 
+def test_a_smoke_run_is_of_all_stages_in_a_folder_of_its_own(tmp_path, monkeypatch, capsys):
+    """No other run goes on from its models."""
+    monkeypatch.chdir(tmp_path)
+    assert train.main(["--quick", *SMALL]) == 0
+    folder = tmp_path / "out" / "quick" / "puzzle"
+    for stage in ("base", "stage1", "stage2"):
+        results = json.loads((folder / stage / "results.json").read_text())
+        assert results["steps"] == train.QUICK["steps"] and results["n"] == 20
+    assert "their figures mean nothing" in capsys.readouterr().out
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["quick"]
+    assert train.main(["--quick", "--eval", "x"]) == 2
+
+
 def test_divergence_is_one_line(tmp_path, capsys):
     assert run("--stage", 0, "--steps", 30, "--lr", "1e12", "--warmup", 0, "--out", tmp_path) == 2
     assert "diverged at step" in capsys.readouterr().err
@@ -716,7 +729,12 @@ def test_bad_checkpoint_is_one_line(how, trained, tmp_path, capsys):
         (["--stage", "0", "--heads", "3"], "heads"),
         (["--data", "arithmetic"], "--stage"),
         (["--eval", "/nowhere"], "/nowhere"),
-        (["--eval", ""], "model.pt"),
+        (["--eval", ""], "--eval needs the folder of a stage, or --init DIR"),
+        (["--ask"], "--ask needs the folder of a stage, or --init DIR"),
+        (["--eval", "out", "--out", "x"], "--out is not a setting of --eval"),
+        (["--stge", "1"], "--stge; is --stage meant?"),
+        (["--stage", "1", "--beta", "1"], "--beta; is --beta1 or --beta2 meant?"),
+        (["--task", "addition"], "one of --stage, --quick,"),
         (["--stage", "1", "--temperature", "1e-44"], "temperature"),
         (["--stage", "1", "--device", "meta"], "meta"),
         (["--stag", "1"], "--stag"),
@@ -1069,9 +1087,9 @@ def test_a_stop_in_the_last_save_is_honoured(tmp_path, few_steps, monkeypatch, c
 
 @pytest.mark.parametrize("made", [[], "--", ["--"]])
 def test_a_value_of_two_dashes_is_refused_as_any_python_reads_it(made, monkeypatch):
-    read = argparse.Namespace(ask=made, stage=None, data=made)
+    read = argparse.Namespace(ask=made, stage=None, quick=False, eval=None, export=None, data=made)
     monkeypatch.setattr(flags.Parser, "parse_known_args", lambda *args: (read, []))
-    with pytest.raises(ValueError, match="--ask: -- is no value"):
+    with pytest.raises(ValueError, match="--ask: -- is no value" if made else "--ask needs"):
         flags.parse([], train.STAGES, "")
 
 

@@ -39,19 +39,28 @@ def parse(
         allow_abbrev=False,
     )
     commands = parser.add_argument_group("command")
-    what = commands.add_mutually_exclusive_group(required=True)
+    what = commands.add_mutually_exclusive_group()
     what.add_argument(
         "--stage",
         type=int,
         choices=range(len(stages)),
         help="train stage 0 (the base model), 1 or 2, after those that it needs",
     )
-    what.add_argument("--eval", metavar="DIR", help="evaluate the model in a stage's folder")
+    what.add_argument(
+        "--quick", action="store_true", help="all stages with a few steps each, to see them run"
+    )
+    what.add_argument(
+        "--eval",
+        nargs="?",
+        const="",
+        metavar="DIR",
+        help="evaluate the model in a stage's folder, or without DIR that of --init, untouched",
+    )
     what.add_argument(
         "--ask",
-        nargs="+",
+        nargs="*",
         metavar=("DIR", "PROBLEM"),
-        help="print its attempts at problems given here, or typed line by line",
+        help="print its attempts at problems given here, or typed line by line; no DIR with --init",
     )
     what.add_argument(
         "--export", metavar="DIR", help="write DIR/pretrained, a folder that transformers can load"
@@ -71,10 +80,15 @@ def parse(
     args, unknown = parser.parse_known_args(argv)
     if unknown:
         known = [option for action in parser._actions for option in action.option_strings]
-        near = difflib.get_close_matches(unknown[0].partition("=")[0], known, 1)
-        raise ValueError(f"unknown: {unknown[0]}" + "".join(f"; is {n} meant?" for n in near))
+        typed = unknown[0].partition("=")[0]
+        near = [option for option in known if option.startswith(typed)]
+        near = near or difflib.get_close_matches(typed, known, 1)
+        hint = f"; is {' or '.join(near)} meant?" if near else ""
+        raise ValueError(f"unknown: {unknown[0]}{hint}")
+    if not args.quick and all(getattr(args, name) is None for name in ("stage", *USED)):
+        raise ValueError(f"one of --stage, --quick, {', '.join(map(flag, USED))} is needed")
     for name, value in vars(args).items():
-        if value in ([], "--", ["--"]):  # what argparse makes of it, by the version of Python
+        if value in ([], "--", ["--"]) and (value or name != "ask"):  # by the version of Python
             raise ValueError(f"{flag(name)}: -- is no value")
     given = pick(vars(args), names(Run) | names(score.Config)) | kind
     if args.stage == 0:
@@ -82,7 +96,10 @@ def parse(
             raise ValueError(f"{flag(name)} is not a setting of stage 0, which learns by imitation")
     for command, used in USED.items():
         if getattr(args, command) is not None:
-            for name in given.keys() - used:
+            if not getattr(args, command) and "init" not in given:
+                raise ValueError(f"--{command} needs the folder of a stage, or --init DIR")
+            untouched = command == "ask" and "init" in given or args.eval == ""
+            for name in given.keys() - used - ({"out"} if untouched else set()):
                 raise ValueError(f"{flag(name)} is not a setting of --{command}")
             for name in ("resume", "plan"):
                 if getattr(args, name):

@@ -92,6 +92,11 @@ class Run:
                 raise ValueError(f"{name} must be one of {', '.join(known)}: {value}{hint}")
 
     @property
+    def folder(self) -> Path:
+        """The folder of all stages."""
+        return Path(self.out) / (self.task if self.data == "arithmetic" else self.data)
+
+    @property
     def in_context(self) -> int:
         """Attempts of an evaluation that the context must hold."""
         return 2 if self.history == "last" else self.attempts
@@ -205,8 +210,7 @@ def plan(stages: tuple[Stage, ...], given: dict, last: int) -> list[Job]:
     defaults. --steps and --lr apply to the last stage alone. A stage that is still to be trained
     must match its folder in all settings, a finished one only in the shared ones."""
     asked = Run(**pick(given, {"data", "task", "out"}))
-    out = Path(asked.out) / (asked.task if asked.data == "arithmetic" else asked.data)
-    folders = [out / stage.folder for stage in stages[: last + 1]]
+    folders = [asked.folder / stage.folder for stage in stages[: last + 1]]
     found = [read_progress(folder) for folder in folders]
     shared = pick(given, SHARED)
     for folder, (saved, _) in zip(folders, found):
@@ -231,9 +235,14 @@ def plan(stages: tuple[Stage, ...], given: dict, last: int) -> list[Job]:
     return jobs
 
 
-def load_job(stages: tuple[Stage, ...], folder: Path, given: dict) -> Job:
-    """The stage stored in a folder, with the settings it was trained with. Settings that only
-    choose the problems of an evaluation may be changed."""
+def load_job(stages: tuple[Stage, ...], folder: Path | None, given: dict) -> Job:
+    """The stage stored in a folder, with the settings it was trained with, or without one the
+    untouched model of --init. Settings that only choose the problems of an evaluation may be
+    changed."""
+    if folder is None:
+        run, cfg = resolve(stages[0], given)
+        check_applies(given, run)
+        return Job(stages[0], run, cfg, run.folder / f"init-{Path(run.init).name}", None, 0)
     saved, step = read_progress(folder)
     known, results = saved or {}, folder / "results.json"
     if saved is None and results.exists():  # a pretrained model's, or state.pt was deleted
@@ -298,7 +307,9 @@ def source(run: Run) -> data.Source:
         raise ValueError(f"--data {run.data} needs --init DIR, the folder of a pretrained model")
     init, folder = Path(run.init), Path(run.data_dir or f"data/{run.data}")
     if not init.is_dir():
-        raise ValueError(f"--init {init}: no such folder")
+        is_name = len(init.parts) == 2
+        hub = f"; if a hub has it: hf download {init} --local-dir DIR" if is_name else ""
+        raise ValueError(f"--init {init}: no such folder{hub}")
     if run.data_dir and not folder.is_dir():
         raise ValueError(f"--data-dir {folder}: no such folder")
     refuse_pipes([*folder.rglob("*"), *init.rglob("*")])
