@@ -78,7 +78,7 @@ class Config:
     samples: int = 4  # K, first attempts per problem (paper: not given)
     revisions: int = 4  # M, second attempts per first attempt (paper: not given; 1 is plain RLOO)
     offline: float = 0.0  # extra problems whose first attempt is the base's, as a share of P
-    temperature: float = 1.0  # sampling temperature in training (paper: 1); evaluation is greedy
+    temperature: float = 1.0  # sampling temperature in training (paper: 1); default in --eval: 0
     clip: float = 1.0  # largest norm of the gradient (paper: not given)
     micro: int | None = None  # problems per backward pass, to save memory (default: all)
 
