@@ -63,13 +63,14 @@ from training.processes import (
     average_metrics,
     is_first,
     is_one_of_several,
+    memory_of,
     pick_device,
     precision,
     print_once,
     process_group,
     wait_for_others,
 )
-from training.report import Report, answers_bar, cost, dialogue, report
+from training.report import AnswersBar, Report, cost, dialogue, report
 from training.settings import (
     EVALUATION,
     IN_WORDS,
@@ -108,7 +109,11 @@ STAGES = (
         IN_WORDS: WORDS | {"steps": 40, "lr": 5e-6, "warmup": 5, "beta1": 0.1},
     } | PAPER),
 )  # fmt: skip
-QUICK = {"steps": 20, "problems": 8, "transcripts": 32, "eval_problems": 50}  # of --quick
+# --quick: in a folder of its own, since other runs would go on from models that they find.
+QUICK = {"steps": 20, "problems": 8, "transcripts": 32, "eval_problems": 50}
+QUICK_STAGES = tuple(
+    replace(stage, own={kind: own | QUICK for kind, own in stage.own.items()}) for stage in STAGES
+)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -188,6 +193,10 @@ class Trainer:
         seconds = time.perf_counter() - started
         self.seconds += seconds
         metrics["tokens_per_second"] = metrics.pop("tokens") / seconds
+        if run.eval_every is not None and self.step % run.eval_every == 0:
+            problems = self.task.held_out("val", run.eval_problems or 500)
+            found = score.evaluate(self.policy, self.task, problems, batch=run.eval_batch).metrics
+            metrics["val"] = pick(found, {"acc_t1", "acc_t2", "changed"})
         return {"step": self.step, "stage": self.job.stage.number, "seconds": seconds} | metrics
 
     def learn(self, seed: int) -> dict:
@@ -348,8 +357,7 @@ def load_task(run: Run) -> data.Task:
         return data.load(run.task, run.difficulty)
     if run.data == "humaneval":
         print_once(rewards.sandbox_status(run.unsafe_sandbox))
-    name = run.task if run.data == "arithmetic" else run.data
-    task = data.load(name, run.difficulty, source(run))
+    task = data.load(run.name, run.difficulty, source(run))
     for note in task.notes:
         print_once(note)
     return task
@@ -365,8 +373,9 @@ def evaluate(
     model = stage_model(job, task, device)
     asked = {"attempts": run.attempts, "last_only": run.history == "last"}
     total = (run.attempts + 2) * len(problems)  # the diagnosis makes two
-    with precision(run.dtype, device), answers_bar(job.stage.title, total) as graded:
-        how = {"seed": run.seed, "batch": run.eval_batch, "graded": graded}
+    shown = {"total": total, "unit": "answer", "leave": False, "disable": None}  # on terminals
+    with precision(run.dtype, device), AnswersBar(desc=job.stage.title, **shown) as bar:
+        how = {"seed": run.seed, "batch": run.eval_batch, "graded": bar.add}
         result = score.evaluate(model, task, problems, temperature=temperature, **asked, **how)
         diagnosis = score.diagnose(model, task, problems, **how)
     evaluation = pick(asdict(run), EVALUATION) | {"temperature": temperature}
@@ -412,6 +421,8 @@ def evaluate(
 def check_evaluation(run: Run, task: data.Task) -> None:
     """Raises ValueError before training if the evaluation after it would be impossible."""
     problems = task.held_out(run.split, run.eval_problems)
+    if run.eval_every is not None:
+        task.held_out("val", run.eval_problems or 500)
     if run.init is not None:
         return  # its task leaves out problems that do not fit
     longest = max(len(task.prompt(problem)) for problem in problems)
@@ -469,17 +480,13 @@ def plan_command(given: dict, last: int) -> None:
         f"{job.stage.title}: {found.parameters:,} parameters; {cfg.problems} problems a step, "
         f"{cfg.samples} first attempts, {cfg.revisions} second ones to each\n{found.table()}"
     )
-
-
-def quick_command(given: dict, resume: bool) -> None:
-    """Runs all stages with a few steps each. The folder is its own, since other runs would go on
-    from models that they find."""
-
-    def short(stage: Stage) -> Stage:
-        return replace(stage, own={kind: own | QUICK for kind, own in stage.own.items()})
-
-    train_command(tuple(map(short, STAGES)), {"out": "out/quick"} | given, 2, resume)
-    print_once("\nEverything runs. These models are hardly trained: their figures mean nothing.")
+    memory, micro = memory_of(pick_device(job.run.device)), cfg.micro or cfg.problems
+    if found.peak > memory:
+        while found.peak > memory and micro > 1:
+            micro //= 2
+            found = plan_step(config, task, job.run, replace(cfg, micro=micro))
+        less = f"--micro {micro} takes {found.peak / 2**20:,.0f} MiB"
+        print_once(f"more than the {memory / 2**20:,.0f} MiB of this machine; {less}")
 
 
 def eval_command(given: dict, folder: Path | None) -> None:
@@ -495,8 +502,8 @@ def eval_command(given: dict, folder: Path | None) -> None:
 
 
 def ask_command(given: dict, problems: list[str]) -> None:
-    """Prints attempts at the problems given, or at each line of the standard input: those of the
-    untouched model of --init, or without that those of the folder that comes first."""
+    """Prints attempts at the problems given, or at each line of the standard input. The first of
+    them is the folder of a stage, unless the model is that of --init, untouched."""
     temperature = evaluation_temperature(given)
     folder, problems = (None, problems) if "init" in given else (Path(problems[0]), problems[1:])
     job = load_job(STAGES, folder, given)
@@ -554,7 +561,8 @@ def main(argv: list[str] | None = None) -> int:
         elif args.plan:
             plan_command(given, args.stage)
         elif args.quick:
-            quick_command(given, args.resume)
+            train_command(QUICK_STAGES, {"out": "out/quick"} | given, 2, args.resume)
+            print_once("\nAll of it runs; models so little trained say nothing about the method.")
         else:
             train_command(STAGES, given, args.stage, args.resume)
     except (ValueError, OSError, rewards.SandboxError) as error:

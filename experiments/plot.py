@@ -5,6 +5,7 @@
 
 Draws means over --window steps of DIR/metrics.jsonl, sampled in training: both accuracies, the
 share of answers that the second attempt changes, both KLs and the reward, or a base model's loss.
+Crosses (first attempt) and dots are evaluations on validation problems, of train.py --eval-every.
 """
 
 import argparse
@@ -71,6 +72,9 @@ def draw(runs: dict[str, list[dict]], window: int):
                         color=f"C{number}",
                         label=None if dashed else name,
                     )
+                seen = [row for row in rows if column in row.get("val", {})]
+                points = [[row["step"] for row in seen], [row["val"][column] for row in seen]]
+                axis.scatter(*points, marker="x" if column == "acc_t1" else "o", color=f"C{number}")
         axis.set(title=title, xlabel="step")
         axis.title.set_fontsize(9)
         axis.grid(alpha=0.3)

@@ -23,8 +23,9 @@ from data.arithmetic import ArithmeticTask, Puzzle
 from data.task import Problem
 from fast.linear import freeze
 from training.checkpoints import load_model, locked, write_json
-from training.settings import Job, Stage, pick, read_progress, resolve
+from training.settings import Job, Stage, read_progress, resolve
 
+LOOK = 25  # steps between evaluations on validation problems
 TUNING_SEED = 100  # of learning rates; its runs are evaluated on validation problems
 
 
@@ -81,7 +82,8 @@ class Run:
         own = {"arithmetic": self.settings}
         stage = Stage(method.number, self.arm, method.title, returns, own)
         split = "val" if self.seed == TUNING_SEED else "test"
-        known = {"seed": self.seed, "out": str(out), "split": split}
+        every = None if self.method == "base" else LOOK
+        known = {"seed": self.seed, "out": str(out), "split": split, "eval_every": every}
         return Job(stage, *resolve(stage, known), folder, *read_progress(folder))
 
     def perform(self, out: Path) -> None:
@@ -115,22 +117,12 @@ class Run:
 
 
 class Trainer(train.Trainer):
-    """A method in training, looked at on validation problems every LOOK steps."""
-
-    LOOK, PROBLEMS = 25, 500
+    """A method in training."""
 
     def __init__(self, job: Job, task: ArithmeticTask, policy, ref, method: Method):
         super().__init__(job, task, policy, ref)
         self.method = method
         self.pairs: list[tuple[str, str, str]] = []
-        self.looked_at = task.held_out("val", self.PROBLEMS)
-
-    def advance(self) -> dict:
-        metrics = super().advance()
-        if self.step % self.LOOK == 0 and self.ref is not None:
-            seen = score.evaluate(self.policy, self.task, self.looked_at).metrics
-            metrics["val"] = pick(seen, {"acc_t1", "acc_t2", "changed"})
-        return metrics
 
     def learn(self, seed: int) -> dict:
         if isinstance(self.method.learns, Imitation):
@@ -229,11 +221,12 @@ def mixed_pairs(firsts: list, seconds: list, rng: np.random.Generator) -> list:
 
 def details(model, task: ArithmeticTask, result: score.Evaluation) -> dict:
     """Of the greedy evaluation `result`, and of samples: what figures.py draws."""
+    ten = score.evaluate(model, task, result.problems, attempts=10, last_only=True)
     ratios = [edit_ratio(*pair) for pair in zip(*result.responses)]
     return {
         "edit_ratio": statistics.mean(ratios),
         "edits": np.histogram(ratios, 20, (0, 1))[0].tolist(),
-        "attempts": ten_attempts(model, task, result.problems),
+        "attempts": ten.metrics["acc"],
         "votes": votes(model, task, result.problems[:500]),
     }
 
@@ -246,12 +239,6 @@ def edit_ratio(first: str, second: str) -> float:
         for j, b in enumerate(second, 1):
             diagonal, row[j] = row[j], min(diagonal + (a != b), row[j] + 1, row[j - 1] + 1)
     return row[-1] / max(1, len(first) + len(second))
-
-
-def ten_attempts(model, task: ArithmeticTask, problems: list[Problem]) -> list[float]:
-    """Greedy accuracy of ten attempts, each after the one before alone: the context of this small
-    model has no room for all, and it was trained on two."""
-    return score.evaluate(model, task, problems, attempts=10, last_only=True).metrics["acc"]
 
 
 def votes(model, task: ArithmeticTask, problems: list[Problem], most: int = 32) -> dict:

@@ -328,8 +328,7 @@ def small_base(tmp_path_factory) -> pathlib.Path:
 
 
 def shrink(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(runs.Trainer, "PROBLEMS", 20)
-    patch.setattr(runs.Trainer, "LOOK", 2)
+    patch.setattr(runs, "LOOK", 2)
     patch.setattr(score, "grade", odd_start)
     for name, method in methods.METHODS.items():
         own = {"problems": 8, "steps": 7}  # no whole number of rounds
@@ -559,6 +558,10 @@ def test_curves_are_drawn_of_any_run(trained, tmp_path, monkeypatch, capsys):
         assert to.read_bytes().startswith(b"\x89PNG")
     rows = plot.read(trained / "stage1")
     figure = plot.draw({"one": rows, "two": rows}, window=3)
+    seen = dict(rows[3], val={"acc_t1": 0.2, "acc_t2": 0.4, "changed": 0.3})
+    marks = [axis.collections for axis in plot.draw({"one": [*rows, seen]}, window=3).axes[:2]]
+    places = [mark.get_offsets().tolist() for both in marks for mark in both]
+    assert places == [[[4, 0.2]], [[4, 0.4]], [[4, 0.3]]]
     lines = figure.axes[0].get_lines()
     assert len(lines) == 4 and list(lines[1].get_xdata()) == [row["step"] for row in rows]
     last = [row["acc_t2"] for row in rows[-3:]]

@@ -333,7 +333,7 @@ def test_a_smoke_run_is_of_all_stages_in_a_folder_of_its_own(tmp_path, monkeypat
     for stage in ("base", "stage1", "stage2"):
         results = json.loads((folder / stage / "results.json").read_text())
         assert results["steps"] == train.QUICK["steps"] and results["n"] == 20
-    assert "their figures mean nothing" in capsys.readouterr().out
+    assert "say nothing about the method" in capsys.readouterr().out
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["quick"]
     assert train.main(["--quick", "--eval", "x"]) == 2
 
@@ -993,7 +993,16 @@ def test_a_plan_counts_and_allocates_nothing(tmp_path, chatty, monkeypatch, caps
     assert not list(tmp_path.iterdir())
     assert train.main(["--stage", "0", "--plan"]) == 2
     assert train.main(["--eval", "out", "--plan"]) == 2
-    assert "--plan is of no use to --eval" in capsys.readouterr().err
+    cut = plan.kept + plan.rollout + plan.update // 2  # room for half of the four problems
+    monkeypatch.setattr(train, "memory_of", lambda device: cut)
+    assert train.main("--stage 2 --plan --width 128 --problems 4".split()) == 0
+    found = [memory.plan_step(config, task, run_settings, dataclasses.replace(cfg, micro=micro))
+             for micro in (1, 2)]  # fmt: skip
+    micro = 2 if found[1].peak <= cut else 1
+    said, refused = capsys.readouterr()
+    assert "--plan is of no use to --eval" in refused
+    takes = f"--micro {micro} takes {found[micro - 1].peak / 2**20:,.0f} MiB"
+    assert f"MiB of this machine; {takes}" in said
 
 
 def test_help_shows_every_flag_in_its_group_with_its_defaults(capsys):
@@ -1067,6 +1076,26 @@ def test_warnings_come_once(bad, printed):
     assert report.warnings(rows, 400, since=step) == wanted
     step = 20 if "reward" in bad else 10  # a quarter of a short stage's steps
     assert not report.warnings(rows[1:step], 40) and report.warnings(rows[1 : step + 1], 40)
+
+
+def test_evaluations_while_training_change_nothing_else(tmp_path, few_steps, capsys):
+    """Every second step's row has the accuracies on the validation problems."""
+    flags = ["--stage", "1", *SMALL, "--difficulty", "3", "--out"]
+    assert train.main([*flags, str(tmp_path / "plain")]) == 0
+    assert train.main([*flags, str(tmp_path), "--eval-every", "2"]) == 0
+    folder, plain = (out / "puzzle" / "stage1" for out in (tmp_path, tmp_path / "plain"))
+    rows = without_times(folder / "metrics.jsonl")
+    seen = {row["step"]: row.pop("val") for row in rows if "val" in row}
+    assert rows == without_times(plain / "metrics.jsonl")
+    assert same_weights(folder / "model.pt", plain / "model.pt")
+    assert sorted(seen) == [2, 4, 6]
+    task = data.load("puzzle", 3)
+    gpt = train.load_model(folder, task, torch.device("cpu"))  # that of the last step
+    found = score.evaluate(gpt, task, task.held_out("val", 20)).metrics
+    assert seen[6] == {name: found[name] for name in ("acc_t1", "acc_t2", "changed")}
+    capsys.readouterr()
+    assert run("--stage", 1, "--out", tmp_path / "few", "--eval-every", 2) == 2
+    assert "the val split of puzzle, difficulty 2, has about 1" in capsys.readouterr().err
 
 
 def test_a_stop_in_the_last_save_is_honoured(tmp_path, few_steps, monkeypatch, capsys):

@@ -94,11 +94,10 @@ def keep_other_results(folder: Path, evaluation: dict, usual: dict) -> None:
         before = dict(json.loads((folder / "results.json").read_text())["evaluation"])
     except (OSError, ValueError, KeyError, TypeError):
         return  # there are none, or not of this program
-    if before != evaluation:
-        unusual = [f"{name}={value}" for name, value in before.items() if value != usual.get(name)]
-        for path in (folder / "results.json", folder / "samples.jsonl"):
-            if path.exists():
-                shutil.copy(path, path.with_stem(f"{path.stem}-{','.join(unusual) or 'defaults'}"))
+    unusual = [f"{name}={value}" for name, value in before.items() if value != usual.get(name)]
+    for path in (folder / "results.json", *folder.glob("samples.jsonl")):
+        if before != evaluation:
+            shutil.copy(path, path.with_stem(f"{path.stem}-{','.join(unusual) or 'defaults'}"))
 
 
 def save_model(folder: Path, model: GPT) -> None:

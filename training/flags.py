@@ -47,20 +47,16 @@ def parse(
         help="train stage 0 (the base model), 1 or 2, after those that it needs",
     )
     what.add_argument(
-        "--quick", action="store_true", help="all stages with a few steps each, to see them run"
+        "--quick", action="store_true", help="a few steps of each stage, to see it run"
     )
     what.add_argument(
-        "--eval",
-        nargs="?",
-        const="",
-        metavar="DIR",
-        help="evaluate the model in a stage's folder, or without DIR that of --init, untouched",
+        "--eval", nargs="?", const="", metavar="DIR", help="evaluate a stage, or --init untouched"
     )
     what.add_argument(
         "--ask",
         nargs="*",
         metavar=("DIR", "PROBLEM"),
-        help="print its attempts at problems given here, or typed line by line; no DIR with --init",
+        help="print attempts at problems given here, or typed line by line; no DIR with --init",
     )
     what.add_argument(
         "--export", metavar="DIR", help="write DIR/pretrained, a folder that transformers can load"
@@ -71,7 +67,6 @@ def parse(
         help="print the memory that a step of --stage takes, and exit",
     )
     commands.add_argument("--resume", action="store_true", help="continue a run that was stopped")
-    # fmt: skip
     add_flags(parser, stages, Run)
     add_flags(parser, stages, score.Config, "algorithm (score.Config)")
     for word in argv:

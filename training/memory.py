@@ -53,13 +53,17 @@ class Plan:
     update: int  # activations of one backward pass
     rollout: int  # the cache, and the copies of the weights that decode
 
+    @property
+    def peak(self) -> int:
+        return self.kept + self.update + self.rollout
+
     def table(self) -> str:
         # A rollout's memory stays with the allocator, and an update can reuse little of it.
         lines = [
             ("both models, gradients, Adam", self.kept),
             ("activations of a backward pass (--micro)", self.update),
             ("cache and copies of the weights in rollouts", self.rollout),
-            ("peak, without Python and torch", self.kept + self.update + self.rollout),
+            ("peak, without Python and torch", self.peak),
         ]
         return "\n".join(f"  {name:45}{size / 2**20:>10,.0f} MiB" for name, size in lines)
 

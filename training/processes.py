@@ -101,6 +101,13 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def memory_of(device: torch.device) -> int:
+    """The bytes of a GPU, or of the machine."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def precision(dtype: str, device: torch.device):
     """A context for forward passes in a run's dtype. Weights and optimizer stay in float32."""
     if dtype == "float32":

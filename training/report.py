@@ -1,6 +1,5 @@
 """What is printed about a stage: its progress and warnings, its cost, its results and examples."""
 
-import contextlib
 import difflib
 import itertools
 import json
@@ -9,7 +8,7 @@ import os
 import re
 import resource
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -102,21 +101,15 @@ def progress(metrics: dict) -> str:
     )
 
 
-@contextlib.contextmanager
-def answers_bar(what: str, total: int) -> Iterator[Callable[[torch.Tensor], None]]:
-    """The progress bar of an evaluation, on a terminal; what this yields is called with the rewards
-    of each batch."""
-    right, options = 0, {"leave": False, "dynamic_ncols": True}
-    options["disable"] = None if is_first() else True  # None: shown on a terminal only
-    with tqdm(total=total, desc=what, unit="answer", **options) as bar:
+class AnswersBar(tqdm):
+    """The progress bar of an evaluation."""
 
-        def add(rewards: torch.Tensor) -> None:
-            nonlocal right
-            right += int(rewards.sum())
-            bar.set_postfix_str(f"{right} right", refresh=False)
-            bar.update(len(rewards))
+    right = 0
 
-        yield add
+    def add(self, rewards: torch.Tensor) -> None:
+        self.right += int(rewards.sum())
+        self.set_postfix_str(f"{self.right} right", refresh=False)
+        self.update(len(rewards))
 
 
 def cost(title: str, seconds: float, folder: Path, device: torch.device) -> str:
@@ -157,7 +150,7 @@ def report(
     what = f"{len(result.problems)} {run.split} problems, {how}"
     print_once(f"\n{what}, in per cent ± one standard error\n{table(folders)}")
     if run.attempts > 2:
-        print_once("\n" + each_attempt(result, run.history))
+        print_once("\n" + each_attempt(result.metrics))
     print_once(
         "\nsampled at temperature 1: p right at first, f right after wrong, b wrong after right"
     )
@@ -186,15 +179,14 @@ def table(folders: list[tuple[str, Path]]) -> str:
     return "\n".join(lines)
 
 
-def each_attempt(result: score.Evaluation, history: str) -> str:
+def each_attempt(metrics: dict) -> str:
     """The accuracy of every attempt and the share that the length limit cut."""
-    lines = [f"{'attempt':10}" + "".join(f"{n:8}" for n in range(1, len(result.rewards) + 1))]
-    for name, shares in (("right", result.metrics["acc"]), ("cut", result.metrics["cut"])):
-        lines.append(f"{name:10}" + "".join(f"{100 * share:8.1f}" for share in shares))
-    most = max(result.metrics["cut"][2:])
+    lines = [f"{'attempt':10}" + "".join(f"{n:8}" for n in range(1, len(metrics["acc"]) + 1))]
+    for title, name in (("right", "acc"), ("cut", "cut")):
+        lines.append(f"{title:10}" + "".join(f"{100 * share:8.1f}" for share in metrics[name]))
+    most = max(metrics["cut"][2:])
     if most > 0.1:
-        lines.append(f"warning: up to {most:.0%} are cut after attempt 2; training makes two")
-        lines[-1] += "; try --history last" if history == "all" else ""
+        lines.append(f"warning: up to {most:.0%} are cut after attempt 2 (see --history last)")
     return "\n".join(lines)
 
 

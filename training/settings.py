@@ -63,6 +63,7 @@ class Run:
     lr: float | None = None  # peak learning rate of the last stage
     warmup: int = 20  # steps of linear warm-up, before a linear decay to 0 at the last step
     transcripts: int = 256  # transcripts per step of stage 0, the base model
+    eval_every: int | None = None  # steps between evaluations on validation data (default: none)
     # evaluation
     attempts: int = 2  # attempts per problem in an evaluation; training makes two
     history: str = "all"  # earlier attempts that an evaluation's next one reads: all, or the last
@@ -74,7 +75,7 @@ class Run:
 
     def __post_init__(self):
         counts = ("layers", "heads", "width", "transcripts", "eval_problems", "eval_batch")
-        sizes = ("steps", "limit", "max_new_tokens", "context")
+        sizes = ("steps", "limit", "max_new_tokens", "context", "eval_every")
         ranges = dict.fromkeys(counts, (1, score.MOST)) | dict.fromkeys(sizes, (1, MOST))
         ranges |= {"attempts": (2, score.MOST), "shots": (0, score.MOST), "warmup": (0, MOST)}
         score.check_ranges(self, lr=(1e-12, MOST), seed=(0, 2**32 - 1), **ranges)
@@ -92,9 +93,9 @@ class Run:
                 raise ValueError(f"{name} must be one of {', '.join(known)}: {value}{hint}")
 
     @property
-    def folder(self) -> Path:
-        """The folder of all stages."""
-        return Path(self.out) / (self.task if self.data == "arithmetic" else self.data)
+    def name(self) -> str:
+        """The name of the task, and of the folder of its stages below `out`."""
+        return self.task if self.data == "arithmetic" else self.data
 
     @property
     def in_context(self) -> int:
@@ -106,8 +107,8 @@ class Run:
 SHARED = {"data", "task", "difficulty", "shots", "data_dir", "limit", "levels", "subjects"}
 SHARED |= {"init", "layout", "max_new_tokens", "context", "layers", "heads", "width", "seed"}
 # Settings that may change on --resume or in an evaluation: training does not depend on them.
-FREE = {"out", "device", "attempts", "history", "split", "eval_problems", "eval_batch"}
-FREE |= {"unsafe_sandbox", "micro", "recompute"}
+FREE = {"out", "device", "attempts", "split", "eval_problems", "eval_batch"}
+FREE |= {"eval_every", "history", "unsafe_sandbox", "micro", "recompute"}
 
 # Settings of an evaluation; results of others are kept under another name.
 EVALUATION = {"attempts", "history", "split", "eval_problems", "seed", "shots", "limit", "levels"}
@@ -210,7 +211,7 @@ def plan(stages: tuple[Stage, ...], given: dict, last: int) -> list[Job]:
     defaults. --steps and --lr apply to the last stage alone. A stage that is still to be trained
     must match its folder in all settings, a finished one only in the shared ones."""
     asked = Run(**pick(given, {"data", "task", "out"}))
-    folders = [asked.folder / stage.folder for stage in stages[: last + 1]]
+    folders = [Path(asked.out, asked.name, stage.folder) for stage in stages[: last + 1]]
     found = [read_progress(folder) for folder in folders]
     shared = pick(given, SHARED)
     for folder, (saved, _) in zip(folders, found):
@@ -236,13 +237,13 @@ def plan(stages: tuple[Stage, ...], given: dict, last: int) -> list[Job]:
 
 
 def load_job(stages: tuple[Stage, ...], folder: Path | None, given: dict) -> Job:
-    """The stage stored in a folder, with the settings it was trained with, or without one the
-    untouched model of --init. Settings that only choose the problems of an evaluation may be
-    changed."""
+    """The stage stored in a folder, with the settings it was trained with, but for those that only
+    choose the problems of an evaluation. Without a folder, the untouched model of --init."""
     if folder is None:
         run, cfg = resolve(stages[0], given)
         check_applies(given, run)
-        return Job(stages[0], run, cfg, run.folder / f"init-{Path(run.init).name}", None, 0)
+        folder = Path(run.out, run.name, f"init-{Path(run.init).name}")
+        return Job(stages[0], run, cfg, folder, None, 0)
     saved, step = read_progress(folder)
     known, results = saved or {}, folder / "results.json"
     if saved is None and results.exists():  # a pretrained model's, or state.pt was deleted
@@ -307,8 +308,7 @@ def source(run: Run) -> data.Source:
         raise ValueError(f"--data {run.data} needs --init DIR, the folder of a pretrained model")
     init, folder = Path(run.init), Path(run.data_dir or f"data/{run.data}")
     if not init.is_dir():
-        is_name = len(init.parts) == 2
-        hub = f"; if a hub has it: hf download {init} --local-dir DIR" if is_name else ""
+        hub = f"; or: hf download {init} --local-dir DIR" if len(init.parts) == 2 else ""
         raise ValueError(f"--init {init}: no such folder{hub}")
     if run.data_dir and not folder.is_dir():
         raise ValueError(f"--data-dir {folder}: no such folder")
