@@ -541,8 +541,7 @@ def conversation(
     seed: int = 0,
     last_only: bool = False,
 ) -> Iterator[Generation]:
-    """Attempt after attempt at each problem, every one after all before it, or with last_only after
-    the last of them alone."""
+    """Attempt after attempt at each problem, after all before it, or with last_only the last."""
     first, keys = [task.prompt(x) for x in problems], [x.key for x in problems]
     prompts = first
     for _ in range(attempts):

@@ -471,17 +471,15 @@ def test_an_attempt_may_read_the_last_alone():
 
 
 def test_the_bar_of_an_evaluation_counts_answers_and_right_ones(monkeypatch, capsys):
-    seen, bar = [], report.tqdm
-    monkeypatch.setattr(
-        report, "tqdm", lambda **how: bar(**how | {"mininterval": 0, "disable": False})
-    )
-    gpt, problems = ragged_gpt(), toy_problems(RAGGED)
+    seen, problems = [], toy_problems(RAGGED)
     monkeypatch.setattr(score, "grade", lambda task, xs, _: torch.arange(len(xs)) % 2.0)
-    with report.answers_bar("test", 2 * len(problems)) as add:
-        score.evaluate(gpt, Toy(), problems, batch=2, graded=lambda r: (seen.append(r), add(r)))
-    right, total = int(sum(map(torch.sum, seen))), 2 * len(problems)
-    assert right > 0 and f"{total}/{total} " in (said := capsys.readouterr().err)
-    assert f"{right} right" in said
+    with report.AnswersBar(total=2 * len(problems), mininterval=0) as bar:
+        how = {"batch": 2, "graded": lambda rewards: (seen.append(rewards), bar.add(rewards))}
+        score.evaluate(ragged_gpt(), Toy(), problems, **how)
+    right, total = int(torch.cat(seen).sum()), 2 * len(problems)
+    assert len(torch.cat(seen)) == total and 0 < right < total
+    said = capsys.readouterr().err
+    assert f"{total}/{total} " in said and f"{right} right" in said
 
 
 @pytest.mark.parametrize("damaged", [False, True])

@@ -218,8 +218,7 @@ def leaning(diagnosis: dict) -> str:
 
 
 def examples(result: score.Evaluation, task: data.Task) -> str:
-    """One example each of a problem that the second attempt fixed, kept right, broke, or left
-    wrong."""
+    """An example each of a problem that attempt 2 fixed, kept right, broke, or left wrong."""
     first, second = result.rewards[0], result.rewards[1]
     lines = []
     for title, chosen in (
