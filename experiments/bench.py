@@ -486,7 +486,7 @@ def trl_step(amount: Namespace) -> dict:
         build(BESIDE_TRL).save_pretrained(folder)
         RLOOTrainer(
             model=folder,
-            reward_funcs=lambda completions, **others: task.rewards(completions, completions),
+            reward_funcs=lambda completions, **others: [task.reward(None, y) for y in completions],
             args=RLOOConfig(f"{folder}/trl", **size, **same, **cheap),
             train_dataset=Dataset.from_list([{"prompt": x.prompt} for x in problems]),
             processing_class=PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special),

@@ -221,7 +221,7 @@ def test_what_trl_writes_is_a_pretrained_model(chatty, tmp_path, monkeypatch, ca
     assert (before.revise, before.eos) == (after.revise, after.eos)
     new, flags = str(tmp_path / "evaluated"), [*flags.split(), str(written)]
     assert train.main(["--eval", new, "--eval-problems", "2", *flags]) == 0
-    assert train.main(["--ask", new, "What is 2 + 2?", *flags]) == 0
+    assert train.main(["--ask", "What is 2 + 2?", *flags]) == 0
     assert capsys.readouterr().out.count("not graded") == 2
 
 

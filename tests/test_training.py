@@ -309,6 +309,7 @@ def test_free_settings_come_from_the_command_line_alone(trained, tmp_path):
     folder = shutil.copytree(trained / "stage1", tmp_path / "puzzle" / "stage1")
     free = {"unsafe_sandbox": True, "recompute": True, "device": "cuda:9", "attempts": 9}
     free |= {"split": "val", "eval_problems": 7, "eval_batch": 1, "micro": 7, "out": "elsewhere"}
+    free |= {"history": "last", "eval_every": 9}
     assert free.keys() == settings.FREE
     edit(folder / "state.pt", lambda state: state["settings"].update(free))
     jobs = [settings.load_job(train.STAGES, folder, {})]
@@ -1039,7 +1040,7 @@ def test_a_stop_in_an_evaluation_says_so(trained, few_steps, monkeypatch, capsys
     assert run("--eval", trained / "stage1") == 130
     assert "interrupted" in capsys.readouterr().err
     assert run("--stage", 2, "--out", trained.parent) == 130  # there is nothing to resume
-    assert capsys.readouterr().err.endswith("train.py: interrupted\n")
+    assert capsys.readouterr().err.endswith(": interrupted\n")
 
 
 GOOD = {"changed": 0.2, "truncated": 0.0, "no_signal": 0.5, "kl_1": 0.1, "kl_2": 2.0}
@@ -1114,7 +1115,7 @@ def test_a_stop_in_the_last_save_is_honoured(tmp_path, few_steps, monkeypatch, c
 
 @pytest.mark.parametrize("made", [[], "--", ["--"]])
 def test_a_value_of_two_dashes_is_refused_as_any_python_reads_it(made, monkeypatch):
-    read = argparse.Namespace(ask=made, stage=None, quick=False, eval=None, export=None, data=made)
+    read = argparse.Namespace(ask=made, stage=None, quick=False, eval=None, export=None, data=None)
     monkeypatch.setattr(flags.Parser, "parse_known_args", lambda *args: (read, []))
     with pytest.raises(ValueError, match="--ask: -- is no value" if made else "--ask needs"):
         flags.parse([], train.STAGES, "")
