@@ -1168,6 +1168,7 @@ def test_a_problem_can_be_asked(trained, monkeypatch, capsys):
     ]
     assert sorted(trained.rglob("*")) == files
     assert report.underlined("a 12 b", "a 13\nb") == "a 13\n  ^^\nb"
+    assert report.underlined("", "") == ""
 
 
 def test_changes_of_long_attempts_are_marked_in_little_time():

@@ -259,8 +259,10 @@ def underlined(before: str, after: str) -> str:
     marks = ""
     for same, _, there in compared(old, new):
         marks += re.sub(".", " " if same else "^", "".join(new[there]))
-    lines = zip(after.split("\n"), marks.split("\n"))
-    return "\n".join(line for pair in lines for line in pair if line is pair[0] or "^" in line)
+    lines = []
+    for text, below in zip(after.split("\n"), marks.split("\n")):
+        lines += [text, below] if "^" in below else [text]
+    return "\n".join(lines)
 
 
 def compared(old: list, new: list) -> Iterator[tuple[bool, slice, slice]]:
