@@ -339,8 +339,9 @@ def run_stage(
             f"{folder} holds an unfinished run (step {job.step} of {job.run.steps}): "
             "add --resume to continue it, or choose another --out"
         )
-    policy, ref = new_model(job, task, device) if number == 0 else None, None
-    if number:
+    if number == 0:
+        policy, ref = new_model(job, task, device), None
+    else:
         policy = stage_model(jobs[number - 1], task, device)
         ref = freeze(stage_model(jobs[0], task, device), getattr(torch, job.run.dtype))
     policy.recompute = job.run.recompute

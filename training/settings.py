@@ -28,7 +28,8 @@ class Stage:
     returns: score.Returns | None  # None for the base model, which learns from transcripts
     own: dict[str, dict]  # by kind of data, defaults instead of those of Run and score.Config
 
-    def defaults(self, kind: str) -> dict:  # a task of one's own has its class's, then MATH's
+    def defaults(self, kind: str) -> dict:
+        """The stage's own for a kind of data; for a user's task, its class's, else MATH's."""
         return self.own.get(kind) or self.own["math"] | getattr(data.OPEN.get(kind), "defaults", {})
 
 
@@ -137,7 +138,7 @@ def resolve(stage: Stage, known: dict) -> tuple[Run, score.Config]:
         if kind == "arithmetic" and "init" in known:
             kind = IN_WORDS
         own = stage.defaults(kind)
-        for name in own.keys() - names(Run) - names(score.Config):  # in the class of one's own task
+        for name in own.keys() - names(Run) - names(score.Config):  # in a user's task
             raise ValueError(f"{kind} has a default for {name}, which is no setting")
         run = Run(**pick(own | known, names(Run)))
         if run.data == "arithmetic" and run.difficulty is None:
