@@ -194,7 +194,7 @@ class Trainer:
         self.seconds += seconds
         metrics["tokens_per_second"] = metrics.pop("tokens") / seconds
         if run.eval_every is not None and self.step % run.eval_every == 0:
-            problems = self.task.held_out("val", run.eval_problems or 500)
+            problems = self.task.held_out("val", run.watched)
             found = score.evaluate(self.policy, self.task, problems, batch=run.eval_batch).metrics
             metrics["val"] = pick(found, {"acc_t1", "acc_t2", "changed"})
         return {"step": self.step, "stage": self.job.stage.number, "seconds": seconds} | metrics
@@ -380,7 +380,8 @@ def evaluate(
         result = score.evaluate(model, task, problems, temperature=temperature, **asked, **how)
         diagnosis = score.diagnose(model, task, problems, **how)
     evaluation = pick(asdict(run), EVALUATION) | {"temperature": temperature}
-    keep_other_results(folder, evaluation, asdict(Run()) | {"temperature": 0.0})
+    usual = pick(asdict(Run()), EVALUATION) | {"temperature": 0.0}
+    keep_other_results(folder, evaluation, usual)
     content = {
         "data": run.data,
         "task": task.name,
@@ -423,7 +424,7 @@ def check_evaluation(run: Run, task: data.Task) -> None:
     """Raises ValueError before training if the evaluation after it would be impossible."""
     problems = task.held_out(run.split, run.eval_problems)
     if run.eval_every is not None:
-        task.held_out("val", run.eval_problems or 500)
+        task.held_out("val", run.watched)
     if run.init is not None:
         return  # its task leaves out problems that do not fit
     longest = max(len(task.prompt(problem)) for problem in problems)

@@ -433,6 +433,28 @@ def test_evaluation_is_repeatable(trained, tmp_path):
         assert {len(json.loads(line)["attempts"]) for line in lines} == {wanted[0]}
 
 
+def test_other_results_are_kept_under_a_plain_name(trained, tmp_path):
+    """Whatever a results.json says, and not through a link that somebody put there."""
+    folder = shutil.copytree(trained / "stage1", tmp_path / "stage1")
+    victim = tmp_path / "victim"
+    victim.write_text("whole")
+    (folder / "results-subjects=.._.._x.json").symlink_to(victim)
+    for subjects in ("../../x", "y" * 1000):
+        old = json.loads((folder / "results.json").read_text())
+        old["evaluation"] = dict.fromkeys(settings.EVALUATION) | {"subjects": subjects}
+        old["evaluation"] |= {"attempts": 2, "history": "all", "split": "test", "seed": 0}
+        old["evaluation"] |= {"shots": 2, "layout": "auto", "temperature": 0.0}
+        (folder / "results.json").write_text(json.dumps(old))
+        assert run("--eval", folder) == 0
+    assert victim.read_text() == "whole"
+    assert not (folder / "results-subjects=.._.._x.json").is_symlink()
+
+
+def test_an_evaluation_while_training_takes_all_problems_of_files():
+    assert settings.Run().watched == 500 and settings.Run(data="math", init="x").watched is None
+    assert settings.Run(data="math", init="x", eval_problems=7).watched == 7
+
+
 def test_every_attempt_and_answer_is_kept_and_shown(trained, tmp_path, monkeypatch, capsys):
     """The share cut too, and an example that stays wrong."""
     folder = shutil.copytree(trained / "base", tmp_path / "base")

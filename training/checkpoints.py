@@ -6,6 +6,7 @@ import fcntl
 import json
 import math
 import os
+import re
 import shutil
 import tempfile
 import zipfile
@@ -88,16 +89,18 @@ def write_lines(path: Path, rows: list[dict]) -> None:
 
 
 def keep_other_results(folder: Path, evaluation: dict, usual: dict) -> None:
-    """Copies results of an evaluation with other settings, before they are overwritten, to a name
-    made of those that are not the usual ones."""
+    """Renames the results of an evaluation with other settings, before new ones are written, by
+    those that are not the usual ones."""
     try:
         before = dict(json.loads((folder / "results.json").read_text())["evaluation"])
     except (OSError, ValueError, KeyError, TypeError):
         return  # there are none, or not of this program
-    unusual = [f"{name}={value}" for name, value in before.items() if value != usual.get(name)]
+    if before == evaluation:
+        return
+    unusual = [f"{name}={before.get(name)}" for name in usual if before.get(name) != usual[name]]
+    ending = re.sub(r"[^\w=,.-]", "_", ",".join(unusual) or "defaults")[:100]
     for path in (folder / "results.json", *folder.glob("samples.jsonl")):
-        if before != evaluation:
-            shutil.copy(path, path.with_stem(f"{path.stem}-{','.join(unusual) or 'defaults'}"))
+        os.replace(path, path.with_stem(f"{path.stem}-{ending}"))  # and never through a link
 
 
 def save_model(folder: Path, model: GPT) -> None:

@@ -99,6 +99,11 @@ class Run:
         return self.task if self.data == "arithmetic" else self.data
 
     @property
+    def watched(self) -> int | None:
+        """Validation problems of each evaluation while a stage trains; None for all."""
+        return self.eval_problems or (500 if self.data == "arithmetic" else None)
+
+    @property
     def in_context(self) -> int:
         """Attempts of an evaluation that the context must hold."""
         return 2 if self.history == "last" else self.attempts
