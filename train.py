@@ -47,7 +47,6 @@ from training.checkpoints import (
     keep_other_results,
     load_model,
     locked,
-    one_line,
     read_pt,
     read_state,
     save_model,
@@ -64,6 +63,7 @@ from training.processes import (
     is_first,
     is_one_of_several,
     memory_of,
+    one_line,
     pick_device,
     precision,
     print_once,
@@ -214,6 +214,8 @@ class Trainer:
         return score.train_step(*models, self.task, problems, returns, cfg, seed)
 
     def save(self) -> None:
+        """Writes state.pt, and model.pt if no step has been compared yet; only the first process
+        does."""
         if not is_first():
             return
         state = {"settings": self.job.settings(), "step": self.step}
@@ -368,7 +370,7 @@ def evaluate(
     job: Job, task: data.Task, device: torch.device, temperature: float = 0.0
 ) -> score.Evaluation:
     """Evaluates a stage's model on held-out problems. Writes results.json, with the cost of the
-    training from state.pt, if there is one, and samples.jsonl, all answers."""
+    training from state.pt, if there is one, and the answers."""
     run, folder, state = job.run, job.folder, read_state(job.folder, mmap=True) or {}
     problems = task.held_out(run.split, run.eval_problems)
     model = stage_model(job, task, device)
@@ -401,8 +403,16 @@ def evaluate(
         "command": shlex.join(["python"] + sys.argv),
     }
     write_json(folder / "results.json", content)
-    rows = zip(problems, zip(*result.responses), result.rewards.T.tolist(), result.ended.T.tolist())
+    write_answers(folder, task, result)
+    return result
+
+
+def write_answers(folder: Path, task: data.Task, result: score.Evaluation) -> None:
+    """Writes samples.jsonl, one problem a line, and for the reference evaluator of a benchmark that
+    has one samples_t1.jsonl, samples_t2.jsonl, …"""
     keys = ("id", "problem", "attempts", "rewards", "ended")
+    answers, judged = zip(*result.responses), (result.rewards.T.tolist(), result.ended.T.tolist())
+    rows = zip(result.problems, answers, *judged)
     lines = [dict(zip(keys, (x.id, x.prompt, *row))) for x, *row in rows]
     write_lines(folder / "samples.jsonl", lines)
     for path in folder.glob("samples_t*.jsonl"):
@@ -410,10 +420,9 @@ def evaluate(
     for number, (responses, ended) in enumerate(zip(result.responses, result.ended), 1):
         # An attempt that was cut is wrong here, so the reference evaluator must reject it too.
         said = [text if whole else "" for text, whole in zip(responses, ended.tolist())]
-        samples = task.samples(problems, said)
+        samples = task.samples(result.problems, said)
         if samples:
             write_lines(folder / f"samples_t{number}.jsonl", samples)
-    return result
 
 
 # ---------------------------------------------------------------------------------------------

@@ -35,6 +35,8 @@ class Parts:
 
     def __init__(self, out: Path, seconds: float):
         self.out, self.end = out, time.monotonic() + seconds
+        # A shell's background job ignores SIGINT, and so would the parts, which are stopped by it.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def left(self) -> float:
         return self.end - time.monotonic()

@@ -246,9 +246,9 @@ def drawn(batch: dict, name: str, eos: int) -> model_module.Generation:
 
 
 def test_parts_on_a_gpu_are_stopped_in_time(tmp_path, capsys):
-    """One that fails and one that takes too long leave their logs; what has no time is named."""
-    # A shell that starts pytest in the background has it ignore SIGINT, and so all that it starts.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    """One that fails and one that takes too long leave their logs; what has no time is named. All
+    that even if the script was started in the background, where SIGINT is ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     parts = on_gpu.Parts(tmp_path, 4.0)
     assert parts.run("good", "-c", "print('done')")
     assert not parts.run("bad", "-c", "raise SystemExit(3)")

@@ -19,12 +19,7 @@ import torch
 import data
 from data.text import read_lines
 from model import GPT, GPTConfig
-from training.processes import is_first, print_once, printable
-
-
-def one_line(error: Exception) -> str:
-    return printable(" ".join(str(error).split()) or type(error).__name__)[:500]
-
+from training.processes import is_first, one_line, print_once
 
 # ---------------------------------------------------------------------------------------------
 # Writing
@@ -37,8 +32,11 @@ def locked(folder: Path) -> Iterator[None]:
     path = folder / ".lock"
     if path.is_symlink():
         raise ValueError(f"{path} is a link; remove it, or choose another --out")
-    no_link = {"opener": lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, 0o666)}
-    with open(path, "a+", **no_link) as file:
+
+    def no_link(name: str, flags: int) -> int:
+        return os.open(name, flags | os.O_NOFOLLOW, 0o666)
+
+    with open(path, "a+", opener=no_link) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -29,10 +29,28 @@ def parse(
 ) -> tuple[argparse.Namespace, dict]:
     """The command and the settings given. Raises ValueError for an unknown flag, and for one that
     the command would ignore: the user probably meant something else."""
+    for word in argv:
+        if re.search("[\ud800-\udfff]", word):  # what Python makes of bytes that are no text
+            raise ValueError(f"{word!r} has bytes that are not UTF-8")
     early = Parser(add_help=False, allow_abbrev=False)
     early.add_argument("--data")
     named = early.parse_known_args(argv)[0].data
     kind = {} if named is None else {"data": data.kind(str(named))}  # --help has its defaults
+    parser = make_parser(stages, description)
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:
+        known = [option for action in parser._actions for option in action.option_strings]
+        typed = unknown[0].partition("=")[0]
+        near = [option for option in known if option.startswith(typed)]
+        near = near or difflib.get_close_matches(typed, known, 1)
+        hint = f"; is {' or '.join(near)} meant?" if near else ""
+        raise ValueError(f"unknown: {unknown[0]}{hint}")
+    given = pick(vars(args), names(Run) | names(score.Config)) | kind
+    check_command(args, given)
+    return args, given
+
+
+def make_parser(stages: tuple[Stage, ...], description: str) -> Parser:
     parser = Parser(
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -69,37 +87,33 @@ def parse(
     commands.add_argument("--resume", action="store_true", help="continue a run that was stopped")
     add_flags(parser, stages, Run)
     add_flags(parser, stages, score.Config, "algorithm (score.Config)")
-    for word in argv:
-        if re.search("[\ud800-\udfff]", word):  # what Python makes of such bytes
-            raise ValueError(f"{word!r} has bytes that are not UTF-8")
-    args, unknown = parser.parse_known_args(argv)
-    if unknown:
-        known = [option for action in parser._actions for option in action.option_strings]
-        typed = unknown[0].partition("=")[0]
-        near = [option for option in known if option.startswith(typed)]
-        near = near or difflib.get_close_matches(typed, known, 1)
-        hint = f"; is {' or '.join(near)} meant?" if near else ""
-        raise ValueError(f"unknown: {unknown[0]}{hint}")
+    return parser
+
+
+def check_command(args: argparse.Namespace, given: dict) -> None:
+    """Raises ValueError without a command, and for what the command would ignore."""
     if not args.quick and all(getattr(args, name) is None for name in ("stage", *USED)):
         raise ValueError(f"one of --stage, --quick, {', '.join(map(flag, USED))} is needed")
     for name, value in vars(args).items():
-        if value in ([], "--", ["--"]) and (value or name != "ask"):  # by the version of Python
+        # Versions of Python differ in what argparse makes of "--"; --ask alone is no mistake.
+        if value in ("--", ["--"]) or (value == [] and name != "ask"):
             raise ValueError(f"{flag(name)}: -- is no value")
-    given = pick(vars(args), names(Run) | names(score.Config)) | kind
     if args.stage == 0:
         for name in given.keys() & (names(score.Config) - {"clip"}):
             raise ValueError(f"{flag(name)} is not a setting of stage 0, which learns by imitation")
     for command, used in USED.items():
-        if getattr(args, command) is not None:
-            if not getattr(args, command) and "init" not in given:
-                raise ValueError(f"--{command} needs the folder of a stage, or --init DIR")
-            untouched = command == "ask" and "init" in given or args.eval == ""
-            for name in given.keys() - used - ({"out"} if untouched else set()):
-                raise ValueError(f"{flag(name)} is not a setting of --{command}")
-            for name in ("resume", "plan"):
-                if getattr(args, name):
-                    raise ValueError(f"--{name} is of no use to --{command}")
-    return args, given
+        folder = getattr(args, command)
+        if folder is None:
+            continue
+        if not folder and "init" not in given:
+            raise ValueError(f"--{command} needs the folder of a stage, or --init DIR")
+        if command == "ask" and "init" in given or command == "eval" and not folder:
+            used = used | {"out"}  # below which the results of an untouched model lie
+        for name in given.keys() - used:
+            raise ValueError(f"{flag(name)} is not a setting of --{command}")
+        for name in ("resume", "plan"):
+            if getattr(args, name):
+                raise ValueError(f"--{name} is of no use to --{command}")
 
 
 def add_flags(

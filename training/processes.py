@@ -14,7 +14,8 @@ from fast.processes import averaged, process
 
 
 def number_of_processes() -> int:
-    """As torchrun says, also before they have joined; ValueError if it did not set WORLD_SIZE."""
+    """The number that torchrun starts, known before they join; 1 without torchrun. Raises
+    ValueError if WORLD_SIZE is set and torchrun's other variables are not."""
     size = os.environ.get("WORLD_SIZE", "1")
     if size == "1":
         return 1
@@ -33,17 +34,23 @@ def is_first() -> bool:
     """True on rank 0, or without torchrun."""
     try:
         return not is_one_of_several() or os.environ["RANK"] == "0"
-    except ValueError:  # every process says so, since no rank is certain
+    except ValueError:  # without a rank, every process prints the error
         return True
 
 
 def printable(text: str) -> str:
     """Text with unprintable characters, such as terminal control codes, replaced."""
-    return "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text)
+    return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
+
+
+def one_line(error: Exception) -> str:
+    """The message of an error, or its type if it has none."""
+    return printable(" ".join(str(error).split()) or type(error).__name__)[:500]
 
 
 def print_once(text: str) -> None:
-    """Prints text, once however many processes there are; what is from outside is made harmless."""
+    """Prints text, once however many processes there are. It may hold problems, answers and file
+    names, so control codes are replaced."""
     if is_first():
         print(printable(text), flush=True)
 
@@ -94,7 +101,7 @@ def pick_device(name: str) -> torch.device:
     try:
         torch.empty(1, device=name)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {name}: {' '.join(str(error).split())[:500]}") from None
+        raise ValueError(f"device {name}: {one_line(error)}") from None
     device = torch.device(name)
     if device.index is not None:
         torch.cuda.set_device(device)  # Triton and CUDA graphs use the current device

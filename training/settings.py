@@ -11,8 +11,8 @@ from pathlib import Path
 import data
 import score
 from pretrained.weights import read_json
-from training.checkpoints import one_line, read_state
-from training.processes import number_of_processes
+from training.checkpoints import read_state
+from training.processes import number_of_processes, one_line
 
 MOST = 10**12  # larger than any setting that makes sense
 IN_WORDS = "arithmetic with --init"  # a kind of data: arithmetic in words, for a pretrained model
