@@ -1,9 +1,9 @@
-"""A baseline of methods.py from an open model: naive multi-turn RL, or rewarding both attempts.
+"""A baseline of methods.py from a pretrained model: naive multi-turn RL, or both rewarded.
 
     python experiments/baseline.py naive --task addition --init DIR …    flags of train.py --stage 1
 
-It starts from the base model that train.py has left in OUT/TASK, or from the open model itself, and
-lies beside it; it makes as many updates as both stages together.
+It starts from the base model that train.py has left in OUT/TASK, or from the pretrained model
+itself, and lies beside it; it makes as many updates as both stages together.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""What to run where a GPU is at hand for minutes: the paper's tasks on an open model, and more.
+"""What to run where a GPU is at hand for minutes: the paper's tasks on a real model, and more.
 
     python experiments/on_gpu.py --init DIR --data-dir DIR --out DIR [--seconds 600]
 

@@ -988,7 +988,7 @@ def test_a_step_takes_the_memory_that_was_planned():
 
 
 def test_a_plan_counts_and_allocates_nothing(tmp_path, chatty, monkeypatch, capsys):
-    """An open model's folder is read for its shape; a backward pass of fewer problems takes less
+    """Of a pretrained model only the shape is read; a backward pass of fewer problems takes less
     memory; a reference whose products are in bfloat16 is kept in it, but for embeddings and norms.
     """
     run_settings, cfg = settings.resolve(train.STAGES[2], {"width": 128, "problems": 4})
