@@ -1,7 +1,5 @@
 """Fixtures that several rooms share, and how `pytest` by itself runs everything."""
 
-import functools
-import inspect
 import os
 import pathlib
 
@@ -23,15 +21,6 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
         config.option.numprocesses, config.option.maxprocesses = "logical", 4
         config.option.dist = "worksteal"
         os.environ.setdefault("OMP_NUM_THREADS", "1")
-
-
-@pytest.fixture(scope="session", autouse=True)
-def sources_are_read_once():
-    """Every command makes its --help of comments, and Python finds a class's source by parsing the
-    whole file, which takes longer than the steps of most tests."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(inspect, "getsource", functools.cache(inspect.getsource))
-        yield
 
 
 @pytest.fixture(scope="session")

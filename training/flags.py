@@ -3,6 +3,7 @@ defaults and help are read from there."""
 
 import argparse
 import difflib
+import functools
 import inspect
 import re
 import types
@@ -122,8 +123,9 @@ def add_flags(
     """Adds one flag per field, with its type and defaults. Its help is the comment after the
     field, and a comment on its own line starts a group; both are read from the source, so they are
     written once."""
-    comments = dict(re.findall(r"^    (\w+): .*?# (.+)$", inspect.getsource(config), re.MULTILINE))
-    begins = dict(re.findall(r"^    # (\w+)\n    (\w+):", inspect.getsource(config), re.MULTILINE))
+    code = source_of(config)
+    comments = dict(re.findall(r"^    (\w+): .*?# (.+)$", code, re.MULTILINE))
+    begins = dict(re.findall(r"^    # (\w+)\n    (\w+):", code, re.MULTILINE))
     begins = {first: title for title, first in begins.items()}
     hints, flags = typing.get_type_hints(config), parser.add_argument_group(group)
     for field in fields(config):
@@ -138,6 +140,9 @@ def add_flags(
         else:
             options = {"type": kind, "help": text + defaults(field, stages)}
         flags.add_argument(flag(field.name), default=argparse.SUPPRESS, **options)
+
+
+source_of = functools.cache(inspect.getsource)  # for a class it parses the whole file
 
 
 def defaults(field, stages: tuple[Stage, ...]) -> str:
