@@ -282,6 +282,9 @@ def train(trainer: Trainer) -> None:
                     saved = time.monotonic()
                     took = saved - started
             trainer.save()
+    except ConnectionError:
+        old = {}  # torchrun stops this process next, which must not hide the error
+        raise
     finally:
         for which, handler in old.items():
             signal.signal(which, handler)

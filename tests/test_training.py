@@ -913,6 +913,23 @@ def test_processes_stop_together_and_another_number_goes_on(tmp_path):
     assert apart(folder / "model.pt", tmp_path / "one" / "puzzle" / "stage1" / "model.pt") < 1e-3
 
 
+def test_a_lost_process_is_named_though_torchrun_stops_the_others(tmp_path, monkeypatch, capsys):
+    """Its signal may come while the error is on its way out."""
+
+    def lost(trainer: train.Trainer) -> dict:
+        raise ConnectionError("another process is gone")
+
+    handlers = {which: signal.getsignal(which) for which in (signal.SIGINT, signal.SIGTERM)}
+    monkeypatch.setattr(train.Trainer, "advance", lost)
+    monkeypatch.setattr(train.Report, "close", lambda shown: os.kill(os.getpid(), signal.SIGTERM))
+    try:
+        assert run("--stage", 0, "--steps", 3, "--out", tmp_path) == 1
+    finally:
+        for which, handler in handlers.items():
+            signal.signal(which, handler)
+    assert capsys.readouterr().err.count("another process is gone") == 1
+
+
 TORCHRUN = {"WORLD_SIZE": "3", "RANK": "0", "LOCAL_RANK": "0", "MASTER_PORT": "29500"}
 TORCHRUN |= {"MASTER_ADDR": "127.0.0.1"}
 

@@ -77,6 +77,15 @@ def cannot_write(path: Path, error: Exception) -> ValueError:
     return ValueError(f"cannot write {path}: {one_line(error)}; {free} MiB are free")
 
 
+def keep(path: Path, kept: Path) -> None:
+    """Keeps what a file is now under another name, in place of what has that name."""
+    kept.unlink(missing_ok=True)
+    try:
+        os.link(path, kept)
+    except OSError:  # not every file system supports hard links
+        shutil.copyfile(path, kept)
+
+
 def write_json(path: Path, content: dict) -> None:
     write_atomically(path, lambda p: p.write_text(json.dumps(content, indent=2) + "\n"))
 
@@ -87,8 +96,8 @@ def write_lines(path: Path, rows: list[dict]) -> None:
 
 
 def keep_other_results(folder: Path, evaluation: dict, usual: dict) -> None:
-    """Renames the results of an evaluation with other settings, before new ones are written, by
-    those that are not the usual ones."""
+    """Keeps the results of an evaluation with other settings, before new ones take their place,
+    under a name made of those that are not the usual ones."""
     try:
         before = dict(json.loads((folder / "results.json").read_text())["evaluation"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -98,7 +107,7 @@ def keep_other_results(folder: Path, evaluation: dict, usual: dict) -> None:
     unusual = [f"{name}={before.get(name)}" for name in usual if before.get(name) != usual[name]]
     ending = re.sub(r"[^\w=,.-]", "_", ",".join(unusual) or "defaults")[:100]
     for path in (folder / "results.json", *folder.glob("samples.jsonl")):
-        os.replace(path, path.with_stem(f"{path.stem}-{ending}"))  # and never through a link
+        keep(path, path.with_stem(f"{path.stem}-{ending}"))
 
 
 def save_model(folder: Path, model: GPT) -> None:
@@ -109,13 +118,9 @@ def save_model(folder: Path, model: GPT) -> None:
 
 def save_state(folder: Path, state: dict) -> None:
     """Replaces state.pt, whose last version remains as state.before.pt."""
-    path, before = folder / "state.pt", folder / "state.before.pt"
+    path = folder / "state.pt"
     if path.exists():
-        before.unlink(missing_ok=True)
-        try:
-            os.link(path, before)
-        except OSError:  # not every file system supports hard links
-            shutil.copyfile(path, before)
+        keep(path, folder / "state.before.pt")
     write_atomically(path, lambda p: torch.save(state, p))
 
 
