@@ -233,6 +233,24 @@ class Cache:
         layers = [tuple(part.index_select(0, rows) for part in pair) for pair in self.layers]
         return Cache(layers, self.ok[rows], self.used)
 
+    @classmethod
+    def stacked(cls, parts: list["Cache"], order: Tensor) -> "Cache":
+        """The rows of all parts, padded on the left to the longest, in the given order, (N,) int64.
+        Empties the parts, so that at most one layer is held twice."""
+        slots = max(part.used for part in parts)
+        layers = []
+        for _ in range(len(parts[0].layers)):
+            pairs = zip(*(part.layers.pop(0) for part in parts))  # all keys, all values
+            layers.append(tuple(
+                torch.cat([
+                    F.pad(x[:, :, : part.used], (0, 0, slots - part.used, 0))
+                    for part, x in zip(parts, tensors)
+                ])[order]
+                for tensors in pairs
+            ))  # fmt: skip
+        ok = [F.pad(part.ok[:, : part.used], (slots - part.used, 0)) for part in parts]
+        return cls(layers, torch.cat(ok)[order], slots)
+
 
 class SharedPrefix:
     """Keys and values, with their gradient, of a prefix that all rows of a forward pass share. The
@@ -709,12 +727,30 @@ def read_prompts(model: GPT, prompts: list[list[int]], dtype: torch.dtype) -> tu
     """Reads prompts of different lengths → a cache of this dtype, and each last token's state
     (B, C). What all of them begin with, solved examples for instance, is read once."""
     start = common_start(prompts)
-    cache = Cache.empty(model.config, 1 if start else len(prompts), model.device, dtype)
+    common = Cache.empty(model.config, 1, model.device, dtype)
     if start:
-        model.extend(cache, *pad_left([start], model.device))
-        cache = cache.take(torch.zeros(len(prompts), dtype=torch.int64, device=model.device))
+        model.extend(common, *pad_left([start], model.device))
     rest = [row[len(start) :] for row in prompts]
-    return cache, model.extend(cache, *pad_left(rest, model.device))
+    groups, parts, states = of_similar_length(rest), [], []
+    for group in groups:
+        part = common.take(torch.zeros(len(group), dtype=torch.int64, device=model.device))
+        states.append(model.extend(part, *pad_left([rest[i] for i in group], model.device)))
+        parts.append(part)
+    if len(groups) == 1:
+        return parts[0], states[0]
+    order = torch.tensor([i for group in groups for i in group], device=model.device).argsort()
+    return Cache.stacked(parts, order), torch.cat(states)[order]
+
+
+def of_similar_length(rows: list[list[int]]) -> list[list[int]]:
+    """Indices of rows, in groups that need little padding: the longest of a group is at most a
+    quarter and 16 tokens longer than the shortest. A single group keeps the order."""
+    groups: list[list[int]] = []
+    for i in sorted(range(len(rows)), key=lambda i: len(rows[i])):
+        if not groups or len(rows[i]) > 1.25 * len(rows[groups[-1][0]]) + 16:
+            groups.append([])
+        groups[-1].append(i)
+    return groups if len(groups) > 1 else [sorted(groups[0])]
 
 
 def common_start(rows: list[list[int]]) -> list[int]:
