@@ -68,6 +68,7 @@ class Imitation:
     keep: Callable[[float, float], bool]
     rounds: int = 3
     both: bool = True  # imitate y1, too
+    once: bool = False  # each different pair once, not a batch of all of them at every update
     paired: bool = False  # Pair-SFT: y1 is any answer to the problem, y2 a right one at random
 
 
@@ -109,6 +110,9 @@ METHODS = {
     "single": baseline("single-turn RL", single_returns, 3e-4, samples=10, revisions=1),
     "star": baseline("STaR", Imitation(wrong_to_right), 8e-3),
     "star_plus": baseline("STaR, D+", Imitation(ends_right), 4e-3),
+    # STaR, D+, without learning from the same samples again and again.
+    "star_once": baseline("STaR, D+, each pair once", Imitation(ends_right, once=True), 4e-3),
+    "star_online": baseline("STaR, D+, a round an update", Imitation(ends_right, STEPS), 1e-3),
     "pair_sft": baseline("Pair-SFT", Imitation(wrong_to_right, 1, both=False, paired=True), 4e-3),
     "pair_sft_plus": baseline(
         "Pair-SFT, D+", Imitation(ends_right, 1, both=False, paired=True), 3e-4
@@ -132,7 +136,10 @@ METHODS = {
 SCORE = ("base", "stage1", "stage2")
 MAIN = ("naive", "both", "single", "star_plus", "pair_sft")
 REST = ("trajectory", "star", "pair_sft_plus")
-ABLATIONS = ("no_stage1", "no_bonus", "rloo", "star_stage2", "offline_only", "offline_added")
+ABLATIONS = (
+    "no_stage1", "no_bonus", "rloo", "star_stage2", "offline_only", "offline_added",
+    "star_once", "star_online",
+)  # fmt: skip
 QUICK = (*SCORE, *MAIN)
 # Learning rates; of each method its best and the two beside it are tried.
 LRS = (2e-4, 3e-4, 5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)

@@ -154,8 +154,11 @@ class Trainer(train.Trainer):
             self.pairs = collected["pairs"]
             samples = collected["samples"] if place == 0 else 0
         rng = np.random.default_rng([seed, self.step])
-        count = min(self.job.run.transcripts, len(self.pairs))
-        rows = [self.pairs[i] for i in rng.choice(len(self.pairs), count, replace=False)]
+        if self.method.learns.once:
+            rows = self.pairs[place % len(self.pairs) :: length]
+        else:
+            count = min(self.job.run.transcripts, len(self.pairs))
+            rows = [self.pairs[i] for i in rng.choice(len(self.pairs), count, replace=False)]
         metrics = train.base_step(
             self.policy, self.optimizer, self.task, rows, self.job.cfg.clip, self.method.learns.both
         )
@@ -180,6 +183,9 @@ class Trainer(train.Trainer):
                 ]
         if not pairs:
             raise RuntimeError(f"{self.method.title}: no pair of attempts to imitate")
+        if learns.once:
+            pairs = sorted(set(pairs))
+            np.random.default_rng([seed, steps.start]).shuffle(pairs)
         return {"samples": samples, "pairs": pairs}
 
 
