@@ -37,6 +37,7 @@ def test_run_time_packages_are_the_four_named():
         "fast/attention.py": {"fast.head"},
         "fast/graphs.py": set(),
         "fast/head.py": set(),
+        "fast/cache.py": set(),
         "fast/linear.py": set(),
         "fast/processes.py": set(),
         "data/__init__.py": {"data", "rewards"},
