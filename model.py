@@ -650,14 +650,14 @@ def read_prompts(model: GPT, prompts: list[list[int]], dtype: torch.dtype) -> tu
 
 
 def of_similar_length(rows: list[list[int]]) -> list[list[int]]:
-    """Indices of rows, in groups that need little padding: the longest of a group is at most a
-    quarter and 16 tokens longer than the shortest. A single group keeps the order."""
+    """Indices of rows, rising in each group, in groups that need little padding: the longest of a
+    group is at most a quarter and 16 tokens longer than the shortest."""
     groups: list[list[int]] = []
     for i in sorted(range(len(rows)), key=lambda i: len(rows[i])):
         if not groups or len(rows[i]) > 1.25 * len(rows[groups[-1][0]]) + 16:
             groups.append([])
         groups[-1].append(i)
-    return groups if len(groups) > 1 else [sorted(groups[0])]
+    return [sorted(group) for group in groups]
 
 
 def common_start(rows: list[list[int]]) -> list[int]:

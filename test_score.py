@@ -808,13 +808,9 @@ def tokens_read(monkeypatch) -> list[int]:
     return read
 
 
-@pytest.mark.parametrize("start", [[1, 2, 3], []])
-def test_a_common_start_is_read_once_and_changes_nothing(start, monkeypatch):
-    """Whether prompts have much in common, or nothing; one may be the start of another."""
-    gpt, read = ragged_gpt(), tokens_read(monkeypatch)
-    prompts = [start + rest for rest in ([4], [5, 6], [7], [4, 4])]
+def assert_as_alone(gpt: GPT, prompts: list[list[int]]) -> None:
+    """Three samples of each prompt have the tokens and log-probabilities that they have alone."""
     together = generate(gpt, prompts, 12, samples=3, eos=0)
-    assert read[: 1 + bool(start)] == [len(start), 6][not start :]
     for n, prompt in enumerate(prompts):
         alone = generate(gpt, [prompt], 12, samples=3, eos=0)
         rows = slice(3 * n, 3 * n + 3)
@@ -824,26 +820,23 @@ def test_a_common_start_is_read_once_and_changes_nothing(start, monkeypatch):
 
 
 @pytest.mark.parametrize("start", [[1, 2, 3], []])
+def test_a_common_start_is_read_once_and_changes_nothing(start, monkeypatch):
+    """Whether prompts have much in common, or nothing; one may be the start of another."""
+    gpt, read = ragged_gpt(), tokens_read(monkeypatch)
+    prompts = [start + rest for rest in ([4], [5, 6], [7], [4, 4])]
+    assert_as_alone(gpt, prompts)
+    assert read[: 1 + bool(start)] == [len(start), 6][not start :]
+
+
+@pytest.mark.parametrize("start", [[1, 2, 3], []])
 def test_long_prompts_do_not_pad_short_ones(start, monkeypatch):
-    """Nor does being read apart change what is drawn, or its log-probabilities."""
-    gpt, slots, pad = ragged_gpt(context=128), [], model_module.pad_left
+    """They are read with others of their length, which changes nothing."""
+    gpt, read = ragged_gpt(context=128), tokens_read(monkeypatch)
     lengths = (2, 60, 3, 41, 60, 19)
     prompts = [start + [4 + n] + [5 + n % 3] * (length - 1) for n, length in enumerate(lengths)]
-
-    def padded(rows: list[list[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        slots.append(len(rows) * max(map(len, rows)))
-        return pad(rows, device)
-
-    monkeypatch.setattr(model_module, "pad_left", padded)
-    keys = list(range(6))
-    together = generate(gpt, prompts, 12, samples=3, eos=0, keys=keys)
-    assert sum(slots) == len(start) + sum(lengths) + (3 - 2) + (60 - 41)
-    for n, prompt in enumerate(prompts):
-        alone = generate(gpt, [prompt], 12, samples=3, eos=0, keys=[n])
-        rows = slice(3 * n, 3 * n + 3)
-        assert answers(together)[rows] == answers(alone)
-        made = together.logprobs[rows][together.mask[rows]]
-        assert torch.allclose(made, alone.logprobs[alone.mask], atol=1e-5)
+    assert_as_alone(gpt, prompts)
+    groups = [2 + 3, 19, 41 + 60 + 60]
+    assert read[: 3 + bool(start)] == [len(start), *groups][not start :]
 
 
 def test_equal_prompts_draw_by_their_keys():

@@ -68,7 +68,7 @@ class Imitation:
     keep: Callable[[float, float], bool]
     rounds: int = 3
     both: bool = True  # imitate y1, too
-    once: bool = False  # each different pair once, not a batch of all of them at every update
+    once: bool = False  # each different pair in one update of its round, not in many
     paired: bool = False  # Pair-SFT: y1 is any answer to the problem, y2 a right one at random
 
 
@@ -110,7 +110,7 @@ METHODS = {
     "single": baseline("single-turn RL", single_returns, 3e-4, samples=10, revisions=1),
     "star": baseline("STaR", Imitation(wrong_to_right), 8e-3),
     "star_plus": baseline("STaR, D+", Imitation(ends_right), 4e-3),
-    # STaR, D+, without learning from the same samples again and again.
+    # STaR, D+, without learning from a pair again and again.
     "star_once": baseline("STaR, D+, each pair once", Imitation(ends_right, once=True), 4e-3),
     "star_online": baseline("STaR, D+, a round an update", Imitation(ends_right, STEPS), 1e-3),
     "pair_sft": baseline("Pair-SFT", Imitation(wrong_to_right, 1, both=False, paired=True), 4e-3),

@@ -153,10 +153,10 @@ class Trainer(train.Trainer):
             collected = json.loads(file.read_text())
             self.pairs = collected["pairs"]
             samples = collected["samples"] if place == 0 else 0
-        rng = np.random.default_rng([seed, self.step])
-        if self.method.learns.once:
+        if self.method.learns.once:  # in a short run there may be fewer pairs than updates
             rows = self.pairs[place % len(self.pairs) :: length]
         else:
+            rng = np.random.default_rng([seed, self.step])
             count = min(self.job.run.transcripts, len(self.pairs))
             rows = [self.pairs[i] for i in rng.choice(len(self.pairs), count, replace=False)]
         metrics = train.base_step(
@@ -184,7 +184,7 @@ class Trainer(train.Trainer):
         if not pairs:
             raise RuntimeError(f"{self.method.title}: no pair of attempts to imitate")
         if learns.once:
-            pairs = sorted(set(pairs))
+            pairs = sorted(set(pairs))  # in an order that does not change between processes
             np.random.default_rng([seed, steps.start]).shuffle(pairs)
         return {"samples": samples, "pairs": pairs}
 

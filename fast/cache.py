@@ -25,7 +25,7 @@ class Cache:
 
     @classmethod
     def empty(cls, config, rows: int, device: torch.device, dtype: torch.dtype) -> "Cache":
-        """For the model of a GPTConfig."""
+        """Before the first token, for a model with this GPTConfig."""
         nothing = torch.empty(
             rows, config.kv_heads, 0, config.head_width, device=device, dtype=dtype
         )

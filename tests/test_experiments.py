@@ -380,7 +380,24 @@ def test_the_comparison_s_score_is_the_command_line_s(compared, few_updates, mon
     assert same_weights(run.folder(compared) / "model.pt", again / "puzzle" / "stage1" / "model.pt")
 
 
-@pytest.mark.parametrize("name", ["star_plus", "offline_only"])
+def test_a_pair_that_is_imitated_once_is_in_one_update(compared, few_updates, monkeypatch):
+    """And all are, in a whole round; the last of these seven updates is not one."""
+    batches, rounds, step = [], [], train.base_step
+
+    def watched(model, optimizer, task, rows, *rest):
+        batches.append(rows)
+        return step(model, optimizer, task, rows, *rest)
+
+    monkeypatch.setattr(train, "base_step", watched)
+    monkeypatch.setattr(runs.Trainer, "collect", keeping(runs.Trainer.collect, rounds))
+    runs.Run("star_once", 0).perform(compared)
+    for number, collected in enumerate(rounds[:2]):
+        imitated = [tuple(row) for rows in batches[3 * number : 3 * number + 3] for row in rows]
+        assert len(imitated) == len(set(imitated)) > 3
+        assert set(imitated) == set(collected["pairs"])
+
+
+@pytest.mark.parametrize("name", ["star_plus", "star_once", "offline_only"])
 def test_a_stopped_method_goes_on_as_if_it_had_not(name, compared, few_updates, monkeypatch):
     monkeypatch.setattr(train, "SAVE_EVERY", 0.0)
     monkeypatch.setattr(train, "SAVE_SHARE", math.inf)
