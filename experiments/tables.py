@@ -164,7 +164,9 @@ def tables(rows: list[dict], tuning: list[dict]) -> dict[str, str]:
     """By the name of its place in RESULTS.md."""
     return {
         "main": results_table(rows, [*QUICK, *REST]),
-        "budget": results_table(rows, [f"{arm}_x3" for arm in ("stage2", *MAIN)], "stage2_x3"),
+        "budget": results_table(
+            rows, [f"{arm}_x3" for arm in ("stage2", *MAIN, "star_once")], "stage2_x3"
+        ),
         "ablations": results_table(rows, ["stage2", *ABLATIONS]),
         "bases": bases_table(rows),
         "sweeps": sweeps_table(rows),
