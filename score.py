@@ -540,6 +540,7 @@ def conversation(
     temperature: float = 0.0,
     seed: int = 0,
     last_only: bool = False,
+    respond: Callable[..., Generation] = respond,
 ) -> Iterator[Generation]:
     """Attempt after attempt at each problem, after all before it, or with last_only the last."""
     first, keys = [task.prompt(x) for x in problems], [x.key for x in problems]
@@ -571,6 +572,7 @@ def evaluate(
     seed: int = 0,
     batch: int = 512,
     graded: Callable[[Tensor], object] = lambda rewards: None,
+    respond: Callable[..., Generation] = respond,
 ) -> Evaluation:
     """The paper's metrics on held-out problems, greedy by default: means of `outcomes` over all
     problems, truncated (of all attempts), acc and cut of every attempt, and standard errors `se`
@@ -581,7 +583,7 @@ def evaluate(
     rewards, ended = torch.zeros(2, attempts, len(problems))
     for start in range(0, len(problems), batch):
         some = problems[start : start + batch]
-        said = conversation(policy, task, some, attempts, temperature, seed, last_only)
+        said = conversation(policy, task, some, attempts, temperature, seed, last_only, respond)
         for index, attempt in enumerate(said):
             responses[index] += texts(task, attempt)
             rewards[index, start : start + batch] = grade(task, some, attempt)

@@ -44,7 +44,9 @@ from training.checkpoints import (
     Best,
     check_model,
     check_writable,
+    forget_answers,
     keep_other_results,
+    keeping_answers,
     load_model,
     locked,
     read_pt,
@@ -373,7 +375,7 @@ def evaluate(
     job: Job, task: data.Task, device: torch.device, temperature: float = 0.0
 ) -> score.Evaluation:
     """Evaluates a stage's model on held-out problems. Writes results.json, with the cost of the
-    training from state.pt, if there is one, and the answers."""
+    training from state.pt, if there is one, and the answers. Goes on where it was stopped."""
     run, folder, state = job.run, job.folder, read_state(job.folder, mmap=True) or {}
     problems = task.held_out(run.split, run.eval_problems)
     model = stage_model(job, task, device)
@@ -381,7 +383,8 @@ def evaluate(
     total = (run.attempts + 2) * len(problems)  # the diagnosis makes two
     shown = {"total": total, "unit": "answer", "leave": False, "disable": None}  # on terminals
     with precision(run.dtype, device), AnswersBar(desc=job.stage.title, **shown) as bar:
-        how = {"seed": run.seed, "batch": run.eval_batch, "graded": bar.add}
+        respond = keeping_answers(folder, model, asdict(run), score.respond)
+        how = {"seed": run.seed, "batch": run.eval_batch, "graded": bar.add, "respond": respond}
         result = score.evaluate(model, task, problems, temperature=temperature, **asked, **how)
         diagnosis = score.diagnose(model, task, problems, **how)
     evaluation = pick(asdict(run), EVALUATION) | {"temperature": temperature}
@@ -407,6 +410,7 @@ def evaluate(
     }
     write_json(folder / "results.json", content)
     write_answers(folder, task, result)
+    forget_answers(folder)
     return result
 
 

@@ -450,6 +450,39 @@ def test_other_results_are_kept_under_a_plain_name(trained, tmp_path):
     assert not (folder / "results-subjects=.._.._x.json").is_symlink()
 
 
+@pytest.mark.parametrize("changed", ["nothing", "the model", "a setting"])
+def test_a_stopped_evaluation_goes_on(changed, trained, tmp_path, monkeypatch):
+    """It makes 12 calls: greedy and sampled, of three batches, two attempts. What a stopped one got
+    from its first seven is used if nothing has changed, and gives the same results."""
+    folder, calls, respond = tmp_path / "stage1", [], score.respond
+    command = ["--eval", folder, "--eval-problems", 20, "--eval-batch", 8]
+
+    def counted(*asked):
+        if len(calls) == stop_after:
+            raise KeyboardInterrupt
+        calls.append(asked)
+        return respond(*asked)
+
+    monkeypatch.setattr(score, "respond", counted)
+    shutil.copytree(trained / "stage1", folder)
+    (folder / "results.json").unlink()
+    stop_after = 7
+    assert run(*command) == 130 and not (folder / "results.json").exists()
+    if changed == "the model":
+        edit(folder / "model.pt", lambda content: next(iter(content["model"].values())).mul_(0.5))
+    stop_after = math.inf
+    command += ["--seed", 5] if changed == "a setting" else []
+    assert run(*command) == 0 and len(calls) == (12 if changed == "nothing" else 7 + 12)
+    assert not list(folder.glob("answers-*"))
+
+    def results() -> list:
+        found = json.loads((folder / "results.json").read_text())
+        return [found | {"command": None}, (folder / "samples.jsonl").read_text()]
+
+    continued = results()
+    assert run(*command) == 0 and results() == continued
+
+
 def test_an_evaluation_while_training_takes_all_problems_of_files():
     assert settings.Run().watched == 500 and settings.Run(data="math", init="x").watched is None
     assert settings.Run(data="math", init="x", eval_problems=7).watched == 7

@@ -3,6 +3,7 @@ protects them: a lock, writes that are whole or not made, and checks of what is 
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import math
 import os
@@ -11,14 +12,14 @@ import shutil
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Set
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import torch
 
 import data
 from data.text import read_lines
-from model import GPT, GPTConfig
+from model import GPT, Generation, GPTConfig
 from training.processes import is_first, one_line, print_once
 
 # ---------------------------------------------------------------------------------------------
@@ -269,3 +270,36 @@ class Best:
         self.reward = float(saved["reward"])
         if not all(map(math.isfinite, self.recent)) or math.isnan(self.reward):
             raise ValueError("the training rewards are not finite")
+
+
+# ---------------------------------------------------------------------------------------------
+# What an evaluation keeps as it goes
+
+
+def keeping_answers(
+    folder: Path, model: GPT, settings: dict, respond: Callable[..., Generation]
+) -> Callable[..., Generation]:
+    """`respond` of score.py, but what it returns is kept in the folder, a file a call. A call that
+    was made before, of the same model with the same settings, is answered from there."""
+    made_by = hashlib.sha256(repr(settings).encode())
+    for weight in model.parameters():
+        made_by.update(weight.detach().contiguous().view(torch.uint8).cpu().numpy())
+
+    def answer(model, task, problems, prompts, keys, *how) -> Generation:
+        asked = made_by.copy()
+        asked.update(repr([prompts, torch.as_tensor(keys).tolist(), *how]).encode())
+        path = folder / f"answers-{asked.hexdigest()[:16]}.pt"
+        names = [field.name for field in fields(Generation)]
+        if path.exists():
+            content = read_pt(path, set(names))
+            return Generation(*(content[name].to(model.device) for name in names))
+        attempt = respond(model, task, problems, prompts, keys, *how)
+        write_atomically(path, lambda p: torch.save(vars(attempt), p))
+        return attempt
+
+    return answer
+
+
+def forget_answers(folder: Path) -> None:
+    for path in folder.glob("answers-*.pt"):
+        path.unlink(missing_ok=True)
