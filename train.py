@@ -44,9 +44,8 @@ from training.checkpoints import (
     Best,
     check_model,
     check_writable,
-    forget_answers,
     keep_other_results,
-    keeping_answers,
+    kept_answers,
     load_model,
     locked,
     read_pt,
@@ -374,19 +373,29 @@ def load_task(run: Run) -> data.Task:
 def evaluate(
     job: Job, task: data.Task, device: torch.device, temperature: float = 0.0
 ) -> score.Evaluation:
-    """Evaluates a stage's model on held-out problems. Writes results.json, with the cost of the
-    training from state.pt, if there is one, and the answers. Goes on where it was stopped."""
-    run, folder, state = job.run, job.folder, read_state(job.folder, mmap=True) or {}
+    """Evaluates a stage's model on held-out problems and writes what it found. An evaluation that
+    was stopped goes on after its last batch."""
+    run, folder = job.run, job.folder
     problems = task.held_out(run.split, run.eval_problems)
     model = stage_model(job, task, device)
     asked = {"attempts": run.attempts, "last_only": run.history == "last"}
     total = (run.attempts + 2) * len(problems)  # the diagnosis makes two
     shown = {"total": total, "unit": "answer", "leave": False, "disable": None}  # on terminals
-    with precision(run.dtype, device), AnswersBar(desc=job.stage.title, **shown) as bar:
-        respond = keeping_answers(folder, model, asdict(run), score.respond)
-        how = {"seed": run.seed, "batch": run.eval_batch, "graded": bar.add, "respond": respond}
-        result = score.evaluate(model, task, problems, temperature=temperature, **asked, **how)
-        diagnosis = score.diagnose(model, task, problems, **how)
+    with kept_answers(folder, model, task, run.dtype, score.respond) as respond:
+        with precision(run.dtype, device), AnswersBar(desc=job.stage.title, **shown) as bar:
+            how = {"seed": run.seed, "batch": run.eval_batch, "graded": bar.add, "respond": respond}
+            result = score.evaluate(model, task, problems, temperature=temperature, **asked, **how)
+            diagnosis = score.diagnose(model, task, problems, **how)
+        write_results(job, task, temperature, result, diagnosis)
+    return result
+
+
+def write_results(
+    job: Job, task: data.Task, temperature: float, result: score.Evaluation, diagnosis: dict
+) -> None:
+    """Writes results.json, with the cost of the training from state.pt, if there is one, and the
+    answers."""
+    run, folder, state = job.run, job.folder, read_state(job.folder, mmap=True) or {}
     evaluation = pick(asdict(run), EVALUATION) | {"temperature": temperature}
     usual = pick(asdict(Run()), EVALUATION) | {"temperature": 0.0}
     keep_other_results(folder, evaluation, usual)
@@ -395,7 +404,7 @@ def evaluate(
         "task": task.name,
         "stage": job.stage.number,
         "split": run.split,
-        "n": len(problems),
+        "n": len(result.problems),
         "skipped": task.skipped.get(run.split, 0),  # problems that do not fit the context
         "seed": run.seed,
         "temperature": temperature,
@@ -410,8 +419,6 @@ def evaluate(
     }
     write_json(folder / "results.json", content)
     write_answers(folder, task, result)
-    forget_answers(folder)
-    return result
 
 
 def write_answers(folder: Path, task: data.Task, result: score.Evaluation) -> None:

@@ -110,11 +110,12 @@ METHODS = {
     "single": baseline("single-turn RL", single_returns, 3e-4, samples=10, revisions=1),
     "star": baseline("STaR", Imitation(wrong_to_right), 8e-3),
     "star_plus": baseline("STaR, D+", Imitation(ends_right), 4e-3),
-    # STaR, D+, without learning from a pair again and again, and what changes with that.
+    # STaR, D+, without learning from a pair again and again; and controls for the size of an update
+    # and the rate, which change with that.
     "star_once": baseline("STaR, D+, each pair once", Imitation(ends_right, once=True), 4e-3),
     "star_online": baseline("STaR, D+, a round an update", Imitation(ends_right, STEPS), 1e-3),
-    "star_small": baseline("STaR, D+, 32 an update", Imitation(ends_right), 4e-3, transcripts=32),
-    "star_slow": baseline("STaR, D+, at 1e-3", Imitation(ends_right), 1e-3),
+    "star_small": baseline("STaR, D+, small updates", Imitation(ends_right), 4e-3, transcripts=32),
+    "star_slow": baseline("STaR, D+, lower rate", Imitation(ends_right), 1e-3),
     "pair_sft": baseline("Pair-SFT", Imitation(wrong_to_right, 1, both=False, paired=True), 4e-3),
     "pair_sft_plus": baseline(
         "Pair-SFT, D+", Imitation(ends_right, 1, both=False, paired=True), 3e-4

@@ -26,7 +26,7 @@ from training.checkpoints import load_model, locked, write_json
 from training.settings import Job, Stage, read_progress, resolve
 
 LOOK = 25  # steps between evaluations on validation problems
-TUNING_SEED = 100  # of learning rates; its runs are evaluated on validation problems
+TUNING_SEED = 100  # runs of this seed and of those above are evaluated on validation problems
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Run:
         returns = None if isinstance(method.learns, Imitation) else method.learns
         own = {"arithmetic": self.settings}
         stage = Stage(method.number, self.arm, method.title, returns, own)
-        split = "val" if self.seed == TUNING_SEED else "test"
+        split = "val" if self.seed >= TUNING_SEED else "test"
         every = None if self.method == "base" else LOOK
         known = {"seed": self.seed, "out": str(out), "split": split, "eval_every": every}
         return Job(stage, *resolve(stage, known), folder, *read_progress(folder))

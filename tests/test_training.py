@@ -450,10 +450,18 @@ def test_other_results_are_kept_under_a_plain_name(trained, tmp_path):
     assert not (folder / "results-subjects=.._.._x.json").is_symlink()
 
 
-@pytest.mark.parametrize("changed", ["nothing", "the model", "a setting"])
-def test_a_stopped_evaluation_goes_on(changed, trained, tmp_path, monkeypatch):
+def shortened(task: data.Task) -> data.Task:
+    task.max_new_tokens -= 1
+    return task
+
+
+@pytest.mark.parametrize("changed, calls_again", [
+    ("nothing", 5), ("a file", 6), ("another evaluation", 4 + 5),
+    ("the model", 12), ("the task", 12),
+])  # fmt: skip
+def test_a_stopped_evaluation_goes_on(changed, calls_again, trained, tmp_path, monkeypatch):
     """It makes 12 calls: greedy and sampled, of three batches, two attempts. What a stopped one got
-    from its first seven is used if nothing has changed, and gives the same results."""
+    from its first seven is used where nothing has changed, and gives the same results."""
     folder, calls, respond = tmp_path / "stage1", [], score.respond
     command = ["--eval", folder, "--eval-problems", 20, "--eval-batch", 8]
 
@@ -468,12 +476,19 @@ def test_a_stopped_evaluation_goes_on(changed, trained, tmp_path, monkeypatch):
     (folder / "results.json").unlink()
     stop_after = 7
     assert run(*command) == 130 and not (folder / "results.json").exists()
+    stop_after = math.inf
     if changed == "the model":
         edit(folder / "model.pt", lambda content: next(iter(content["model"].values())).mul_(0.5))
-    stop_after = math.inf
-    command += ["--seed", 5] if changed == "a setting" else []
-    assert run(*command) == 0 and len(calls) == (12 if changed == "nothing" else 7 + 12)
-    assert not list(folder.glob("answers-*"))
+    elif changed == "the task":
+        load = train.load_task
+        monkeypatch.setattr(train, "load_task", lambda run: shortened(load(run)))
+    elif changed == "a file":
+        next(folder.glob("answers-*")).write_bytes(b"")
+    elif changed == "another evaluation":
+        assert run(*command[:2], "--eval-problems", 4) == 0
+    assert run(*command) == 0 and len(calls) == 7 + calls_again
+    left = len(list(folder.glob("answers-*")))
+    assert left == (7 if changed in ("the model", "the task") else 0)
 
     def results() -> list:
         found = json.loads((folder / "results.json").read_text())

@@ -4,6 +4,7 @@ protects them: a lock, writes that are whole or not made, and checks of what is 
 import contextlib
 import fcntl
 import hashlib
+import inspect
 import json
 import math
 import os
@@ -276,30 +277,33 @@ class Best:
 # What an evaluation keeps as it goes
 
 
-def keeping_answers(
-    folder: Path, model: GPT, settings: dict, respond: Callable[..., Generation]
-) -> Callable[..., Generation]:
-    """`respond` of score.py, but what it returns is kept in the folder, a file a call. A call that
-    was made before, of the same model with the same settings, is answered from there."""
-    made_by = hashlib.sha256(repr(settings).encode())
+@contextlib.contextmanager
+def kept_answers(
+    folder: Path, model: GPT, task: data.Task, dtype: str, respond: Callable[..., Generation]
+) -> Iterator[Callable[..., Generation]]:
+    """Yields `respond` of score.py, but every result is kept in the folder until the block ends
+    without an error, and comes from there if this model was asked the same before."""
+    same = [model.config, dtype, str(model.device), task.max_new_tokens]
+    made_by = hashlib.sha256(repr(same).encode())
+    made_by.update(Path(inspect.getfile(type(task))).read_bytes())  # when an answer is over, …
     for weight in model.parameters():
         made_by.update(weight.detach().contiguous().view(torch.uint8).cpu().numpy())
+    names = [field.name for field in fields(Generation)]
+    used = []
 
     def answer(model, task, problems, prompts, keys, *how) -> Generation:
         asked = made_by.copy()
         asked.update(repr([prompts, torch.as_tensor(keys).tolist(), *how]).encode())
         path = folder / f"answers-{asked.hexdigest()[:16]}.pt"
-        names = [field.name for field in fields(Generation)]
-        if path.exists():
+        used.append(path)
+        try:
             content = read_pt(path, set(names))
-            return Generation(*(content[name].to(model.device) for name in names))
-        attempt = respond(model, task, problems, prompts, keys, *how)
-        write_atomically(path, lambda p: torch.save(vars(attempt), p))
-        return attempt
+        except ValueError:  # there is none, or it is damaged
+            attempt = respond(model, task, problems, prompts, keys, *how)
+            write_atomically(path, lambda p: torch.save(vars(attempt), p))
+            return attempt
+        return Generation(*(content[name].to(model.device) for name in names))
 
-    return answer
-
-
-def forget_answers(folder: Path) -> None:
-    for path in folder.glob("answers-*.pt"):
+    yield answer
+    for path in used:
         path.unlink(missing_ok=True)
