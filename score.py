@@ -576,7 +576,8 @@ def evaluate(
 ) -> Evaluation:
     """The paper's metrics on held-out problems, greedy by default: means of `outcomes` over all
     problems, truncated (of all attempts), acc and cut of every attempt, and standard errors `se`
-    (delta's is paired). `graded` is called with the rewards of each batch as it is done."""
+    (delta's is paired). `graded` is called with the rewards of each batch as it is done; attempts
+    come from `respond`."""
     if attempts < 2:
         raise ValueError(f"attempts must be at least 2: {attempts}")
     responses: list[list[str]] = [[] for _ in range(attempts)]
