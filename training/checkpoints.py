@@ -285,13 +285,13 @@ def kept_answers(
     without an error, and comes from there if this model was asked the same before."""
     same = [model.config, dtype, str(model.device), task.max_new_tokens]
     made_by = hashlib.sha256(repr(same).encode())
-    made_by.update(Path(inspect.getfile(type(task))).read_bytes())  # when an answer is over, …
+    made_by.update(Path(inspect.getfile(type(task))).read_bytes())  # says when an answer is over
     for weight in model.parameters():
         made_by.update(weight.detach().contiguous().view(torch.uint8).cpu().numpy())
     names = [field.name for field in fields(Generation)]
     used = []
 
-    def answer(model, task, problems, prompts, keys, *how) -> Generation:
+    def answer(policy, task, problems, prompts, keys, *how) -> Generation:
         asked = made_by.copy()
         asked.update(repr([prompts, torch.as_tensor(keys).tolist(), *how]).encode())
         path = folder / f"answers-{asked.hexdigest()[:16]}.pt"
@@ -299,10 +299,10 @@ def kept_answers(
         try:
             content = read_pt(path, set(names))
         except ValueError:  # there is none, or it is damaged
-            attempt = respond(model, task, problems, prompts, keys, *how)
+            attempt = respond(policy, task, problems, prompts, keys, *how)
             write_atomically(path, lambda p: torch.save(vars(attempt), p))
             return attempt
-        return Generation(*(content[name].to(model.device) for name in names))
+        return Generation(*(content[name].to(policy.device) for name in names))
 
     yield answer
     for path in used:
