@@ -595,9 +595,12 @@ def main(argv: list[str] | None = None) -> int:
             print(f"{Path(sys.argv[0]).name}: {one_line(error)}", file=sys.stderr)
         return 1 if isinstance(error, ConnectionError) else 2
     except KeyboardInterrupt as stop:
-        again = shlex.join(["python", *(arg for arg in sys.argv if arg != "--resume"), "--resume"])
+        more = ""
+        if stop.args:  # training saved its state, or an evaluation its answers
+            again = [arg for arg in sys.argv if arg != "--resume"]
+            again += ["--resume"] if args.stage is not None else []
+            more = f"; continue with: {shlex.join(['python', *again])}"
         if is_first():
-            more = f"; continue with: {again}" if stop.args else ""  # `train` has saved its state
             print(f"{Path(sys.argv[0]).name}: interrupted{more}", file=sys.stderr)
         return 130
     return 0

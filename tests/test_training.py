@@ -9,6 +9,7 @@ import os
 import pathlib
 import random
 import resource
+import shlex
 import shutil
 import signal
 import subprocess
@@ -459,9 +460,10 @@ def shortened(task: data.Task) -> data.Task:
     ("nothing", 5), ("a file", 6), ("another evaluation", 4 + 5),
     ("the model", 12), ("the task", 12),
 ])  # fmt: skip
-def test_a_stopped_evaluation_goes_on(changed, calls_again, trained, tmp_path, monkeypatch):
+def test_a_stopped_evaluation_goes_on(changed, calls_again, trained, tmp_path, monkeypatch, capsys):
     """It makes 12 calls: greedy and sampled, of three batches, two attempts. What a stopped one got
-    from its first seven is used where nothing has changed, and gives the same results."""
+    from its first seven is used where nothing has changed, and gives the same results. The command
+    that goes on is printed."""
     folder, calls, respond = tmp_path / "stage1", [], score.respond
     command = ["--eval", folder, "--eval-problems", 20, "--eval-batch", 8]
 
@@ -475,7 +477,10 @@ def test_a_stopped_evaluation_goes_on(changed, calls_again, trained, tmp_path, m
     shutil.copytree(trained / "stage1", folder)
     (folder / "results.json").unlink()
     stop_after = 7
+    monkeypatch.setattr(sys, "argv", ["train.py", *map(str, command)])
     assert run(*command) == 130 and not (folder / "results.json").exists()
+    goes_on = f"interrupted; continue with: python {shlex.join(sys.argv)}\n"
+    assert capsys.readouterr().err.endswith(goes_on)
     stop_after = math.inf
     if changed == "the model":
         edit(folder / "model.pt", lambda content: next(iter(content["model"].values())).mul_(0.5))

@@ -282,7 +282,8 @@ def kept_answers(
     folder: Path, model: GPT, task: data.Task, dtype: str, respond: Callable[..., Generation]
 ) -> Iterator[Callable[..., Generation]]:
     """Yields `respond` of score.py, but every result is kept in the folder until the block ends
-    without an error, and comes from there if this model was asked the same before."""
+    without an error, and comes from there if this model was asked the same before. If it is
+    interrupted, raises KeyboardInterrupt with an argument."""
     same = [model.config, dtype, str(model.device), task.max_new_tokens]
     made_by = hashlib.sha256(repr(same).encode())
     made_by.update(Path(inspect.getfile(type(task))).read_bytes())  # says when an answer is over
@@ -304,6 +305,9 @@ def kept_answers(
             return attempt
         return Generation(*(content[name].to(policy.device) for name in names))
 
-    yield answer
+    try:
+        yield answer
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("answers kept") from None
     for path in used:
         path.unlink(missing_ok=True)
