@@ -1006,7 +1006,7 @@ def test_a_diagnosis_without_cases_has_no_value(acc_t1, fixed, broken, wanted, m
         (0.0, 0.2, None, 500, "would learn to edit"),
         (1.0, None, 0.2, 500, "would learn to copy"),
         (0.5, 0.0, 0.0, 500, "about as good"),
-        (0.177, 0.002, 0.014, 2000, "about as good"),  # the README's base
+        (0.177, 0.002, 0.014, 2000, "about as good"),  # the base of RESULTS.md
         (0.0, 0.0, None, 2, "too few problems to say"),
         (0.5, 0.0, 0.0, 50, "too few problems to say"),
         (0.5, 0.3, 0.1, 20, "too few problems to say"),
