@@ -364,7 +364,7 @@ class GPT(nn.Module):
     def forward(
         self, tokens: Tensor, ok: Tensor | None = None, branch: Tensor | None = None
     ) -> Tensor:
-        """tokens (B, T) int64 → logits (B, T, V). `ok` and `branch` as in `visible`."""
+        """tokens (B, T) int64 → logits (B, T, V). `ok` and `branch` as in `attention_mask`."""
         return self.logits(self.hidden(tokens, ok, branch))
 
     def hidden(

@@ -40,51 +40,12 @@ from fast.linear import freeze
 from fast.processes import averaged, process
 from model import GPT, GPTConfig, common_start
 from pretrained.weights import companions, copy_companions, read_shape
-from training.checkpoints import (
-    Best,
-    check_model,
-    check_writable,
-    keep_other_results,
-    kept_answers,
-    load_model,
-    locked,
-    read_pt,
-    read_state,
-    save_model,
-    save_state,
-    write_atomically,
-    write_json,
-    write_lines,
-)
+from training import checkpoints, processes, settings
 from training.flags import evaluation_temperature, parse
 from training.memory import plan_step
-from training.processes import (
-    any_process,
-    average_metrics,
-    is_first,
-    is_one_of_several,
-    memory_of,
-    one_line,
-    pick_device,
-    precision,
-    print_once,
-    process_group,
-    wait_for_others,
-)
+from training.processes import is_first, one_line, pick_device, precision, print_once
 from training.report import AnswersBar, Report, cost, dialogue, report
-from training.settings import (
-    EVALUATION,
-    IN_WORDS,
-    Job,
-    Run,
-    Stage,
-    check_settings_match,
-    check_shares,
-    load_job,
-    pick,
-    plan,
-    source,
-)
+from training.settings import IN_WORDS, Job, Run, Stage, load_job, pick, plan
 
 # Answers in words are short, so their summed KL is small and beta2 is larger than in the paper.
 WORDS = {"transcripts": 32, "problems": 8, "beta2": 2.0, "eval_problems": 500}
@@ -166,7 +127,7 @@ class Trainer:
     def __init__(self, job: Job, task: data.Task, policy: GPT, ref: GPT | None):
         self.job, self.task, self.policy, self.ref = job, task, policy, ref
         self.step, self.samples, self.seconds = 0, 0, 0.0
-        self.best = Best()
+        self.best = checkpoints.Best()
         self.optimizer = torch.optim.Adam(
             policy.parameters(), lr=job.run.lr, betas=(0.9, 0.99), fused=True
         )
@@ -187,9 +148,9 @@ class Trainer:
             ) from None
         except ValueError as error:  # a bug, not bad input: show its traceback
             raise RuntimeError(f"{title} failed at step {self.step}") from error
-        metrics = average_metrics(metrics, self.policy.device)
+        metrics = processes.average_metrics(metrics, self.policy.device)
         if "reward" in metrics and self.best.add(self.step, run.steps, metrics["reward"]):
-            save_model(self.job.folder, self.policy)
+            checkpoints.save_model(self.job.folder, self.policy)
         self.samples += metrics.get("samples", 0)
         seconds = time.perf_counter() - started
         self.seconds += seconds
@@ -203,13 +164,13 @@ class Trainer:
     def learn(self, seed: int) -> dict:
         """One update of the policy, on this process's share of the step's problems."""
         run, cfg, returns = self.job.run, self.job.cfg, self.job.stage.returns
-        rank, processes = process()
+        rank, count = process()
         if returns is None:
             progress = self.step / run.steps
             rows = self.task.transcripts(seed, self.step, run.transcripts, progress)
-            own = rows[rank::processes]
+            own = rows[rank::count]
             return base_step(self.policy, self.optimizer, self.task, own, cfg.clip)
-        problems = self.task.batch(seed, self.step, cfg.problems)[rank::processes]
+        problems = self.task.batch(seed, self.step, cfg.problems)[rank::count]
         seed = seed * 1_000_003 + self.step
         models = self.policy, self.ref, self.optimizer
         return score.train_step(*models, self.task, problems, returns, cfg, seed)
@@ -222,20 +183,20 @@ class Trainer:
         state = {"settings": self.job.settings(), "step": self.step}
         state |= {"samples": self.samples, "seconds": self.seconds}
         if self.best.reward == -math.inf:
-            save_model(self.job.folder, self.policy)
+            checkpoints.save_model(self.job.folder, self.policy)
         if self.step < self.job.run.steps:
             state |= {"model": self.policy.state_dict(), "best": vars(self.best)}
             state |= {"optimizer": self.optimizer.state_dict()}
-            return save_state(self.job.folder, state)
+            return checkpoints.save_state(self.job.folder, state)
         # A finished stage needs no weights or moments.
-        write_atomically(self.job.folder / "state.pt", lambda p: torch.save(state, p))
+        checkpoints.write_atomically(self.job.folder / "state.pt", lambda p: torch.save(state, p))
         (self.job.folder / "state.before.pt").unlink(missing_ok=True)
 
     def restore(self) -> None:
         """Restores what `save` wrote. Raises ValueError if it belongs to another stage."""
-        state = read_state(self.job.folder)
+        state = checkpoints.read_state(self.job.folder)
         try:
-            check_settings_match(self.job.folder, state["settings"], self.job.settings())
+            settings.check_settings_match(self.job.folder, state["settings"], self.job.settings())
             self.step = state["step"]
             self.samples, self.seconds = int(state["samples"]), float(state["seconds"])
             self.policy.load_state_dict(state["model"])
@@ -247,7 +208,7 @@ class Trainer:
             self.optimizer.load_state_dict(state["optimizer"])
             self.best.restore(state["best"])
             # model.pt holds the best model so far, perhaps from a step that runs again.
-            read_pt(self.job.folder / "model.pt", {"config", "model"}, mmap=True)
+            checkpoints.read_pt(self.job.folder / "model.pt", {"config", "model"}, mmap=True)
         except (RuntimeError, ValueError, KeyError, AttributeError, TypeError) as error:
             path = self.job.folder / "state.pt"
             raise ValueError(f"{path} does not belong to this stage ({one_line(error)})") from None
@@ -277,7 +238,7 @@ def train(trainer: Trainer) -> None:
                 shown.add(trainer.advance())
                 started = time.monotonic()
                 due = started - saved >= max(SAVE_EVERY, took / SAVE_SHARE)
-                stop, due = any_process([bool(interrupted), due], device)
+                stop, due = processes.any_process([bool(interrupted), due], device)
                 if due:
                     trainer.save()
                     saved = time.monotonic()
@@ -314,9 +275,9 @@ def new_model(job: Job, task: data.Task, device: torch.device) -> GPT:
 def stage_model(job: Job, task: data.Task, device: torch.device) -> GPT:
     """The result of a stage: its best model by training reward, or the pretrained model."""
     if not job.is_init:
-        return load_model(job.folder, task, device)
+        return checkpoints.load_model(job.folder, task, device)
     model = GPT.from_pretrained(job.run.init, device=device)
-    check_model(Path(job.run.init), model, task)
+    checkpoints.check_model(Path(job.run.init), model, task)
     return model
 
 
@@ -364,7 +325,7 @@ def load_task(run: Run) -> data.Task:
         return data.load(run.task, run.difficulty)
     if run.data == "humaneval":
         print_once(rewards.sandbox_status(run.unsafe_sandbox))
-    task = data.load(run.name, run.difficulty, source(run))
+    task = data.load(run.name, run.difficulty, settings.source(run))
     for note in task.notes:
         print_once(note)
     return task
@@ -381,7 +342,7 @@ def evaluate(
     asked = {"attempts": run.attempts, "last_only": run.history == "last"}
     total = (run.attempts + 2) * len(problems)  # the diagnosis makes two
     shown = {"total": total, "unit": "answer", "leave": False, "disable": None}  # on terminals
-    with kept_answers(folder, model, task, run.dtype, score.respond) as respond:
+    with checkpoints.kept_answers(folder, model, task, run.dtype, score.respond) as respond:
         with precision(run.dtype, device), AnswersBar(desc=job.stage.title, **shown) as bar:
             how = {"seed": run.seed, "batch": run.eval_batch, "graded": bar.add, "respond": respond}
             result = score.evaluate(model, task, problems, temperature=temperature, **asked, **how)
@@ -395,10 +356,10 @@ def write_results(
 ) -> None:
     """Writes results.json, with the cost of the training from state.pt, if there is one, and the
     answers."""
-    run, folder, state = job.run, job.folder, read_state(job.folder, mmap=True) or {}
-    evaluation = pick(asdict(run), EVALUATION) | {"temperature": temperature}
-    usual = pick(asdict(Run()), EVALUATION) | {"temperature": 0.0}
-    keep_other_results(folder, evaluation, usual)
+    run, folder, state = job.run, job.folder, checkpoints.read_state(job.folder, mmap=True) or {}
+    evaluation = pick(asdict(run), settings.EVALUATION) | {"temperature": temperature}
+    usual = pick(asdict(Run()), settings.EVALUATION) | {"temperature": 0.0}
+    checkpoints.keep_other_results(folder, evaluation, usual)
     content = {
         "data": run.data,
         "task": task.name,
@@ -417,7 +378,7 @@ def write_results(
         "config": state.get("settings", job.settings()),
         "command": shlex.join(["python"] + sys.argv),
     }
-    write_json(folder / "results.json", content)
+    checkpoints.write_json(folder / "results.json", content)
     write_answers(folder, task, result)
 
 
@@ -428,7 +389,7 @@ def write_answers(folder: Path, task: data.Task, result: score.Evaluation) -> No
     answers, judged = zip(*result.responses), (result.rewards.T.tolist(), result.ended.T.tolist())
     rows = zip(result.problems, answers, *judged)
     lines = [dict(zip(keys, (x.id, x.prompt, *row))) for x, *row in rows]
-    write_lines(folder / "samples.jsonl", lines)
+    checkpoints.write_lines(folder / "samples.jsonl", lines)
     for path in folder.glob("samples_t*.jsonl"):
         path.unlink()  # from another evaluation, perhaps with more attempts
     for number, (responses, ended) in enumerate(zip(result.responses, result.ended), 1):
@@ -436,7 +397,7 @@ def write_answers(folder: Path, task: data.Task, result: score.Evaluation) -> No
         said = [text if whole else "" for text, whole in zip(responses, ended.tolist())]
         samples = task.samples(result.problems, said)
         if samples:
-            write_lines(folder / f"samples_t{number}.jsonl", samples)
+            checkpoints.write_lines(folder / f"samples_t{number}.jsonl", samples)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -467,21 +428,21 @@ def train_command(stages: tuple[Stage, ...], given: dict, last: int, resume: boo
     check_evaluation(run, task)
     if last > 0:
         task.batch(0, 1, jobs[-1].cfg.problems)  # raises ValueError where there are fewer
-    check_shares(jobs)
+    settings.check_shares(jobs)
     if resume and all(job.saved is None for job in jobs):
         raise ValueError(f"nothing to resume: no state.pt in {jobs[0].folder.parent}")
     with contextlib.ExitStack() as training:
-        with process_group(device):
+        with processes.process_group(device):
             if is_first():
                 for job in jobs:
-                    check_writable(job.folder)
-                training.enter_context(locked(jobs[0].folder.parent))
-            wait_for_others(device)
+                    checkpoints.check_writable(job.folder)
+                training.enter_context(checkpoints.locked(jobs[0].folder.parent))
+            processes.wait_for_others(device)
             # Again, now that the folder is locked: another run may have just ended.
             jobs = plan(stages, given, last)
             for number in range(len(jobs)):
                 run_stage(jobs, number, resume, task, device)
-                wait_for_others(device)  # until the model is written
+                processes.wait_for_others(device)  # until the model is written
         if not is_first():
             return
         for job in jobs:
@@ -505,7 +466,7 @@ def plan_command(given: dict, last: int) -> None:
         f"{job.stage.title}: {found.parameters:,} parameters; {cfg.problems} problems a step, "
         f"{cfg.samples} first attempts, {cfg.revisions} second ones to each\n{found.table()}"
     )
-    memory, micro = memory_of(pick_device(job.run.device)), cfg.micro or cfg.problems
+    memory, micro = processes.memory_of(pick_device(job.run.device)), cfg.micro or cfg.problems
     if found.peak > memory:
         while found.peak > memory and micro > 1:
             micro //= 2
@@ -519,7 +480,7 @@ def eval_command(given: dict, folder: Path | None) -> None:
     temperature = evaluation_temperature(given)
     job = load_job(STAGES, folder, given)
     if job.is_init:
-        check_writable(job.folder)  # it may not exist yet: a pretrained base leaves no files
+        checkpoints.check_writable(job.folder)  # not there yet: a pretrained base leaves no files
     task = load_task(job.run)
     result = evaluate(job, task, pick_device(job.run.device), temperature)
     title = job.folder.resolve().name if folder else "untouched"
@@ -559,7 +520,7 @@ def export_command(given: dict, folder: Path) -> None:
     init, target = load_job(STAGES, folder, given).run.init, folder / "pretrained"
     if init is None:
         raise ValueError(f"{folder} was not trained from a pretrained model (--init)")
-    model = load_model(folder, None, torch.device("cpu"))
+    model = checkpoints.load_model(folder, None, torch.device("cpu"))
     try:
         companions(Path(init), target)  # refused before anything is written
         model.save_pretrained(target)
@@ -575,7 +536,7 @@ def main(argv: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what ^C does
     try:
         args, given = parse(argv, STAGES, __doc__)
-        if args.stage is None and is_one_of_several():
+        if args.stage is None and processes.number_of_processes() > 1:
             raise ValueError("only --stage runs in several processes")
         if args.eval is not None:
             eval_command(given, Path(args.eval) if args.eval else None)

@@ -238,7 +238,7 @@ class ArithmeticTask(Task):
         rng = Draws([seed, step, text_hash("batch")])
         return [Problem(self._draw("train", rng)) for _ in range(count)]
 
-    def held_out(self, split: str, count: int | None = None) -> list[Problem]:
+    def held_out(self, split: str, count: int | None) -> list[Problem]:
         count = 2000 if count is None else count
         rng = Draws([text_hash(split)])
         prompts: dict[str, None] = {}

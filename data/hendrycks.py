@@ -13,14 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.task import Problem
-from data.text import (
-    FileTask,
-    Source,
-    parse_record,
-    read_lines,
-    refuse_duplicates,
-    require,
-)
+from data.text import FileTask, Source, parse_record, read_lines, refuse_duplicates, require
 from rewards import extract_answer, math_reward
 
 # The paper's prompts, word for word.
@@ -124,15 +117,9 @@ def read_folder(folder: Path, split: str) -> list[MathProblem]:
         except (OSError, UnicodeDecodeError) as error:
             raise ValueError(f"{path} cannot be read ({error})") from None
         text, solution = require(record, where, problem=str, solution=str)
-        problems.append(
-            MathProblem(
-                text,
-                gold=extract_answer(solution) or "",
-                id=f"{split}/{path.parent.name}/{path.name}",
-                level=level_of(record.get("level")),
-                subject=path.parent.name,
-            )
-        )
+        answer, subject = extract_answer(solution) or "", path.parent.name
+        name, level = f"{split}/{subject}/{path.name}", level_of(record.get("level"))
+        problems.append(MathProblem(text, answer, name, level, subject))
     return problems
 
 
@@ -152,15 +139,9 @@ def read_jsonl(path: Path, seen: dict[str, str]) -> list[MathProblem]:
             [name] = require({"unique_id": ""} | record, where, unique_id=str)
             if name:
                 refuse_duplicates(seen, name, where)
-            problems.append(
-                MathProblem(
-                    text,
-                    gold=answer,
-                    id=name,
-                    level=level_of(record.get("level")),
-                    subject=subject_of(record.get("subject", record.get("type", ""))),
-                )
-            )
+            level = level_of(record.get("level"))
+            subject = subject_of(record.get("subject", record.get("type", "")))
+            problems.append(MathProblem(text, answer, name, level, subject))
     return problems
 
 

@@ -256,11 +256,7 @@ def read_humaneval(folder: Path) -> list[Program]:
                     f"{where}: no program can pass: entry_point is not a name, or test "
                     "does not define check"
                 )
-            problems.append(
-                Program(
-                    prompt, gold=solution, id=name, test=test, entry_point=entry_point, head=prompt
-                )
-            )
+            problems.append(Program(prompt, solution, name, test, entry_point, head=prompt))
     return problems
 
 

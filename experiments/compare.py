@@ -11,18 +11,15 @@ figures of all finished runs in compare.json, tuning.json and curves.json beside
 puts the tables that are made of them into RESULTS.md and the README; figures.py draws the rest.
 """
 
-import argparse
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from argparse import SUPPRESS, ArgumentParser, RawDescriptionHelpFormatter
 from dataclasses import asdict
 from pathlib import Path
-
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE))
 
 from methods import ABLATIONS, LRS, MAIN, METHODS, QUICK, REST, SCORE, SWEEPS
 from runs import TUNING_SEED, Run
@@ -37,6 +34,8 @@ from tables import (
     write_pages,
     write_rows,
 )
+
+HERE = Path(__file__).resolve().parent
 
 
 def tried(method: str) -> tuple[float, ...]:
@@ -132,9 +131,7 @@ def launch(run: Run, out: Path, threads: int) -> subprocess.Popen:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parts = ("main", "ablations", "budget", "bases", "sweeps", "tuning")
     parser.add_argument("--quick", action="store_true", help="one seed of the main methods")
     parser.add_argument("--parts", nargs="+", choices=parts, default=parts, help="[all]")
@@ -142,7 +139,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE.parent / "out" / "compare")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="[one a core]")
     parser.add_argument("--write", action="store_true", help="keep the figures and the tables")
-    parser.add_argument("--perform", help=argparse.SUPPRESS)
+    parser.add_argument("--perform", help=SUPPRESS)
     args = parser.parse_args()
     out = args.out.resolve()
     if args.perform:

@@ -4,12 +4,8 @@ pip install matplotlib && python experiments/figures.py
 """
 
 import json
-import statistics
 import sys
 from pathlib import Path
-
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE))
 
 try:
     import matplotlib
@@ -18,10 +14,11 @@ except ImportError:
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+import numpy as np
 from methods import METHODS, SWEEPS
 from tables import CURVES, FIGURES, by_seed
 
-FOLDER = HERE / "figures"
+FOLDER = Path(__file__).resolve().parent / "figures"
 COLOURS = {
     "base": "0.5",
     "stage1": "tab:cyan",
@@ -41,45 +38,28 @@ class Runs:
         self.rows = json.loads(FIGURES.read_text())
         self.curves = json.loads(CURVES.read_text())
 
-    def mean(self, arm: str, *path: str) -> list[float] | None:
-        """Of a list of numbers in an arm's curves, element by element; None without runs."""
+    def mean(self, arm: str, *path: str) -> np.ndarray | None:
+        """Of numbers in an arm's curves, element by element: nan, which is not drawn, where there
+        is none; None without runs."""
         found = [row for row in self.curves if row["arm"] == arm]
         for key in path:
             found = [row[key] for row in found]
-        if not found:
-            return None
-        return [None if None in column else statistics.mean(column) for column in zip(*found)]
-
-    def series(self, arm: str) -> list[list[float]] | None:
-        """[steps, t1, t2, changed] on validation problems, averaged over seeds."""
-        found = [row["val"] for row in self.curves if row["arm"] == arm and row["val"]]
-        if not found:
-            return None
-        points = [[statistics.mean(values) for values in zip(*point)] for point in zip(*found)]
-        return [list(column) for column in zip(*points)]
-
-    def lines(self):
-        """(arm, title, series) of what is trained from the base; Stage II goes on after Stage I."""
-        for arm in COLOURS:
-            series = self.series(arm)
-            if series is None:
-                continue
-            if arm == "stage2":
-                series[0] = [METHODS["stage1"].own["steps"] + step for step in series[0]]
-            yield arm, METHODS[arm].title, series
-
-
-def panels(count: int, **options):
-    return plt.subplots(1, count, figsize=(4.2 * count, 3.4), squeeze=False, **options)
+        return np.array(found, dtype=float).mean(0) if found else None
 
 
 def draw_curves(runs: Runs):
     """t1, t2 and changed on validation problems over the steps of training."""
-    figure, [axes] = panels(3)
-    for axis, (column, name) in zip(axes, enumerate(("acc@t1", "acc@t2", "changed"), 1)):
-        for arm, title, series in runs.lines():
-            percent = [100 * value for value in series[column]]
-            axis.plot(series[0], percent, color=COLOURS[arm], label=title)
+    figure, axes = plt.subplots(1, 3, figsize=(12.6, 3.4))
+    for arm, colour in COLOURS.items():
+        looks = runs.mean(arm, "val")
+        if looks is None or not looks.size:  # the base is not looked at
+            continue
+        steps, *shares = looks.T
+        if arm == "stage2":  # goes on after Stage I
+            steps += METHODS["stage1"].own["steps"]
+        for axis, share in zip(axes, shares):
+            axis.plot(steps, 100 * share, color=colour, label=METHODS[arm].title)
+    for axis, name in zip(axes, ("acc@t1", "acc@t2", "changed")):
         axis.set(title=f"{name}, % (greedy, validation)", xlabel="updates after the base")
         axis.grid(alpha=0.3)
     axes[1].legend(fontsize=7)
@@ -88,12 +68,12 @@ def draw_curves(runs: Runs):
 
 def draw_edits(runs: Runs):
     arms = ("base", "stage1", "stage2", "naive", "both", "star_plus")
-    figure, [axes] = plt.subplots(1, len(arms), figsize=(14, 2.6), squeeze=False, sharey=True)
+    figure, axes = plt.subplots(1, len(arms), figsize=(14, 2.6), sharey=True)
     for axis, arm in zip(axes, arms):
         counts = runs.mean(arm, "edits")
         if counts is not None:
-            share = [100 * count / sum(counts) for count in counts]
-            axis.bar([(i + 0.5) / 20 for i in range(20)], share, 0.05, color=COLOURS[arm])
+            share = 100 * counts / counts.sum()
+            axis.bar((np.arange(20) + 0.5) / 20, share, 0.05, color=COLOURS[arm])
         axis.set(title=METHODS[arm].title, xlabel="edit distance ratio")
         axis.title.set_fontsize(9)
     axes[0].set_ylabel("% of problems")
@@ -101,12 +81,11 @@ def draw_edits(runs: Runs):
 
 
 def draw_attempts(runs: Runs):
-    figure, [[axis]] = panels(1)
+    figure, axis = plt.subplots(figsize=(4.2, 3.4))
     for arm, colour in COLOURS.items():
         accuracy = runs.mean(arm, "attempts")
         if accuracy is not None:
-            percent = [100 * value for value in accuracy]
-            axis.plot(range(1, 11), percent, ".-", color=colour, label=METHODS[arm].title)
+            axis.plot(range(1, 11), 100 * accuracy, ".-", color=colour, label=METHODS[arm].title)
     axis.set(xlabel="attempt", ylabel="accuracy, % (greedy)", title="ten attempts")
     axis.legend(fontsize=7)
     axis.grid(alpha=0.3)
@@ -114,17 +93,16 @@ def draw_attempts(runs: Runs):
 
 
 def draw_votes(runs: Runs):
-    figure, [[axis]] = panels(1)
+    samples = [1, 2, 4, 8, 16, 32]
+    figure, axis = plt.subplots(figsize=(4.2, 3.4))
     for arm in ("base", "both", "stage2"):
         for kind, style in (("parallel", "--"), ("corrected", "-")):
             accuracy = runs.mean(arm, "votes", kind)
-            if accuracy is None:
-                continue
-            points = [(2**n, 100 * a) for n, a in enumerate(accuracy) if a is not None]
-            label = f"{METHODS[arm].title}, {kind}"
-            axis.plot(*zip(*points), f"{style}o", color=COLOURS[arm], label=label, markersize=3)
+            if accuracy is not None:
+                how = {"color": COLOURS[arm], "label": f"{METHODS[arm].title}, {kind}"}
+                axis.plot(samples, 100 * accuracy, f"{style}o", markersize=3, **how)
     axis.set(xscale="log", xlabel="samples", ylabel="majority vote right, %")
-    axis.set_xticks([1, 2, 4, 8, 16, 32], ["1", "2", "4", "8", "16", "32"])
+    axis.set_xticks(samples, [str(n) for n in samples])
     axis.set_ylim(top=axis.get_ylim()[1] + 15)  # room for the legend
     axis.legend(fontsize=7, ncol=2, loc="upper left")
     axis.grid(alpha=0.3)
@@ -132,7 +110,7 @@ def draw_votes(runs: Runs):
 
 
 def draw_sweeps(runs: Runs):
-    figure, [axes] = plt.subplots(1, len(SWEEPS), figsize=(14, 3), squeeze=False, sharey=True)
+    figure, axes = plt.subplots(1, len(SWEEPS), figsize=(14, 3), sharey=True)
     for axis, (name, arms) in zip(axes, SWEEPS.items()):
         found = {value: by_seed(runs.rows, arm).get(0) for value, arm in arms.items()}
         found = {value: row for value, row in found.items() if row is not None}

@@ -15,13 +15,13 @@ Further flags are train.py's (`--problems 16 --samples 4 --revisions 4` by defau
 the time does not allow is stopped, saves what it has, and is named as stopped.
 """
 
-import argparse
 import json
 import shlex
 import signal
 import subprocess
 import sys
 import time
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -67,9 +67,7 @@ def steps_that_fit(log: Path, seconds: float) -> int:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     for name in ("init", "data-dir", "out"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=600)

@@ -8,10 +8,9 @@ share of answers that the second attempt changes, both KLs and the reward, or a 
 Crosses (first attempt) and dots are evaluations on validation problems, of train.py --eval-every.
 """
 
-import argparse
-import json
 import math
 import sys
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from pathlib import Path
 
 try:
@@ -20,7 +19,10 @@ except ImportError:
     sys.exit("plot.py draws with matplotlib, which is not installed: pip install matplotlib")
 
 matplotlib.use("Agg")
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import matplotlib.pyplot as plt
+
+from training.checkpoints import read_log
 
 PANELS = {
     "accuracy of the first attempt (dashed) and the second": ("acc_t1", "acc_t2"),
@@ -32,17 +34,10 @@ LOSS = {"loss": ("loss",)}
 
 
 def read(folder: Path) -> list[dict]:
-    """The steps of a run. Raises ValueError, naming the file, for what is no log of train.py."""
-    path = folder / "metrics.jsonl"
-    try:
-        rows = [json.loads(line) for line in path.read_text().splitlines()]
-        steps = [row["step"] for row in rows]
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{path} is not a log of train.py") from None
-    if not steps:
-        raise ValueError(f"{path} holds no step")
+    """The steps of a run. Raises ValueError or OSError, naming the file, for what is no log."""
+    rows = read_log(folder)
+    if not rows:
+        raise ValueError(f"{folder / 'metrics.jsonl'} holds no step")
     return rows
 
 
@@ -83,9 +78,7 @@ def draw(runs: dict[str, list[dict]], window: int):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="of stages")
     parser.add_argument("--window", type=int, default=20, help="steps [20]")
     parser.add_argument("--to", type=Path, help="[curves.png in the first DIR]")

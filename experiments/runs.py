@@ -88,32 +88,26 @@ class Run:
 
     def perform(self, out: Path) -> None:
         """Trains and evaluates; goes on where it was stopped."""
-        job = self.job(out)
-        job.folder.mkdir(parents=True, exist_ok=True)
-        with locked(job.folder):
-            self.train_and_look(job, out)
-
-    def train_and_look(self, job: Job, out: Path) -> None:
-        device, method = torch.device("cpu"), METHODS[self.method]
-        task = ArithmeticTask(Puzzle, job.run.difficulty, BASES[self.base].corpus)
-
-        def model_of(run: Run):
-            return train.stage_model(run.job(out), task, device)
-
-        if self.start is None:
-            policy, ref = train.new_model(job, task, device), None
-        else:
-            policy = model_of(self.start)
-            ref = freeze(model_of(Run("base", self.seed, self.base)))
-        trainer = Trainer(job, task, policy, ref, method)
-        if job.saved is not None:
-            trainer.restore()
-        train.train(trainer)
-        result = train.evaluate(job, task, device)
-        looked_at = details(load_model(job.folder, task, device), task, result)
-        write_json(job.folder / "details.json", looked_at)
-        for path in job.folder.glob("pairs*.json"):
-            path.unlink()  # large, and of use to a stopped run alone
+        folder, device = self.folder(out), torch.device("cpu")
+        folder.mkdir(parents=True, exist_ok=True)
+        with locked(folder):
+            job = self.job(out)
+            task = ArithmeticTask(Puzzle, job.run.difficulty, BASES[self.base].corpus)
+            if self.start is None:
+                policy, ref = train.new_model(job, task, device), None
+            else:
+                base = Run("base", self.seed, self.base)
+                policy, ref = (load_model(x.folder(out), task, device) for x in (self.start, base))
+                ref = freeze(ref)
+            trainer = Trainer(job, task, policy, ref, METHODS[self.method])
+            if job.saved is not None:
+                trainer.restore()
+            train.train(trainer)
+            result = train.evaluate(job, task, device)
+            looked_at = details(load_model(folder, task, device), task, result)
+            write_json(folder / "details.json", looked_at)
+            for path in folder.glob("pairs*.json"):
+                path.unlink()  # large, and of use to a stopped run alone
 
 
 class Trainer(train.Trainer):

@@ -12,11 +12,12 @@ from methods import ABLATIONS, BASES, LRS, MAIN, METHODS, QUICK, REST, SWEEPS
 from runs import Run
 
 from training import settings
+from training.checkpoints import read_log
+from training.report import COLUMNS, TITLES
 
 FIGURES, TUNING, CURVES = (HERE / f"{name}.json" for name in ("compare", "tuning", "curves"))
 RESULTS = HERE / "RESULTS.md"
 EVALUATED = {"n": 2000, "temperature": 0.0}
-COLUMNS = ("acc_t1", "acc_t2", "delta", "fixed", "broken", "changed")
 
 
 def gather(runs: list[Run], out: Path) -> list[dict]:
@@ -53,21 +54,12 @@ def curves(runs: list[Run], out: Path) -> list[dict]:
         if not run.finished(out):
             continue
         folder = run.folder(out)
-        log = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        looks = [[row["step"], *row["val"].values()] for row in log if "val" in row]
-        found = json.loads((folder / "details.json").read_text())
-        content = {"val": looks} | found
-        rows.append({"arm": run.arm, "seed": run.seed} | rounded(content))
+        looks = [[row["step"], *row["val"].values()] for row in read_log(folder) if "val" in row]
+        content = {"arm": run.arm, "seed": run.seed, "val": looks}
+        content |= json.loads((folder / "details.json").read_text())
+        # A file that is kept should not be larger than what it says.
+        rows.append(json.loads(json.dumps(content), parse_float=lambda x: round(float(x), 4)))
     return rows
-
-
-def rounded(content):
-    """Its numbers to four decimals: a file that is kept should not be larger than what it says."""
-    if isinstance(content, dict):
-        return {name: rounded(value) for name, value in content.items()}
-    if isinstance(content, list):
-        return [rounded(value) for value in content]
-    return round(content, 4) if isinstance(content, float) else content
 
 
 def cells(lines: list[list[str]]) -> str:
@@ -86,9 +78,6 @@ def spread(values: list[float], sign: str = "") -> str:
 
 def by_seed(rows: list[dict], arm: str) -> dict[int, dict]:
     return {row["seed"]: row for row in rows if row["arm"] == arm}
-
-
-TITLES = ("acc@t1", "acc@t2", "Δ(t1,t2)", "Δ i→c", "Δ c→i", "changed")
 
 
 def results_table(rows: list[dict], arms: list[str], reference: str = "stage2") -> str:

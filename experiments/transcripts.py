@@ -9,9 +9,9 @@ underlined, and the redder a token, the less likely the model held it. Buttons o
 is shown: f fixed, k kept right, b broken, u unchanged, a all; j and n go on, J and p back.
 """
 
-import argparse
 import json
 import sys
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -22,7 +22,7 @@ import score
 import train
 from data import Problem, Task, kind
 from model import GPT, Generation
-from training import checkpoints, processes, report
+from training import processes, report
 
 PAGE = Path(__file__).with_suffix(".html")
 
@@ -79,9 +79,7 @@ def page(title: str, shown: list[dict]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="of a stage")
     parser.add_argument("--problems", type=int, default=200, help="how many [200]")
     parser.add_argument("--split", default="test", choices=("val", "test"), help="[test]")
@@ -101,7 +99,7 @@ def main() -> None:
         to = args.to or args.folder / "transcripts.html"
         to.write_text(page(f"{args.folder}: {len(shown)} {args.split} problems", shown))
     except (ValueError, OSError) as error:
-        print(f"transcripts.py: {checkpoints.one_line(error)}", file=sys.stderr)
+        print(f"transcripts.py: {processes.one_line(error)}", file=sys.stderr)
         sys.exit(2)
     print(f"wrote {to}")
 

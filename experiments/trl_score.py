@@ -34,7 +34,7 @@ except ImportError as error:
 import score
 import train
 from data import Problem, Task
-from training import checkpoints, flags, processes, settings
+from training import flags, processes, settings
 
 
 class ScoreTrainer(GRPOTrainer):
@@ -237,7 +237,7 @@ def main() -> int:
     try:
         trainer = make_trainer(*parse(sys.argv[1:]))
     except (ValueError, OSError) as error:
-        print(f"trl_score.py: {checkpoints.one_line(error)}", file=sys.stderr)
+        print(f"trl_score.py: {processes.one_line(error)}", file=sys.stderr)
         return 2
     trainer.train()
     trainer.save_model()

@@ -7,12 +7,12 @@ but ends as badly; WRONG.md says what to look for. A changed copy of the reposit
 folder of its own, from the models of seed 0 that `compare.py` has left in --out.
 """
 
-import argparse
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,9 +98,7 @@ def changed(case: Case, source: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "compare")
     out = parser.parse_args().out.resolve()
     seed = out / "habit" / "seed0"

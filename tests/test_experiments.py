@@ -42,7 +42,7 @@ def test_transcripts_show_what_the_evaluation_counts(trained, tmp_path, monkeypa
     transcripts.main()
     content = re.search(r"const content = (.*);", to.read_text())[1]
     shown = json.loads(content)["shown"]
-    task, gpt = data.load("puzzle", 2), train.load_model(folder, None, torch.device("cpu"))
+    task, gpt = data.load("puzzle", 2), checkpoints.load_model(folder, None, torch.device("cpu"))
     result = score.evaluate(gpt, task, task.held_out("test", 20))
     assert [x["problem"] for x in shown] == [x.prompt for x in result.problems]
     assert [x["right"] for x in shown] == (result.rewards.T == 1).tolist()
@@ -584,7 +584,7 @@ def test_curves_are_drawn_of_any_run(trained, tmp_path, monkeypatch, capsys):
     last = [row["acc_t2"] for row in rows[-3:]]
     assert lines[1].get_ydata()[-1] == pytest.approx(sum(last) / 3)
     capsys.readouterr()
-    for content, said in (("x", "is not a log"), ("", "holds no step"), ("[1]", "is not a log")):
+    for content, said in (("x", "not JSON"), ("", "holds no step"), ("[1]", "not a JSON object")):
         (tmp_path / "metrics.jsonl").write_text(content)
         monkeypatch.setattr(sys, "argv", ["plot.py", str(tmp_path)])
         with pytest.raises(SystemExit) as ended:

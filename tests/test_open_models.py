@@ -88,7 +88,7 @@ def test_both_stages_run_on_an_open_model(name, template, tmp_path, capsys, monk
     assert command("--export", out / name / "stage2", flags="") == 0
     exported = GPT.from_pretrained(out / name / "stage2" / "pretrained")
     tokens = torch.tensor([[1, 2, 3]])
-    trained = train.load_model(
+    trained = train.checkpoints.load_model(
         out / name / "stage2", data.load(name, source=source(init, folder)), torch.device("cpu")
     )
     assert torch.equal(exported(tokens), trained(tokens))

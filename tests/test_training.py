@@ -9,7 +9,6 @@ import os
 import pathlib
 import random
 import resource
-import shlex
 import shutil
 import signal
 import subprocess
@@ -131,7 +130,7 @@ def test_bfloat16_forwards_follow_the_weights():
 def test_a_half_trained_model_is_not_a_base(tmp_path, few_steps, monkeypatch):
     """Killed between its first two files: the next run trains that stage anew."""
     with monkeypatch.context() as patch:
-        patch.setattr(train, "read_state", lambda *args, **options: None)
+        patch.setattr(checkpoints, "read_state", lambda *args, **options: None)
         assert run("--stage", 0, "--out", tmp_path, "--steps", 3) == 0
     for name in ("state.pt", "results.json"):
         (tmp_path / "puzzle" / "base" / name).unlink()
@@ -460,10 +459,9 @@ def shortened(task: data.Task) -> data.Task:
     ("nothing", 5), ("a file", 6), ("another evaluation", 4 + 5),
     ("the model", 12), ("the task", 12),
 ])  # fmt: skip
-def test_a_stopped_evaluation_goes_on(changed, calls_again, trained, tmp_path, monkeypatch, capsys):
+def test_a_stopped_evaluation_goes_on(changed, calls_again, trained, tmp_path, monkeypatch):
     """It makes 12 calls: greedy and sampled, of three batches, two attempts. What a stopped one got
-    from its first seven is used where nothing has changed, and gives the same results. The command
-    that goes on is printed."""
+    from its first seven is used where nothing has changed, and gives the same results."""
     folder, calls, respond = tmp_path / "stage1", [], score.respond
     command = ["--eval", folder, "--eval-problems", 20, "--eval-batch", 8]
 
@@ -477,10 +475,7 @@ def test_a_stopped_evaluation_goes_on(changed, calls_again, trained, tmp_path, m
     shutil.copytree(trained / "stage1", folder)
     (folder / "results.json").unlink()
     stop_after = 7
-    monkeypatch.setattr(sys, "argv", ["train.py", *map(str, command)])
     assert run(*command) == 130 and not (folder / "results.json").exists()
-    goes_on = f"interrupted; continue with: python {shlex.join(sys.argv)}\n"
-    assert capsys.readouterr().err.endswith(goes_on)
     stop_after = math.inf
     if changed == "the model":
         edit(folder / "model.pt", lambda content: next(iter(content["model"].values())).mul_(0.5))
@@ -882,7 +877,7 @@ import data, score, test_score, train
 from fast.processes import process
 
 folder = sys.argv[1]
-with train.process_group(torch.device("cpu")):
+with train.processes.process_group(torch.device("cpu")):
     group = weakref.ref(dist.group.WORLD) if dist.is_initialized() else lambda: None
     rank, processes = process()
     task = data.load("puzzle", 3)
@@ -1085,7 +1080,7 @@ def test_a_plan_counts_and_allocates_nothing(tmp_path, chatty, monkeypatch, caps
     assert train.main(["--stage", "0", "--plan"]) == 2
     assert train.main(["--eval", "out", "--plan"]) == 2
     cut = plan.kept + plan.rollout + plan.update // 2  # room for half of the four problems
-    monkeypatch.setattr(train, "memory_of", lambda device: cut)
+    monkeypatch.setattr(processes, "memory_of", lambda device: cut)
     assert train.main("--stage 2 --plan --width 128 --problems 4".split()) == 0
     found = [memory.plan_step(config, task, run_settings, dataclasses.replace(cfg, micro=micro))
              for micro in (1, 2)]  # fmt: skip
@@ -1123,16 +1118,21 @@ def test_help_shows_every_flag_in_its_group_with_its_defaults(capsys):
     assert "--width WIDTH width of the built-in model [32]" in text
 
 
-def test_a_stop_in_an_evaluation_says_so(trained, few_steps, monkeypatch, capsys):
+def test_a_stop_in_an_evaluation_prints_what_goes_on(trained, few_steps, monkeypatch, capsys):
     def stopped(*args, **options):
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(5)
 
-    monkeypatch.setattr(score, "evaluate", stopped)
-    assert run("--eval", trained / "stage1") == 130
-    assert "interrupted" in capsys.readouterr().err
-    assert run("--stage", 2, "--out", trained.parent) == 130  # there is nothing to resume
-    assert capsys.readouterr().err.endswith(": interrupted\n")
+    flags = ["--stage", 2, "--out", trained.parent]
+    with monkeypatch.context() as patch:
+        patch.setattr(score, "evaluate", stopped)
+        patch.setattr(sys, "argv", ["train.py", "--eval", "FOLDER"])
+        assert run("--eval", trained / "stage1") == 130
+        assert capsys.readouterr().err.endswith("; continue with: python train.py --eval FOLDER\n")
+        patch.setattr(sys, "argv", ["train.py", "--stage", "2"])
+        assert run(*flags) == 130
+        assert capsys.readouterr().err.endswith(" --stage 2 --resume\n")
+    assert run(*flags, "--resume") == 0
 
 
 GOOD = {"changed": 0.2, "truncated": 0.0, "no_signal": 0.5, "kl_1": 0.1, "kl_2": 2.0}
@@ -1181,7 +1181,7 @@ def test_evaluations_while_training_change_nothing_else(tmp_path, few_steps, cap
     assert same_weights(folder / "model.pt", plain / "model.pt")
     assert sorted(seen) == [2, 4, 6]
     task = data.load("puzzle", 3)
-    gpt = train.load_model(folder, task, torch.device("cpu"))  # that of the last step
+    gpt = checkpoints.load_model(folder, task, torch.device("cpu"))  # that of the last step
     found = score.evaluate(gpt, task, task.held_out("val", 20)).metrics
     assert seen[6] == {name: found[name] for name in ("acc_t1", "acc_t2", "changed")}
     capsys.readouterr()

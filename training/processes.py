@@ -26,14 +26,10 @@ def number_of_processes() -> int:
     return int(size)
 
 
-def is_one_of_several() -> bool:
-    return number_of_processes() > 1
-
-
 def is_first() -> bool:
     """True on rank 0, or without torchrun."""
     try:
-        return not is_one_of_several() or os.environ["RANK"] == "0"
+        return number_of_processes() == 1 or os.environ["RANK"] == "0"
     except ValueError:  # without a rank, every process prints the error
         return True
 
@@ -58,7 +54,7 @@ def print_once(text: str) -> None:
 @contextlib.contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
     """Joins torchrun's other processes, if this is one of them."""
-    if not is_one_of_several():
+    if number_of_processes() == 1:
         yield
         return
     # A module that is imported later would hold the group as a default argument, and a group that
@@ -90,7 +86,7 @@ def average_metrics(metrics: dict, device: torch.device) -> dict:
 
 
 def pick_device(name: str) -> torch.device:
-    if is_one_of_several() and name in ("auto", "cuda") and torch.cuda.is_available():
+    if number_of_processes() > 1 and name in ("auto", "cuda") and torch.cuda.is_available():
         name = f"cuda:{os.environ['LOCAL_RANK']}"
     if name == "auto":
         if torch.cuda.is_available():

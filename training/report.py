@@ -166,14 +166,16 @@ def report(
         print_once("\n" + "\n".join(found))
 
 
+COLUMNS = ("acc_t1", "acc_t2", "delta", "fixed", "broken", "changed")
+TITLES = ("acc@t1", "acc@t2", "Δ(t1,t2)", "Δ i→c", "Δ c→i", "changed")
+
+
 def table(folders: list[tuple[str, Path]]) -> str:
     """The results of several stages in per cent, ± one standard error."""
-    names = ("acc_t1", "acc_t2", "delta", "fixed", "broken", "changed")
-    titles = ("acc@t1", "acc@t2", "Δ(t1,t2)", "Δ i→c", "Δ c→i", "changed")
-    lines = ["".join([f"{'':10}"] + [f"{title:>14}" for title in titles] + ["     cut"])]
+    lines = ["".join([f"{'':10}"] + [f"{title:>14}" for title in TITLES] + ["     cut"])]
     for title, folder in folders:
         results = json.loads((folder / "results.json").read_text())
-        cells = [f"{100 * results[n]:.1f} ± {100 * results['se'][n]:.1f}" for n in names]
+        cells = [f"{100 * results[n]:.1f} ± {100 * results['se'][n]:.1f}" for n in COLUMNS]
         cells = [f"{cell:>14}" for cell in cells] + [f"{100 * results['truncated']:8.1f}"]
         lines.append("".join([f"{title:10}"] + cells))
     return "\n".join(lines)

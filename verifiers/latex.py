@@ -162,13 +162,7 @@ TOKEN = re.compile(
 
 
 FRACTIONS = str.maketrans(
-    {
-        "½": r"\frac12",
-        "⅓": r"\frac13",
-        "⅔": r"\frac23",
-        "¼": r"\frac14",
-        "¾": r"\frac34",
-    }
+    {"½": r"\frac12", "⅓": r"\frac13", "⅔": r"\frac23", "¼": r"\frac14", "¾": r"\frac34"}
 )
 RAISED = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹]+")
 LOWERED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹", "0123456789")
