@@ -131,7 +131,6 @@ class Trainer:
         self.optimizer = torch.optim.Adam(
             policy.parameters(), lr=job.run.lr, betas=(0.9, 0.99), fused=True
         )
-        self.groups = self.optimizer.state_dict()["param_groups"]
 
     def advance(self) -> dict:
         """One training step. All of its randomness is a function of (seed, stage, step)."""
@@ -204,8 +203,8 @@ class Trainer:
             for weight, moment in zip(self.policy.parameters(), moments):
                 if moment["exp_avg"].shape != weight.shape:  # fused Adam would read out of bounds
                     raise ValueError("the optimizer's moments have other shapes")
-            state["optimizer"]["param_groups"] = self.groups  # our hyperparameters, not the file's
-            self.optimizer.load_state_dict(state["optimizer"])
+            ours = {"param_groups": self.optimizer.state_dict()["param_groups"]}  # not the file's
+            self.optimizer.load_state_dict(state["optimizer"] | ours)
             self.best.restore(state["best"])
             # model.pt holds the best model so far, perhaps from a step that runs again.
             checkpoints.read_pt(self.job.folder / "model.pt", {"config", "model"}, mmap=True)
@@ -265,20 +264,20 @@ def new_config(run: Run, task: data.Task) -> GPTConfig:
 
 
 def new_model(job: Job, task: data.Task, device: torch.device) -> GPT:
-    """The base model before its training."""
-    if job.run.init is not None:
-        return stage_model(replace(job, requested=False), task, device)
-    torch.manual_seed(job.run.seed)
-    return GPT(new_config(job.run, task)).to(device)
+    """The base model before its training: the pretrained one, or a random one."""
+    if job.run.init is None:
+        torch.manual_seed(job.run.seed)
+        return GPT(new_config(job.run, task)).to(device)
+    model = GPT.from_pretrained(job.run.init, device=device)
+    checkpoints.check_model(Path(job.run.init), model, task)
+    return model
 
 
 def stage_model(job: Job, task: data.Task, device: torch.device) -> GPT:
     """The result of a stage: its best model by training reward, or the pretrained model."""
-    if not job.is_init:
-        return checkpoints.load_model(job.folder, task, device)
-    model = GPT.from_pretrained(job.run.init, device=device)
-    checkpoints.check_model(Path(job.run.init), model, task)
-    return model
+    if job.is_init:
+        return new_model(job, task, device)
+    return checkpoints.load_model(job.folder, task, device)
 
 
 def run_stage(

@@ -164,6 +164,19 @@ def test_an_open_model_is_warmed_up(chatty, tmp_path, capsys):
     assert json.loads((folder / "base" / "results.json").read_text())["steps"] == 3
 
 
+def test_a_half_trained_warm_up_starts_anew_from_the_pretrained_model(chatty, tmp_path):
+    """Killed between its first model.pt and state.pt."""
+    command = "--stage 0 --steps 3 --task addition --difficulty 2 --max-new-tokens 6 --device cpu"
+    command += f" --transcripts 4 --eval-problems 4 --init {chatty} --out"
+    folders = [tmp_path / name / "addition" / "base" for name in ("whole", "killed")]
+    for name in ("whole", "killed"):
+        assert train.main([*command.split(), str(tmp_path / name)]) == 0
+    for name in ("state.pt", "results.json"):
+        (folders[1] / name).unlink()
+    assert train.main([*command.split(), str(tmp_path / "killed")]) == 0
+    assert same_weights(*(folder / "model.pt" for folder in folders))
+
+
 def test_an_untouched_model_is_evaluated_and_asked(chatty, tmp_path, monkeypatch, capsys):
     """By --init without a stage, though a stage 0 is trained from it; what is evaluated is the
     model itself."""
