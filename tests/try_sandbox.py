@@ -42,6 +42,7 @@ import signal
 import site
 import socket
 import stat
+import struct
 import sys
 import tempfile
 import textwrap
@@ -360,14 +361,16 @@ class Host:
 
     # What must not have happened.
 
-    def touched(self) -> bool:
-        """Whether something has touched the vault since the last question."""
-        events = False
-        try:
-            while os.read(self.watch, 65536):
-                events = True
-        except BlockingIOError:
-            return events
+    def touched(self) -> list[str]:
+        """What has happened to the vault since the last question: masks of inotify and names."""
+        events = []
+        with suppress(BlockingIOError):
+            while buffer := os.read(self.watch, 65536):
+                while buffer:
+                    _, mask, _, length = struct.unpack_from("iIII", buffer)
+                    events.append(f"{mask:#x} {buffer[16 : 16 + length].decode().rstrip(chr(0))}")
+                    buffer = buffer[16 + length :]
+        return events
 
     def called(self) -> list[str]:
         """The sockets at which somebody has knocked since the last question."""
@@ -384,7 +387,7 @@ class Host:
 
     def broken(self, before: dict, counts: dict) -> list[str]:
         """The names of the checks that do not hold; what may still go away is given time."""
-        broken = ["canary touched"] if self.touched() else []
+        broken = [f"canary touched: {event}" for event in self.touched()]
         deadline = time.monotonic() + SETTLING
         while True:
             facts, now = self.facts(), self.counts()
