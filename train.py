@@ -558,7 +558,7 @@ def main(argv: list[str] | None = None) -> int:
         more = ""
         if stop.args:  # training saved its state, or an evaluation its answers
             again = [arg for arg in sys.argv if arg != "--resume"]
-            again += ["--resume"] if args.stage is not None else []
+            again += ["--resume"] if args.eval is None else []
             more = f"; continue with: {shlex.join(['python', *again])}"
         if is_first():
             print(f"{Path(sys.argv[0]).name}: interrupted{more}", file=sys.stderr)

@@ -1118,7 +1118,9 @@ def test_help_shows_every_flag_in_its_group_with_its_defaults(capsys):
     assert "--width WIDTH width of the built-in model [32]" in text
 
 
-def test_a_stop_in_an_evaluation_prints_what_goes_on(trained, few_steps, monkeypatch, capsys):
+def test_a_stop_in_an_evaluation_prints_what_goes_on(
+    trained, few_steps, tmp_path, monkeypatch, capsys
+):
     def stopped(*args, **options):
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(5)
@@ -1132,6 +1134,9 @@ def test_a_stop_in_an_evaluation_prints_what_goes_on(trained, few_steps, monkeyp
         patch.setattr(sys, "argv", ["train.py", "--stage", "2"])
         assert run(*flags) == 130
         assert capsys.readouterr().err.endswith(" --stage 2 --resume\n")
+        patch.setattr(sys, "argv", ["train.py", "--quick"])
+        assert train.main(["--quick", "--out", str(tmp_path)]) == 130
+        assert capsys.readouterr().err.endswith(" --quick --resume\n")
     assert run(*flags, "--resume") == 0
 
 
