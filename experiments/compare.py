@@ -59,7 +59,7 @@ def planned(parts: list[str], seeds: int) -> list[Run]:
         # Results against the method, "without Stage I" and "three times the budget" for STaR, are
         # checked on more seeds, with what explains STaR's lead.
         "ablations": [Run(name, seed) for seed in few for name in ABLATIONS]
-        + [Run("no_stage1", seed) for seed in range(seeds)],
+        + [Run(name, seed) for seed in range(seeds) for name in ("no_stage1", "short")],
         "budget": [Run(name, 0, times=3) for name in MAIN]
         + [Run(n, seed, times=3) for seed in few for n in ("stage2", "star_plus", "star_once")],
         "bases": [

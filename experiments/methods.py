@@ -122,6 +122,10 @@ METHODS = {
     ),
     # Ablations.
     "no_stage1": stage2("without Stage I", start="base", steps=STEPS),
+    "short_stage1": Method(
+        "a shorter Stage I, its Stage I", stage1_returns, STAGE1 | {"steps": 200, "lr": 2e-3}
+    ),
+    "short": stage2("a shorter Stage I", start="short_stage1", steps=600),
     "no_bonus": stage2("without the bonus, α = 0", alpha=0.0),
     "rloo_stage1": Method(
         "plain RLOO, Stage I", stage1_returns, STAGE1 | {"samples": 10, "revisions": 1}
@@ -140,8 +144,8 @@ SCORE = ("base", "stage1", "stage2")
 MAIN = ("naive", "both", "single", "star_plus", "pair_sft")
 REST = ("trajectory", "star", "pair_sft_plus")
 ABLATIONS = (
-    "no_stage1", "no_bonus", "rloo", "star_stage2", "offline_only", "offline_added",
-    "star_once", "star_online", "star_small", "star_slow",
+    "no_stage1", "short", "no_bonus", "rloo", "star_stage2", "offline_only",
+    "offline_added", "star_once", "star_online", "star_small", "star_slow",
 )  # fmt: skip
 QUICK = (*SCORE, *MAIN)
 # Learning rates; of each method its best and the two beside it are tried.
@@ -184,6 +188,7 @@ FLAT = {"right_hard": Corpus.right, "habit": 0.0}
 BASES = {
     "habit": Base("habit, rare edits: the default"),
     "habit_edits": Base("habit, edits", Corpus(copy_late=0.8)),
+    "habit_copies": Base("habit, hardly an edit", Corpus(copy_late=0.9999)),
     "flat": Base("no habit, rare edits", Corpus(**FLAT)),
     "flat_edits": Base("no habit, edits", Corpus(**FLAT, copy_late=0.8)),
     "width16": Base("width 16", shape={"width": 16}),
