@@ -7,7 +7,7 @@ copies it or edits it. An edit of a wrong answer is right with probability FIX, 
 answer is wrong with probability BREAK. The policy has three parameters: a, the log-odds of p / TOP;
 b, those of an edit; and c, which distinguishes wrong answers (log-odds b + c) from right ones
 (b − c). It starts with c = 0 and few edits, and follows the expected gradient of the returns of
-score.py, without KL.
+score.py, without KL: by plain gradient ascent, or by steps of equal length, as Adam's nearly are.
 """
 
 import sys
@@ -23,7 +23,13 @@ from torch import Tensor
 from score import Returns, stage1_returns, stage2_returns
 
 P0, TOP, FIX, BREAK = 0.18, 0.45, 0.5, 0.9
-RATE, STEPS = 0.1, 300  # of gradient ascent, in each of two stages
+STEPS = 200  # of Stage I, and as many times three of Stage II, as in train.py
+RATE = 0.075  # of gradient ascent
+LENGTH = 0.01  # of a step, where all are equally long
+WAYS = {
+    "Stage II alone": [stage2_returns] * 4,
+    "Stage I, then Stage II": [stage1_returns] + [stage2_returns] * 3,
+}
 # Every outcome: whether attempt 1 is right, whether attempt 2 edits, whether attempt 2 is right.
 FIRST, EDIT, SECOND = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * 3).T[:, :, None, None]
 
@@ -49,15 +55,18 @@ def gradient(policy: list[Tensor], returns: Returns, alpha: Tensor) -> list[Tens
     return list(torch.autograd.grad(credited.sum(), policy, materialize_grads=True))
 
 
-def train(stages: list[Returns], edits: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
+def train(
+    stages: list[Returns], edits: Tensor, alpha: Tensor, equal: bool = False
+) -> tuple[Tensor, Tensor]:
     """acc@t1 and acc@t2 after stages of STEPS each, for every first probability of an edit (n, 1)
-    and every α (1, m): both (n, m)."""
+    and every α (1, m): both (n, m). With `equal` all steps are equally long."""
     b = edits.logit() + 0 * alpha
     policy = [torch.full_like(b, P0 / TOP).logit(), b, torch.zeros_like(b)]
     for returns in stages:
         for _ in range(STEPS):
             slopes = gradient(policy, returns, alpha)
-            policy = [weight + RATE * slope for weight, slope in zip(policy, slopes)]
+            rate = LENGTH / torch.stack(slopes).norm(dim=0) if equal else RATE
+            policy = [weight + rate * slope for weight, slope in zip(policy, slopes)]
     probability = torch.stack(torch.broadcast_tensors(*outcomes(*policy))).prod(0)
     return (probability * FIRST).sum(0), (probability * SECOND).sum(0)
 
@@ -70,26 +79,25 @@ def draw(path: Path) -> None:
 
     edits = torch.logspace(-3, -1, 41)[:, None]
     alpha = torch.logspace(0, 1.5, 41)[None] - 1
-    titles = {
-        "Stage II alone, twice as long": [stage2_returns, stage2_returns],
-        "Stage I, then Stage II": [stage1_returns, stage2_returns],
-    }
-    figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), sharey=True, layout="constrained")
-    second = []
-    for axis, (title, stages) in zip(axes, titles.items()):
-        t1, t2 = train(stages, edits, alpha)
-        second.append(t2)
-        shown = axis.pcolormesh(1 + alpha[0], edits[:, 0], 100 * (t2 - t1), vmin=0, vmax=30)
-        axis.set_title(title)
-    figure.colorbar(shown, ax=axes[:2], label="Δ(t1,t2), points")
-    gain = 100 * (second[1] - second[0])
-    options = {"cmap": "RdBu", "vmin": -30, "vmax": 30}
-    shown = axes[2].pcolormesh(1 + alpha[0], edits[:, 0], gain, **options)
-    figure.colorbar(shown, ax=axes[2], label="acc@t2, points")
-    axes[2].set_title("what Stage I adds")
-    for axis in axes:
+    grid = {"sharex": True, "sharey": True, "layout": "constrained"}
+    figure, axes = plt.subplots(2, 3, figsize=(12, 6.4), **grid)
+    for row, equal in zip(axes, (False, True)):
+        second = []
+        for axis, (title, stages) in zip(row, WAYS.items()):
+            t1, t2 = train(stages, edits, alpha, equal)
+            second.append(t2)
+            shown = axis.pcolormesh(1 + alpha[0], edits[:, 0], 100 * (t2 - t1), vmin=0, vmax=30)
+            axis.set_title(title)
+        figure.colorbar(shown, ax=row[:2], label="Δ(t1,t2), points")
+        gain = 100 * (second[1] - second[0])
+        options = {"cmap": "RdBu", "vmin": -30, "vmax": 30}
+        shown = row[2].pcolormesh(1 + alpha[0], edits[:, 0], gain, **options)
+        figure.colorbar(shown, ax=row[2], label="acc@t2, points")
+        row[2].set_title("what Stage I adds")
+        how = "steps of equal length" if equal else "gradient ascent"
+        row[0].set_ylabel(f"{how}\nprobability of an edit in the base")
+    for axis in axes[1]:
         axis.set(xscale="log", yscale="log", xlabel="1 + α")
-    axes[0].set_ylabel("probability of an edit in the base")
     figure.savefig(path, dpi=110)
 
 
