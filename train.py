@@ -63,11 +63,11 @@ STAGES = (
         IN_WORDS: WORDS | {"steps": 100, "lr": 1e-4},
     } | PAPER),
     Stage(1, "stage1", "Stage I", score.stage1_returns, {
-        "arithmetic": {"steps": 400, "lr": 4e-3},
+        "arithmetic": {"steps": 200, "lr": 2e-3},
         IN_WORDS: WORDS | {"steps": 30, "lr": 2e-5, "warmup": 5, "beta1": 0.01},
     } | PAPER),
     Stage(2, "stage2", "Stage II", score.stage2_returns, {
-        "arithmetic": {"steps": 400, "lr": 1e-3},
+        "arithmetic": {"steps": 600, "lr": 1e-3},
         IN_WORDS: WORDS | {"steps": 40, "lr": 5e-6, "warmup": 5, "beta1": 0.1},
     } | PAPER),
 )  # fmt: skip

@@ -21,7 +21,7 @@ from argparse import SUPPRESS, ArgumentParser, RawDescriptionHelpFormatter
 from dataclasses import asdict
 from pathlib import Path
 
-from methods import ABLATIONS, LRS, MAIN, METHODS, QUICK, REST, SCORE, SWEEPS
+from methods import ABLATIONS, FIRM, LRS, MAIN, METHODS, QUICK, REST, SCORE, STAGE1_WORTH
 from runs import TUNING_SEED, Run
 from tables import (
     CURVES,
@@ -56,18 +56,18 @@ def planned(parts: list[str], seeds: int) -> list[Run]:
         "quick": [Run(name, 0) for name in QUICK],
         "main": [Run(name, seed) for seed in range(seeds) for name in QUICK]
         + [Run(name, seed) for seed in few for name in REST],
-        # Results against the method, "without Stage I" and "three times the budget" for STaR, are
-        # checked on more seeds, with what explains STaR's lead.
+        # What Stage I is worth and, against the method, three times the budget for STaR are checked
+        # on more seeds, the latter with what explains it.
         "ablations": [Run(name, seed) for seed in few for name in ABLATIONS]
-        + [Run(name, seed) for seed in range(seeds) for name in ("no_stage1", "short")],
+        + [Run(name, seed) for seed in range(seeds) for name in STAGE1_WORTH],
         "budget": [Run(name, 0, times=3) for name in MAIN]
         + [Run(n, seed, times=3) for seed in few for n in ("stage2", "star_plus", "star_once")],
+        "firm": [Run(name, seed, "habit_copies") for seed in range(seeds) for name in FIRM],
         "bases": [
             Run(name, 0, base)
             for base in ("habit_edits", "flat", "flat_edits")
             for name in (*SCORE, "naive", "both", "single")
         ],
-        "sweeps": [Run.of(arm, 0) for axis in SWEEPS.values() for arm in axis.values()],
     }
     return planned_with_starts([run for part in parts for run in runs[part]])
 
@@ -132,7 +132,7 @@ def launch(run: Run, out: Path, threads: int) -> subprocess.Popen:
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    parts = ("main", "ablations", "budget", "bases", "sweeps", "tuning")
+    parts = ("main", "ablations", "budget", "firm", "bases", "tuning")
     parser.add_argument("--quick", action="store_true", help="one seed of the main methods")
     parser.add_argument("--parts", nargs="+", choices=parts, default=parts, help="[all]")
     parser.add_argument("--seeds", type=int, default=5, help="of the main methods [5]")

@@ -1,4 +1,4 @@
-"""Draws figures/*.png from what compare.py has left beside this file, compare.json and curves.json.
+"""Draws figures/*.png from curves.json, which compare.py has left beside this file.
 
 pip install matplotlib && python experiments/figures.py
 """
@@ -15,14 +15,15 @@ except ImportError:
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-from methods import METHODS, SWEEPS
-from tables import CURVES, FIGURES, by_seed
+from methods import METHODS
+from tables import CURVES
 
 FOLDER = Path(__file__).resolve().parent / "figures"
 COLOURS = {
     "base": "0.5",
     "stage1": "tab:cyan",
     "stage2": "tab:blue",
+    "no_stage1": "tab:pink",
     "naive": "tab:red",
     "both": "tab:orange",
     "single": "tab:purple",
@@ -31,27 +32,20 @@ COLOURS = {
 }
 
 
-class Runs:
-    """What was kept of every run, by arm; a figure shows means over an arm's seeds."""
-
-    def __init__(self):
-        self.rows = json.loads(FIGURES.read_text())
-        self.curves = json.loads(CURVES.read_text())
-
-    def mean(self, arm: str, *path: str) -> np.ndarray | None:
-        """Of numbers in an arm's curves, element by element: nan, which is not drawn, where there
-        is none; None without runs."""
-        found = [row for row in self.curves if row["arm"] == arm]
-        for key in path:
-            found = [row[key] for row in found]
-        return np.array(found, dtype=float).mean(0) if found else None
+def mean(runs: list[dict], arm: str, *path: str) -> np.ndarray | None:
+    """Of numbers in an arm's curves, element by element, over its seeds; None without runs. Where a
+    run has no number the mean is nan, which is not drawn."""
+    found = [row for row in runs if row["arm"] == arm]
+    for key in path:
+        found = [row[key] for row in found]
+    return np.array(found, dtype=float).mean(0) if found else None
 
 
-def draw_curves(runs: Runs):
+def draw_curves(runs: list[dict]):
     """t1, t2 and changed on validation problems over the steps of training."""
     figure, axes = plt.subplots(1, 3, figsize=(12.6, 3.4))
     for arm, colour in COLOURS.items():
-        looks = runs.mean(arm, "val")
+        looks = mean(runs, arm, "val")
         if looks is None or not looks.size:  # the base is not looked at
             continue
         steps, *shares = looks.T
@@ -66,11 +60,11 @@ def draw_curves(runs: Runs):
     return figure
 
 
-def draw_edits(runs: Runs):
+def draw_edits(runs: list[dict]):
     arms = ("base", "stage1", "stage2", "naive", "both", "star_plus")
     figure, axes = plt.subplots(1, len(arms), figsize=(14, 2.6), sharey=True)
     for axis, arm in zip(axes, arms):
-        counts = runs.mean(arm, "edits")
+        counts = mean(runs, arm, "edits")
         if counts is not None:
             share = 100 * counts / counts.sum()
             axis.bar((np.arange(20) + 0.5) / 20, share, 0.05, color=COLOURS[arm])
@@ -80,10 +74,10 @@ def draw_edits(runs: Runs):
     return figure
 
 
-def draw_attempts(runs: Runs):
+def draw_attempts(runs: list[dict]):
     figure, axis = plt.subplots(figsize=(4.2, 3.4))
     for arm, colour in COLOURS.items():
-        accuracy = runs.mean(arm, "attempts")
+        accuracy = mean(runs, arm, "attempts")
         if accuracy is not None:
             axis.plot(range(1, 11), 100 * accuracy, ".-", color=colour, label=METHODS[arm].title)
     axis.set(xlabel="attempt", ylabel="accuracy, % (greedy)", title="ten attempts")
@@ -92,12 +86,12 @@ def draw_attempts(runs: Runs):
     return figure
 
 
-def draw_votes(runs: Runs):
+def draw_votes(runs: list[dict]):
     samples = [1, 2, 4, 8, 16, 32]
     figure, axis = plt.subplots(figsize=(4.2, 3.4))
     for arm in ("base", "both", "stage2"):
         for kind, style in (("parallel", "--"), ("corrected", "-")):
-            accuracy = runs.mean(arm, "votes", kind)
+            accuracy = mean(runs, arm, "votes", kind)
             if accuracy is not None:
                 how = {"color": COLOURS[arm], "label": f"{METHODS[arm].title}, {kind}"}
                 axis.plot(samples, 100 * accuracy, f"{style}o", markersize=3, **how)
@@ -109,31 +103,16 @@ def draw_votes(runs: Runs):
     return figure
 
 
-def draw_sweeps(runs: Runs):
-    figure, axes = plt.subplots(1, len(SWEEPS), figsize=(14, 3), sharey=True)
-    for axis, (name, arms) in zip(axes, SWEEPS.items()):
-        found = {value: by_seed(runs.rows, arm).get(0) for value, arm in arms.items()}
-        found = {value: row for value, row in found.items() if row is not None}
-        for column, colour in (("acc_t1", "tab:cyan"), ("acc_t2", "tab:blue")):
-            axis.plot(list(found), [row[column] for row in found.values()], "o-", color=colour)
-        axis.set(xlabel=name)
-        axis.grid(alpha=0.3)
-    axes[0].set_ylabel("%")
-    axes[0].legend(["acc@t1", "acc@t2"], fontsize=7)
-    return figure
-
-
 DRAWINGS = {
     "curves": draw_curves,
     "edits": draw_edits,
     "attempts": draw_attempts,
     "votes": draw_votes,
-    "sweeps": draw_sweeps,
 }
 
 
 def main() -> None:
-    runs = Runs()
+    runs = json.loads(CURVES.read_text())
     FOLDER.mkdir(exist_ok=True)
     for name, draw in DRAWINGS.items():
         figure = draw(runs)

@@ -122,11 +122,11 @@ METHODS = {
     ),
     # Ablations.
     "no_stage1": stage2("without Stage I", start="base", steps=STEPS),
-    "short_stage1": Method(
-        "a shorter Stage I, its Stage I", stage1_returns, STAGE1 | {"steps": 200, "lr": 2e-3}
-    ),
-    "short": stage2("a shorter Stage I", start="short_stage1", steps=600),
     "no_bonus": stage2("without the bonus, α = 0", alpha=0.0),
+    "alpha1": stage2("α = 1", alpha=1.0),
+    "alpha1_alone": stage2("α = 1, without Stage I", start="base", steps=STEPS, alpha=1.0),
+    "alpha3": stage2("α = 3", alpha=3.0),
+    "alpha30": stage2("α = 30", alpha=30.0),
     "rloo_stage1": Method(
         "plain RLOO, Stage I", stage1_returns, STAGE1 | {"samples": 10, "revisions": 1}
     ),
@@ -143,33 +143,15 @@ METHODS = {
 SCORE = ("base", "stage1", "stage2")
 MAIN = ("naive", "both", "single", "star_plus", "pair_sft")
 REST = ("trajectory", "star", "pair_sft_plus")
+STAGE1_WORTH = ("no_stage1", "alpha1", "alpha1_alone")
 ABLATIONS = (
-    "no_stage1", "short", "no_bonus", "rloo", "star_stage2", "offline_only",
-    "offline_added", "star_once", "star_online", "star_small", "star_slow",
+    "no_bonus", "alpha3", "alpha30", "rloo", "star_stage2", "offline_only", "offline_added",
+    "star_once", "star_online", "star_small", "star_slow",
 )  # fmt: skip
 QUICK = (*SCORE, *MAIN)
+FIRM = (*SCORE, "no_stage1", "star_plus")  # from a base that copies more firmly
 # Learning rates; of each method its best and the two beside it are tried.
 LRS = (2e-4, 3e-4, 5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)
-
-# One setting moved, by its value. A run from another base than the default is called BASE/METHOD.
-SWEEPS: dict[str, dict[str, str]] = {
-    "α": {"0": "no_bonus", "1": "alpha1", "3": "alpha3", "10": "stage2", "30": "alpha30"},
-    "β2": {"0.03": "beta0.03", "0.1": "beta0.1", "0.3": "stage2", "1": "beta1"},
-    # All of about 20 samples a problem.
-    "K × M": {"10 × 1": "rloo", "7 × 2": "grid7x2", "4 × 4": "stage2", "2 × 9": "grid2x9"},
-    "width": {"16": "width16/stage2", "32": "stage2", "64": "width64/stage2"},
-}
-for alpha in (1.0, 3.0, 30.0):
-    METHODS[f"alpha{alpha:g}"] = stage2(f"α = {alpha:g}", alpha=alpha)
-for name, own in {
-    "beta0.03": {"beta2": 0.03},
-    "beta0.1": {"beta2": 0.1},
-    "beta1": {"beta2": 1.0},
-    "grid7x2": {"samples": 7, "revisions": 2},
-    "grid2x9": {"samples": 2, "revisions": 9},
-}.items():
-    METHODS[f"{name}_stage1"] = Method(f"{name}, Stage I", stage1_returns, STAGE1 | own)
-    METHODS[name] = stage2(name, start=f"{name}_stage1", **own)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -180,7 +162,6 @@ for name, own in {
 class Base:
     title: str
     corpus: Corpus = Corpus()
-    shape: dict = field(default_factory=dict)
 
 
 # Whether attempt 1 has room to grow (the habit), and whether the base edits now and then.
@@ -191,6 +172,4 @@ BASES = {
     "habit_copies": Base("habit, hardly an edit", Corpus(copy_late=0.9999)),
     "flat": Base("no habit, rare edits", Corpus(**FLAT)),
     "flat_edits": Base("no habit, edits", Corpus(**FLAT, copy_late=0.8)),
-    "width16": Base("width 16", shape={"width": 16}),
-    "width64": Base("width 64", shape={"width": 64}),
 }

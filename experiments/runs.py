@@ -39,11 +39,6 @@ class Run:
     lr: float | None = None  # in place of the method's own, while tuning
     times: int = 1  # the budget in steps, of all stages
 
-    @classmethod
-    def of(cls, arm: str, seed: int) -> "Run":
-        base, _, method = arm.rpartition("/")
-        return cls(method, seed, base or "habit")
-
     @property
     def arm(self) -> str:
         """Its name in tables."""
@@ -72,8 +67,9 @@ class Run:
     @property
     def settings(self) -> dict:
         """In place of the defaults."""
-        own = METHODS[self.method].own | BASES[self.base].shape
-        own = own | {"steps": own["steps"] * (1 if self.method == "base" else self.times)}
+        own = dict(METHODS[self.method].own)
+        if self.method != "base":
+            own["steps"] *= self.times
         return own if self.lr is None else own | {"lr": self.lr}
 
     def job(self, out: Path) -> Job:

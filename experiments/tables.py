@@ -8,7 +8,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from methods import ABLATIONS, BASES, LRS, MAIN, METHODS, QUICK, REST, SWEEPS
+from methods import ABLATIONS, BASES, FIRM, LRS, MAIN, METHODS, QUICK, REST, STAGE1_WORTH
 from runs import Run
 
 from training import settings
@@ -106,15 +106,21 @@ def title(arm: str) -> str:
     return METHODS[name].title + (f", {times} × the budget" if times else "")
 
 
+def on_base(rows: list[dict], base: str) -> list[dict]:
+    """The rows of another base than the default, under the names of their methods."""
+    prefix = f"{base}/"
+    found = [row for row in rows if row["arm"].startswith(prefix)]
+    return [row | {"arm": row["arm"].removeprefix(prefix)} for row in found]
+
+
 def bases_table(rows: list[dict]) -> str:
     """Does f/b against the odds of p tell what happens, or the headroom of attempt 1?"""
     header = ["base", "p", "f", "b", "f/b", "odds", "odds after single-turn RL", "headroom"]
     lines = [[*header, "naive t2", "both t2", "SCoRe t2", "naive Δ", "both Δ", "SCoRe Δ"]]
     for name in ("habit", "habit_edits", "flat", "flat_edits"):
-        prefix = "" if name == "habit" else f"{name}/"
+        own = rows if name == "habit" else on_base(rows, name)
         found = {
-            arm: by_seed(rows, prefix + arm).get(0)
-            for arm in ("base", "single", "naive", "both", "stage2")
+            arm: by_seed(own, arm).get(0) for arm in ("base", "single", "naive", "both", "stage2")
         }
         if not all(found.values()):
             continue
@@ -125,18 +131,6 @@ def bases_table(rows: list[dict]) -> str:
         for column in ("acc_t2", "delta"):
             line += [f"{found[arm][column]:.1f}" for arm in ("naive", "both", "stage2")]
         lines.append(line)
-    return cells(lines)
-
-
-def sweeps_table(rows: list[dict]) -> str:
-    """Seed 0 of SCoRe with one setting moved."""
-    lines = [["", "", *TITLES[:3], TITLES[4]]]
-    for axis, arms in SWEEPS.items():
-        for value, arm in arms.items():
-            row = by_seed(rows, arm).get(0)
-            if row is not None:
-                columns = ("acc_t1", "acc_t2", "delta", "broken")
-                lines.append([axis, value] + [f"{row[column]:.1f}" for column in columns])
     return cells(lines)
 
 
@@ -156,9 +150,9 @@ def tables(rows: list[dict], tuning: list[dict]) -> dict[str, str]:
         "budget": results_table(
             rows, [f"{arm}_x3" for arm in ("stage2", *MAIN, "star_once")], "stage2_x3"
         ),
-        "ablations": results_table(rows, ["stage2", *ABLATIONS]),
+        "ablations": results_table(rows, ["stage2", *STAGE1_WORTH, *ABLATIONS]),
+        "firm": results_table(on_base(rows, "habit_copies"), FIRM),
         "bases": bases_table(rows),
-        "sweeps": sweeps_table(rows),
         "tuning": tuning_table(tuning),
     }
 

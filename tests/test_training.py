@@ -1110,7 +1110,7 @@ def test_help_shows_every_flag_in_its_group_with_its_defaults(capsys):
         assert text.count(f"{settings.flag(name)} ") >= 1
     assert places[3] < text.rindex(" --steps STEPS training steps of the last stage [") < places[4]
     steps = "arithmetic with --init 100, 30, 40 by stage; math 1500; humaneval 750"
-    assert f"[3000, 400, 400 by stage; {steps}]" in text
+    assert f"[3000, 200, 600 by stage; {steps}]" in text
     assert "[0.3; arithmetic with --init 2.0; math 0.1; humaneval 0.25]" in text
     assert (
         "transcripts per step of stage 0, the base model [256; arithmetic with --init 32]" in text
