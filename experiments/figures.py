@@ -56,7 +56,7 @@ def draw_curves(runs: list[dict]):
     for axis, name in zip(axes, ("acc@t1", "acc@t2", "changed")):
         axis.set(title=f"{name}, % (greedy, validation)", xlabel="updates after the base")
         axis.grid(alpha=0.3)
-    axes[1].legend(fontsize=7)
+    axes[2].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 
@@ -75,13 +75,13 @@ def draw_edits(runs: list[dict]):
 
 
 def draw_attempts(runs: list[dict]):
-    figure, axis = plt.subplots(figsize=(4.2, 3.4))
+    figure, axis = plt.subplots(figsize=(6, 3.4))
     for arm, colour in COLOURS.items():
         accuracy = mean(runs, arm, "attempts")
         if accuracy is not None:
             axis.plot(range(1, 11), 100 * accuracy, ".-", color=colour, label=METHODS[arm].title)
     axis.set(xlabel="attempt", ylabel="accuracy, % (greedy)", title="ten attempts")
-    axis.legend(fontsize=7)
+    axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     axis.grid(alpha=0.3)
     return figure
 
