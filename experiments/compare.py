@@ -21,7 +21,18 @@ from argparse import SUPPRESS, ArgumentParser, RawDescriptionHelpFormatter
 from dataclasses import asdict
 from pathlib import Path
 
-from methods import ABLATIONS, FIRM, LRS, MAIN, METHODS, QUICK, REST, SCORE, STAGE1_WORTH
+from methods import (
+    ABLATIONS,
+    FIRM,
+    LRS,
+    MAIN,
+    METHODS,
+    QUICK,
+    REST,
+    REUSE,
+    SCORE,
+    STAGE1_BY_ALPHA,
+)
 from runs import TUNING_SEED, Run
 from tables import (
     CURVES,
@@ -46,7 +57,8 @@ def tried(method: str) -> tuple[float, ...]:
 
 def planned(parts: list[str], seeds: int) -> list[Run]:
     """The runs of some parts of the comparison, what they start from first."""
-    few = range(min(3, seeds))
+    few, watched = range(min(3, seeds)), range(TUNING_SEED, TUNING_SEED + 3)
+    with_and_without = [name for arms in STAGE1_BY_ALPHA.values() for name in arms]
     runs = {
         "tuning": [
             Run(name, TUNING_SEED, lr=lr)
@@ -56,13 +68,14 @@ def planned(parts: list[str], seeds: int) -> list[Run]:
         "quick": [Run(name, 0) for name in QUICK],
         "main": [Run(name, seed) for seed in range(seeds) for name in QUICK]
         + [Run(name, seed) for seed in few for name in REST],
-        # What Stage I is worth and, against the method, three times the budget for STaR are checked
-        # on more seeds, the latter with what explains it.
+        # What speaks against SCoRe is checked on more seeds: Stage II alone, and STaR with three
+        # times the budget.
         "ablations": [Run(name, seed) for seed in few for name in ABLATIONS]
-        + [Run(name, seed) for seed in range(seeds) for name in STAGE1_WORTH],
+        + [Run(name, seed) for seed in range(seeds) for name in with_and_without],
+        "reuse": [Run(name, seed) for seed in watched[:2] for name in REUSE],
         "budget": [Run(name, 0, times=3) for name in MAIN]
         + [Run(n, seed, times=3) for seed in few for n in ("stage2", "star_plus", "star_once")],
-        "firm": [Run(name, seed, "habit_copies") for seed in range(seeds) for name in FIRM],
+        "firm": [Run(name, seed, "habit_copies") for seed in watched for name in FIRM],
         "bases": [
             Run(name, 0, base)
             for base in ("habit_edits", "flat", "flat_edits")
@@ -132,10 +145,12 @@ def launch(run: Run, out: Path, threads: int) -> subprocess.Popen:
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    parts = ("main", "ablations", "budget", "firm", "bases", "tuning")
+    parts = ("main", "ablations", "budget", "reuse", "firm", "bases", "tuning")
     parser.add_argument("--quick", action="store_true", help="one seed of the main methods")
     parser.add_argument("--parts", nargs="+", choices=parts, default=parts, help="[all]")
-    parser.add_argument("--seeds", type=int, default=5, help="of the main methods [5]")
+    parser.add_argument(
+        "--seeds", type=int, default=5, help="of what counts most; of the rest three or one [5]"
+    )
     parser.add_argument("--out", type=Path, default=HERE.parent / "out" / "compare")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="[one a core]")
     parser.add_argument("--write", action="store_true", help="keep the figures and the tables")
@@ -153,14 +168,14 @@ def main() -> None:
         return print(results_table(gather(asked, out), QUICK))
     runs = planned(parts, args.seeds)
     tuning = [run for run in runs if run.lr is not None]  # not the base that they start from
-    others = [run for run in runs if run.seed != TUNING_SEED]
+    others = [run for run in runs if run.lr is None]
     rows, tuned = gather(others, out), gather(tuning, out)
     for name, text in tables(rows, tuned).items():
         print(f"\n{name}\n{text}")
     if args.write:
         write_rows(FIGURES, rows)
         write_rows(TUNING, tuned)
-        write_rows(CURVES, curves(others, out))
+        write_rows(CURVES, curves([run for run in others if run.seed < TUNING_SEED], out))
         write_pages(rows, tuned)
 
 

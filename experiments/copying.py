@@ -23,7 +23,7 @@ from torch import Tensor
 from score import Returns, stage1_returns, stage2_returns
 
 P0, TOP, FIX, BREAK = 0.18, 0.45, 0.5, 0.9
-STEPS = 200  # of Stage I, and as many times three of Stage II, as in train.py
+STEPS = 200  # of Stage I; Stage II has three times as many, as in train.py
 RATE = 0.075  # of gradient ascent
 LENGTH = 0.01  # of a step, where all are equally long
 WAYS = {
@@ -98,7 +98,7 @@ def draw(path: Path) -> None:
         row[0].set_ylabel(f"{how}\nprobability of an edit in the base")
     for axis in axes[1]:
         axis.set(xscale="log", yscale="log", xlabel="1 + α")
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=110, metadata={"Software": None})
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Draws figures/*.png from curves.json, which compare.py has left beside this file.
+"""Draws curves, edits, attempts and votes into figures/, from the curves.json of compare.py.
 
 pip install matplotlib && python experiments/figures.py
 """

@@ -125,8 +125,6 @@ METHODS = {
     "no_bonus": stage2("without the bonus, α = 0", alpha=0.0),
     "alpha1": stage2("α = 1", alpha=1.0),
     "alpha1_alone": stage2("α = 1, without Stage I", start="base", steps=STEPS, alpha=1.0),
-    "alpha3": stage2("α = 3", alpha=3.0),
-    "alpha30": stage2("α = 30", alpha=30.0),
     "rloo_stage1": Method(
         "plain RLOO, Stage I", stage1_returns, STAGE1 | {"samples": 10, "revisions": 1}
     ),
@@ -143,13 +141,16 @@ METHODS = {
 SCORE = ("base", "stage1", "stage2")
 MAIN = ("naive", "both", "single", "star_plus", "pair_sft")
 REST = ("trajectory", "star", "pair_sft_plus")
-STAGE1_WORTH = ("no_stage1", "alpha1", "alpha1_alone")
-ABLATIONS = (
-    "no_bonus", "alpha3", "alpha30", "rloo", "star_stage2", "offline_only", "offline_added",
-    "star_once", "star_online", "star_small", "star_slow",
-)  # fmt: skip
+ABLATIONS = ("no_stage1", "no_bonus", "rloo", "star_stage2", "offline_only", "offline_added")
+# By α: Stage II alone, and after Stage I.
+STAGE1_BY_ALPHA = {
+    "0": ("both", "no_bonus"),
+    "1": ("alpha1_alone", "alpha1"),
+    "10": ("no_stage1", "stage2"),
+}
+REUSE = ("base", "star_plus", "star_slow", "star_small", "star_once", "star_online", "stage2")
 QUICK = (*SCORE, *MAIN)
-FIRM = (*SCORE, "no_stage1", "star_plus")  # from a base that copies more firmly
+FIRM = (*SCORE, "no_stage1", "star_plus")
 # Learning rates; of each method its best and the two beside it are tried.
 LRS = (2e-4, 3e-4, 5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)
 
@@ -169,7 +170,7 @@ FLAT = {"right_hard": Corpus.right, "habit": 0.0}
 BASES = {
     "habit": Base("habit, rare edits: the default"),
     "habit_edits": Base("habit, edits", Corpus(copy_late=0.8)),
-    "habit_copies": Base("habit, hardly an edit", Corpus(copy_late=0.9999)),
+    "habit_copies": Base("habit, copies .9999", Corpus(copy_late=0.9999)),
     "flat": Base("no habit, rare edits", Corpus(**FLAT)),
     "flat_edits": Base("no habit, edits", Corpus(**FLAT, copy_late=0.8)),
 }

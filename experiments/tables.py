@@ -8,8 +8,19 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from methods import ABLATIONS, BASES, FIRM, LRS, MAIN, METHODS, QUICK, REST, STAGE1_WORTH
-from runs import Run
+from methods import (
+    ABLATIONS,
+    BASES,
+    FIRM,
+    LRS,
+    MAIN,
+    METHODS,
+    QUICK,
+    REST,
+    REUSE,
+    STAGE1_BY_ALPHA,
+)
+from runs import TUNING_SEED, Run
 
 from training import settings
 from training.checkpoints import read_log
@@ -113,6 +124,35 @@ def on_base(rows: list[dict], base: str) -> list[dict]:
     return [row | {"arm": row["arm"].removeprefix(prefix)} for row in found]
 
 
+def stage1_table(rows: list[dict]) -> str:
+    """What Stage I adds at each α."""
+    header = ["α", "seeds", "Stage II alone", "Δ(t1,t2)", "both stages", "Δ(t1,t2)"]
+    lines = [[*header, "Stage I adds to acc@t2"]]
+    for alpha, arms in STAGE1_BY_ALPHA.items():
+        alone, after = (by_seed(rows, arm) for arm in arms)
+        seeds = sorted(alone.keys() & after.keys())
+        if not seeds:
+            continue
+        line = [alpha, str(len(seeds))]
+        for own in (alone, after):
+            for column in ("acc_t2", "delta"):
+                line.append(spread([own[seed][column] for seed in seeds]))
+        added = [after[seed]["acc_t2"] - alone[seed]["acc_t2"] for seed in seeds]
+        lines.append([*line, spread(added, "+")])
+    return cells(lines)
+
+
+def reuse_table(rows: list[dict]) -> str:
+    """acc@t1 / acc@t2 on validation problems, by seed."""
+    seeds = sorted(by_seed(rows, "star_plus"))
+    lines = [["", *(f"seed {seed}" for seed in seeds)]]
+    for arm in REUSE:
+        own = by_seed(rows, arm)
+        found = [own[seed] for seed in seeds if seed in own]
+        lines.append([title(arm), *(f"{x['acc_t1']:.1f} / {x['acc_t2']:.1f}" for x in found)])
+    return cells(lines)
+
+
 def bases_table(rows: list[dict]) -> str:
     """Does f/b against the odds of p tell what happens, or the headroom of attempt 1?"""
     header = ["base", "p", "f", "b", "f/b", "odds", "odds after single-turn RL", "headroom"]
@@ -135,23 +175,28 @@ def bases_table(rows: list[dict]) -> str:
 
 
 def tuning_table(rows: list[dict]) -> str:
-    """acc@t2 on validation problems by learning rate; the best is the one that is used."""
+    """acc@t2 on validation problems by learning rate; the one that is used is bold."""
     lines = [["", *(f"{lr:g}" for lr in LRS)]]
     for arm in dict.fromkeys(row["arm"] for row in rows):
         found = {row["lr"]: f"{row['acc_t2']:.1f}" for row in rows if row["arm"] == arm}
+        found |= {lr: f"**{found[lr]}**" for lr in found if lr == METHODS[arm].own["lr"]}
         lines.append([METHODS[arm].title, *(found.get(lr, "") for lr in LRS)])
     return cells(lines)
 
 
 def tables(rows: list[dict], tuning: list[dict]) -> dict[str, str]:
     """By the name of its place in RESULTS.md."""
+    watched = [row for row in rows if row["seed"] >= TUNING_SEED]
+    rows = [row for row in rows if row["seed"] < TUNING_SEED]
     return {
         "main": results_table(rows, [*QUICK, *REST]),
         "budget": results_table(
             rows, [f"{arm}_x3" for arm in ("stage2", *MAIN, "star_once")], "stage2_x3"
         ),
-        "ablations": results_table(rows, ["stage2", *STAGE1_WORTH, *ABLATIONS]),
-        "firm": results_table(on_base(rows, "habit_copies"), FIRM),
+        "ablations": results_table(rows, ["stage2", *ABLATIONS]),
+        "stage1": stage1_table(rows),
+        "reuse": reuse_table(watched),
+        "firm": results_table(on_base(watched, "habit_copies"), FIRM),
         "bases": bases_table(rows),
         "tuning": tuning_table(tuning),
     }
