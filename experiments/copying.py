@@ -7,7 +7,8 @@ copies it or edits it. An edit of a wrong answer is right with probability FIX, 
 answer is wrong with probability BREAK. The policy has three parameters: a, the log-odds of p / TOP;
 b, those of an edit; and c, which distinguishes wrong answers (log-odds b + c) from right ones
 (b − c). It starts with c = 0 and few edits, and follows the expected gradient of the returns of
-score.py, without KL: by plain gradient ascent, or by steps of equal length, as Adam's nearly are.
+score.py, without KL: by plain gradient ascent, or by steps of equal length, which clipping makes of
+nearly all steps in training.
 """
 
 import sys

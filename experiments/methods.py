@@ -148,9 +148,10 @@ STAGE1_BY_ALPHA = {
     "1": ("alpha1_alone", "alpha1"),
     "10": ("no_stage1", "stage2"),
 }
+# On validation problems: STaR with less reuse of its pairs, and a base that copies more firmly.
 REUSE = ("base", "star_plus", "star_slow", "star_small", "star_once", "star_online", "stage2")
-QUICK = (*SCORE, *MAIN)
 FIRM = (*SCORE, "no_stage1", "star_plus")
+QUICK = (*SCORE, *MAIN)
 # Learning rates; of each method its best and the two beside it are tried.
 LRS = (2e-4, 3e-4, 5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)
 
