@@ -21,18 +21,7 @@ from argparse import SUPPRESS, ArgumentParser, RawDescriptionHelpFormatter
 from dataclasses import asdict
 from pathlib import Path
 
-from methods import (
-    ABLATIONS,
-    FIRM,
-    LRS,
-    MAIN,
-    METHODS,
-    QUICK,
-    REST,
-    REUSE,
-    SCORE,
-    STAGE1_BY_ALPHA,
-)
+import methods
 from runs import TUNING_SEED, Run
 from tables import (
     CURVES,
@@ -51,35 +40,35 @@ HERE = Path(__file__).resolve().parent
 
 def tried(method: str) -> tuple[float, ...]:
     """Three learning rates, the method's own in their middle."""
-    middle = LRS.index(METHODS[method].own["lr"])
-    return LRS[middle - 1 : middle + 2]
+    middle = methods.LRS.index(methods.METHODS[method].own["lr"])
+    return methods.LRS[middle - 1 : middle + 2]
 
 
 def planned(parts: list[str], seeds: int) -> list[Run]:
     """The runs of some parts of the comparison, what they start from first."""
     few, watched = range(min(3, seeds)), range(TUNING_SEED, TUNING_SEED + 3)
-    with_and_without = [name for arms in STAGE1_BY_ALPHA.values() for name in arms]
+    with_and_without = [name for arms in methods.STAGE1_BY_ALPHA.values() for name in arms]
     runs = {
         "tuning": [
             Run(name, TUNING_SEED, lr=lr)
-            for name in ("stage1", "stage2", *MAIN, *REST)
+            for name in ("stage1", "stage2", *methods.MAIN, *methods.REST)
             for lr in tried(name)
         ],
-        "quick": [Run(name, 0) for name in QUICK],
-        "main": [Run(name, seed) for seed in range(seeds) for name in QUICK]
-        + [Run(name, seed) for seed in few for name in REST],
+        "quick": [Run(name, 0) for name in methods.QUICK],
+        "main": [Run(name, seed) for seed in range(seeds) for name in methods.QUICK]
+        + [Run(name, seed) for seed in few for name in methods.REST],
         # What speaks against SCoRe is checked on more seeds: Stage II alone, and STaR with three
         # times the budget.
-        "ablations": [Run(name, seed) for seed in few for name in ABLATIONS]
+        "ablations": [Run(name, seed) for seed in few for name in methods.ABLATIONS]
         + [Run(name, seed) for seed in range(seeds) for name in with_and_without],
-        "reuse": [Run(name, seed) for seed in watched[:2] for name in REUSE],
-        "budget": [Run(name, 0, times=3) for name in MAIN]
+        "reuse": [Run(name, seed) for seed in watched[:2] for name in methods.REUSE],
+        "budget": [Run(name, 0, times=3) for name in methods.MAIN]
         + [Run(n, seed, times=3) for seed in few for n in ("stage2", "star_plus", "star_once")],
-        "firm": [Run(name, seed, "habit_copies") for seed in watched for name in FIRM],
+        "firm": [Run(name, seed, "habit_copies") for seed in watched for name in methods.FIRM],
         "bases": [
             Run(name, 0, base)
             for base in ("habit_edits", "flat", "flat_edits")
-            for name in (*SCORE, "naive", "both", "single")
+            for name in (*methods.SCORE, "naive", "both", "single")
         ],
     }
     return planned_with_starts([run for part in parts for run in runs[part]])
@@ -149,7 +138,10 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one seed of the main methods")
     parser.add_argument("--parts", nargs="+", choices=parts, default=parts, help="[all]")
     parser.add_argument(
-        "--seeds", type=int, default=5, help="of what counts most; of the rest three or one [5]"
+        "--seeds",
+        type=int,
+        default=5,
+        help="of the main methods and of Stage II alone; of others at most 3 [5]",
     )
     parser.add_argument("--out", type=Path, default=HERE.parent / "out" / "compare")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="[one a core]")
@@ -165,18 +157,20 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit("stopped; the same command goes on where it was")
     if args.quick:
-        return print(results_table(gather(asked, out), QUICK))
+        return print(results_table(gather(asked, out), methods.QUICK))
     runs = planned(parts, args.seeds)
     tuning = [run for run in runs if run.lr is not None]  # not the base that they start from
     others = [run for run in runs if run.lr is None]
     rows, tuned = gather(others, out), gather(tuning, out)
-    for name, text in tables(rows, tuned).items():
+    kept = curves([run for run in others if run.seed < TUNING_SEED], out)
+    parts = tables(rows, tuned, kept)
+    for name, text in parts.items():
         print(f"\n{name}\n{text}")
     if args.write:
         write_rows(FIGURES, rows)
         write_rows(TUNING, tuned)
-        write_rows(CURVES, curves([run for run in others if run.seed < TUNING_SEED], out))
-        write_pages(rows, tuned)
+        write_rows(CURVES, kept)
+        write_pages(parts)
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ def gradient(policy: list[Tensor], returns: Returns, alpha: Tensor) -> list[Tens
 
 
 def train(
-    stages: list[Returns], edits: Tensor, alpha: Tensor, equal: bool = False
+    stages: list[Returns], edits: Tensor, alpha: Tensor, equal: bool
 ) -> tuple[Tensor, Tensor]:
     """acc@t1 and acc@t2 after stages of STEPS each, for every first probability of an edit (n, 1)
     and every α (1, m): both (n, m). With `equal` all steps are equally long."""

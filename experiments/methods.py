@@ -148,7 +148,7 @@ STAGE1_BY_ALPHA = {
     "1": ("alpha1_alone", "alpha1"),
     "10": ("no_stage1", "stage2"),
 }
-# On validation problems: STaR with less reuse of its pairs, and a base that copies more firmly.
+# On validation problems: STaR with less reuse of its pairs, and from the base habit_copies.
 REUSE = ("base", "star_plus", "star_slow", "star_small", "star_once", "star_online", "stage2")
 FIRM = (*SCORE, "no_stage1", "star_plus")
 QUICK = (*SCORE, *MAIN)

@@ -8,18 +8,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from methods import (
-    ABLATIONS,
-    BASES,
-    FIRM,
-    LRS,
-    MAIN,
-    METHODS,
-    QUICK,
-    REST,
-    REUSE,
-    STAGE1_BY_ALPHA,
-)
+import methods
 from runs import TUNING_SEED, Run
 
 from training import settings
@@ -114,7 +103,7 @@ def results_table(rows: list[dict], arms: list[str], reference: str = "stage2") 
 
 def title(arm: str) -> str:
     name, _, times = arm.partition("_x")
-    return METHODS[name].title + (f", {times} × the budget" if times else "")
+    return methods.METHODS[name].title + (f", {times} × the budget" if times else "")
 
 
 def on_base(rows: list[dict], base: str) -> list[dict]:
@@ -128,7 +117,7 @@ def stage1_table(rows: list[dict]) -> str:
     """What Stage I adds at each α."""
     header = ["α", "seeds", "Stage II alone", "Δ(t1,t2)", "both stages", "Δ(t1,t2)"]
     lines = [[*header, "Stage I adds to acc@t2"]]
-    for alpha, arms in STAGE1_BY_ALPHA.items():
+    for alpha, arms in methods.STAGE1_BY_ALPHA.items():
         alone, after = (by_seed(rows, arm) for arm in arms)
         seeds = sorted(alone.keys() & after.keys())
         if not seeds:
@@ -146,10 +135,33 @@ def reuse_table(rows: list[dict]) -> str:
     """acc@t1 / acc@t2 on validation problems, by seed."""
     seeds = sorted(by_seed(rows, "star_plus"))
     lines = [["", *(f"seed {seed}" for seed in seeds)]]
-    for arm in REUSE:
+    for arm in methods.REUSE:
         own = by_seed(rows, arm)
         found = [own[seed] for seed in seeds if seed in own]
         lines.append([title(arm), *(f"{x['acc_t1']:.1f} / {x['acc_t2']:.1f}" for x in found)])
+    return cells(lines)
+
+
+def attempts_table(kept: list[dict]) -> str:
+    """Accuracy of the third and the tenth attempt, each of which reads the one before it alone."""
+    lines = [["", "seeds", "acc@t3", "acc@t10", "SCoRe's t10 ahead"]]
+    for reference, others in (
+        ("stage2", ("stage1", "no_stage1", *methods.MAIN)),
+        ("stage2_x3", ("star_plus_x3",)),
+    ):
+        best = by_seed(kept, reference)
+        for arm in (reference, *others):
+            own = by_seed(kept, arm)
+            if not own:
+                continue
+            third, tenth = ([100 * row["attempts"][n] for row in own.values()] for n in (2, 9))
+            shared = sorted(own.keys() & best.keys())
+            ahead = [
+                100 * (best[seed]["attempts"][9] - own[seed]["attempts"][9]) for seed in shared
+            ]
+            compared = ahead and arm not in (reference, "stage1")
+            line = [title(arm), str(len(own)), spread(third), spread(tenth)]
+            lines.append([*line, spread(ahead, "+") if compared else ""])
     return cells(lines)
 
 
@@ -165,7 +177,7 @@ def bases_table(rows: list[dict]) -> str:
         if not all(found.values()):
             continue
         before, after = found["base"]["diagnosis"], found["single"]["diagnosis"]
-        line = [BASES[name].title] + [f"{before[key]:.3f}" for key in ("p", "f", "b")]
+        line = [methods.BASES[name].title] + [f"{before[key]:.3f}" for key in ("p", "f", "b")]
         line += [f"{number:.2f}" for number in (before["ratio"], before["odds"], after["odds"])]
         line.append(f"{found['single']['acc_t1'] - found['base']['acc_t1']:+.1f}")
         for column in ("acc_t2", "delta"):
@@ -176,27 +188,30 @@ def bases_table(rows: list[dict]) -> str:
 
 def tuning_table(rows: list[dict]) -> str:
     """acc@t2 on validation problems by learning rate; the one that is used is bold."""
-    lines = [["", *(f"{lr:g}" for lr in LRS)]]
+    lines = [["", *(f"{lr:g}" for lr in methods.LRS)]]
     for arm in dict.fromkeys(row["arm"] for row in rows):
         found = {row["lr"]: f"{row['acc_t2']:.1f}" for row in rows if row["arm"] == arm}
-        found |= {lr: f"**{found[lr]}**" for lr in found if lr == METHODS[arm].own["lr"]}
-        lines.append([METHODS[arm].title, *(found.get(lr, "") for lr in LRS)])
+        used = methods.METHODS[arm].own["lr"]
+        if used in found:
+            found[used] = f"**{found[used]}**"
+        lines.append([methods.METHODS[arm].title, *(found.get(lr, "") for lr in methods.LRS)])
     return cells(lines)
 
 
-def tables(rows: list[dict], tuning: list[dict]) -> dict[str, str]:
-    """By the name of its place in RESULTS.md."""
+def tables(rows: list[dict], tuning: list[dict], kept: list[dict]) -> dict[str, str]:
+    """By the name of its place in RESULTS.md; `kept` are the rows of `curves`."""
     watched = [row for row in rows if row["seed"] >= TUNING_SEED]
     rows = [row for row in rows if row["seed"] < TUNING_SEED]
     return {
-        "main": results_table(rows, [*QUICK, *REST]),
+        "main": results_table(rows, [*methods.QUICK, *methods.REST]),
         "budget": results_table(
-            rows, [f"{arm}_x3" for arm in ("stage2", *MAIN, "star_once")], "stage2_x3"
+            rows, [f"{arm}_x3" for arm in ("stage2", *methods.MAIN, "star_once")], "stage2_x3"
         ),
-        "ablations": results_table(rows, ["stage2", *ABLATIONS]),
+        "attempts": attempts_table(kept),
+        "ablations": results_table(rows, ["stage2", *methods.ABLATIONS]),
         "stage1": stage1_table(rows),
         "reuse": reuse_table(watched),
-        "firm": results_table(on_base(watched, "habit_copies"), FIRM),
+        "firm": results_table(on_base(watched, "habit_copies"), methods.FIRM),
         "bases": bases_table(rows),
         "tuning": tuning_table(tuning),
     }
@@ -214,9 +229,8 @@ def put(page: Path, name: str, text: str) -> None:
     page.write_text(before + marked(name, text) + rest.partition(end)[2])
 
 
-def write_pages(rows: list[dict], tuning: list[dict]) -> None:
+def write_pages(parts: dict[str, str]) -> None:
     """Puts the tables into RESULTS.md, and the main one into the README."""
-    parts = tables(rows, tuning)
     for name, text in parts.items():
         put(RESULTS, name, text)
     put(HERE.parent / "README.md", "main", parts["main"])

@@ -912,8 +912,8 @@ def test_gradients_of_two_processes_are_those_of_one(tmp_path, monkeypatch):
 
 
 def test_two_processes_do_what_one_does(tmp_path):
-    """Of Stage I: the same problems, tokens and log. (Adam makes much of rounding where a gradient is
-    nearly 0, so weights are less alike.)"""
+    """Of Stage I: the same problems, tokens and log. (Adam makes much of rounding where a gradient
+    is nearly 0, so weights are less alike.)"""
     assert run("--stage", 0, "--steps", 8, "--out", tmp_path / "one") == 0
     shutil.copytree(tmp_path / "one", tmp_path / "two")
     flags = ["--stage", "1", "--steps", "8"]
