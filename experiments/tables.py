@@ -1,6 +1,7 @@
 """Figures of finished runs, and the tables that are made of them."""
 
 import json
+import math
 import statistics
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
 import methods
-from runs import TUNING_SEED, Run
+from runs import LOOK, TUNING_SEED, Run
 
 from training import settings
 from training.checkpoints import read_log
@@ -53,10 +54,12 @@ def curves(runs: list[Run], out: Path) -> list[dict]:
     for run in runs:
         if not run.finished(out):
             continue
-        folder = run.folder(out)
-        looks = [[row["step"], *row["val"].values()] for row in read_log(folder) if "val" in row]
-        content = {"arm": run.arm, "seed": run.seed, "val": looks}
-        content |= json.loads((folder / "details.json").read_text())
+        job = run.job(out)
+        log = read_log(job.folder)
+        looks = [[row["step"], *row["val"].values()] for row in log if "val" in row]
+        clipped = statistics.mean(row["grad_norm"] > job.cfg.clip for row in log)
+        content = {"arm": run.arm, "seed": run.seed, "val": looks, "clipped": clipped}
+        content |= json.loads((job.folder / "details.json").read_text())
         # A file that is kept should not be larger than what it says.
         rows.append(json.loads(json.dumps(content), parse_float=lambda x: round(float(x), 4)))
     return rows
@@ -131,6 +134,30 @@ def stage1_table(rows: list[dict]) -> str:
     return cells(lines)
 
 
+def race_table(kept: list[dict]) -> str:
+    """How soon each learns to correct, and how far its first attempt has come by then."""
+    header = ["", "seeds", f"acc@t1 after {LOOK} steps", "steps until Δ exceeds 5", "acc@t1 then"]
+    lines = [[*header, "gradients clipped, %"]]
+    for arm in ("stage1", "no_stage1"):
+        own = by_seed(kept, arm).values()
+        if not own:
+            continue
+        early = [100 * row["val"][0][1] for row in own]
+        never = (math.inf, math.nan)
+        corrects = [
+            next(((step, 100 * t1) for step, t1, t2, _ in row["val"] if t2 - t1 > 0.05), never)
+            for row in own
+        ]
+        clipped = [100 * row["clipped"] for row in own]
+        lines.append([title(arm), str(len(own)), *map(span, (early, *zip(*corrects), clipped))])
+    return cells(lines)
+
+
+def span(values: list[float]) -> str:
+    low, high = f"{min(values):.0f}", f"{max(values):.0f}"
+    return low if low == high else f"{low} to {high}"
+
+
 def reuse_table(rows: list[dict]) -> str:
     """acc@t1 / acc@t2 on validation problems, by seed."""
     seeds = sorted(by_seed(rows, "star_plus"))
@@ -143,8 +170,10 @@ def reuse_table(rows: list[dict]) -> str:
 
 
 def attempts_table(kept: list[dict]) -> str:
-    """Accuracy of the third and the tenth attempt, each of which reads the one before it alone."""
-    lines = [["", "seeds", "acc@t3", "acc@t10", "SCoRe's t10 ahead"]]
+    """Accuracy of the third and the tenth attempt, each of which reads the one before it alone; and
+    of the majority of 32 first attempts and of 16 corrected ones."""
+    header = ["", "seeds", "acc@t3", "acc@t10", "SCoRe's t10 ahead"]
+    lines = [[*header, "majority of 32", "of 16, corrected"]]
     for reference, others in (
         ("stage2", ("stage1", "no_stage1", *methods.MAIN)),
         ("stage2_x3", ("star_plus_x3",)),
@@ -161,7 +190,10 @@ def attempts_table(kept: list[dict]) -> str:
             ]
             compared = ahead and arm not in (reference, "stage1")
             line = [title(arm), str(len(own)), spread(third), spread(tenth)]
-            lines.append([*line, spread(ahead, "+") if compared else ""])
+            line.append(spread(ahead, "+") if compared else "")
+            for kind in ("parallel", "corrected"):
+                line.append(spread([100 * row["votes"][kind][-1] for row in own.values()]))
+            lines.append(line)
     return cells(lines)
 
 
@@ -210,6 +242,7 @@ def tables(rows: list[dict], tuning: list[dict], kept: list[dict]) -> dict[str, 
         "attempts": attempts_table(kept),
         "ablations": results_table(rows, ["stage2", *methods.ABLATIONS]),
         "stage1": stage1_table(rows),
+        "race": race_table(kept),
         "reuse": reuse_table(watched),
         "firm": results_table(on_base(watched, "habit_copies"), methods.FIRM),
         "bases": bases_table(rows),
