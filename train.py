@@ -27,7 +27,7 @@ import shlex
 import signal
 import sys
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -45,6 +45,7 @@ from training.flags import evaluation_temperature, parse
 from training.memory import plan_step
 from training.processes import is_first, one_line, pick_device, precision, print_once
 from training.report import AnswersBar, Report, cost, dialogue, report
+from training.results import write_results
 from training.settings import IN_WORDS, Job, Run, Stage, load_job, pick, plan
 
 # Answers in words are short, so their summed KL is small and beta2 is larger than in the paper.
@@ -348,55 +349,6 @@ def evaluate(
             diagnosis = score.diagnose(model, task, problems, **how)
         write_results(job, task, temperature, result, diagnosis)
     return result
-
-
-def write_results(
-    job: Job, task: data.Task, temperature: float, result: score.Evaluation, diagnosis: dict
-) -> None:
-    """Writes results.json, with the cost of the training from state.pt, if there is one, and the
-    answers."""
-    run, folder, state = job.run, job.folder, checkpoints.read_state(job.folder, mmap=True) or {}
-    evaluation = pick(asdict(run), settings.EVALUATION) | {"temperature": temperature}
-    usual = pick(asdict(Run()), settings.EVALUATION) | {"temperature": 0.0}
-    checkpoints.keep_other_results(folder, evaluation, usual)
-    content = {
-        "data": run.data,
-        "task": task.name,
-        "stage": job.stage.number,
-        "split": run.split,
-        "n": len(result.problems),
-        "skipped": task.skipped.get(run.split, 0),  # problems that do not fit the context
-        "seed": run.seed,
-        "temperature": temperature,
-        **result.metrics,
-        "diagnosis": diagnosis,
-        "seconds": state.get("seconds"),  # the cost of training, like the next two
-        "steps": state.get("step"),
-        "samples": state.get("samples"),
-        "evaluation": evaluation,
-        "config": state.get("settings", job.settings()),
-        "command": shlex.join(["python"] + sys.argv),
-    }
-    checkpoints.write_json(folder / "results.json", content)
-    write_answers(folder, task, result)
-
-
-def write_answers(folder: Path, task: data.Task, result: score.Evaluation) -> None:
-    """Writes samples.jsonl, one problem a line, and for the reference evaluator of a benchmark that
-    has one samples_t1.jsonl, samples_t2.jsonl, …"""
-    keys = ("id", "problem", "attempts", "rewards", "ended")
-    answers, judged = zip(*result.responses), (result.rewards.T.tolist(), result.ended.T.tolist())
-    rows = zip(result.problems, answers, *judged)
-    lines = [dict(zip(keys, (x.id, x.prompt, *row))) for x, *row in rows]
-    checkpoints.write_lines(folder / "samples.jsonl", lines)
-    for path in folder.glob("samples_t*.jsonl"):
-        path.unlink()  # from another evaluation, perhaps with more attempts
-    for number, (responses, ended) in enumerate(zip(result.responses, result.ended), 1):
-        # An attempt that was cut is wrong here, so the reference evaluator must reject it too.
-        said = [text if whole else "" for text, whole in zip(responses, ended.tolist())]
-        samples = task.samples(result.problems, said)
-        if samples:
-            checkpoints.write_lines(folder / f"samples_t{number}.jsonl", samples)
 
 
 # ---------------------------------------------------------------------------------------------

@@ -33,6 +33,7 @@ def test_run_time_packages_are_the_four_named():
         | {"training.processes", "training.settings"},
         "training/report.py": {"data", "score"}
         | {"training.checkpoints", "training.processes", "training.settings"},
+        "training/results.py": {"data", "score", "training.checkpoints", "training.settings"},
         "fast/__init__.py": set(),
         "fast/attention.py": {"fast.head"},
         "fast/cache.py": set(),
