@@ -46,7 +46,7 @@ def tried(method: str) -> tuple[float, ...]:
 
 def planned(parts: list[str], seeds: int) -> list[Run]:
     """The runs of some parts of the comparison, what they start from first."""
-    few, watched = range(min(3, seeds)), range(TUNING_SEED, TUNING_SEED + 3)
+    few, watched = range(min(3, seeds)), (TUNING_SEED, TUNING_SEED + 1)
     with_and_without = [name for arms in methods.STAGE1_BY_ALPHA.values() for name in arms]
     runs = {
         "tuning": [
@@ -61,10 +61,10 @@ def planned(parts: list[str], seeds: int) -> list[Run]:
         # times the budget.
         "ablations": [Run(name, seed) for seed in few for name in methods.ABLATIONS]
         + [Run(name, seed) for seed in range(seeds) for name in with_and_without],
-        "reuse": [Run(name, seed) for seed in watched[:2] for name in methods.REUSE],
+        "reuse": [Run(name, seed) for seed in watched for name in methods.REUSE],
         "budget": [Run(name, 0, times=3) for name in methods.MAIN]
         + [Run(n, seed, times=3) for seed in few for n in ("stage2", "star_plus", "star_once")],
-        "firm": [Run(name, seed, "habit_copies") for seed in watched for name in methods.FIRM],
+        "firm": [Run(name, seed, "habit_copies") for seed in range(seeds) for name in methods.FIRM],
         "bases": [
             Run(name, 0, base)
             for base in ("habit_edits", "flat", "flat_edits")

@@ -116,6 +116,8 @@ METHODS = {
     "star_online": baseline("STaR, D+, a round an update", Imitation(ends_right, STEPS), 1e-3),
     "star_small": baseline("STaR, D+, small updates", Imitation(ends_right), 4e-3, transcripts=32),
     "star_slow": baseline("STaR, D+, lower rate", Imitation(ends_right), 1e-3),
+    # At its best rate from the base habit_copies.
+    "star_firm": baseline("STaR, D+", Imitation(ends_right), 8e-3),
     "pair_sft": baseline("Pair-SFT", Imitation(wrong_to_right, 1, both=False, paired=True), 4e-3),
     "pair_sft_plus": baseline(
         "Pair-SFT, D+", Imitation(ends_right, 1, both=False, paired=True), 3e-4
@@ -148,9 +150,10 @@ STAGE1_BY_ALPHA = {
     "1": ("alpha1_alone", "alpha1"),
     "10": ("no_stage1", "stage2"),
 }
-# On validation problems: STaR with less reuse of its pairs, and from the base habit_copies.
+# STaR with less reuse of its pairs, on validation problems.
 REUSE = ("base", "star_plus", "star_slow", "star_small", "star_once", "star_online", "stage2")
-FIRM = (*SCORE, "no_stage1", "star_plus")
+# From the base habit_copies.
+FIRM = (*SCORE, "no_stage1", "star_firm")
 QUICK = (*SCORE, *MAIN)
 # Learning rates; of each method its best and the two beside it are tried.
 LRS = (2e-4, 3e-4, 5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)

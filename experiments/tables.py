@@ -154,6 +154,7 @@ def race_table(kept: list[dict]) -> str:
 
 
 def span(values: list[float]) -> str:
+    """The smallest and the largest."""
     low, high = f"{min(values):.0f}", f"{max(values):.0f}"
     return low if low == high else f"{low} to {high}"
 
@@ -244,7 +245,7 @@ def tables(rows: list[dict], tuning: list[dict], kept: list[dict]) -> dict[str, 
         "stage1": stage1_table(rows),
         "race": race_table(kept),
         "reuse": reuse_table(watched),
-        "firm": results_table(on_base(watched, "habit_copies"), methods.FIRM),
+        "firm": results_table(on_base(rows, "habit_copies"), methods.FIRM),
         "bases": bases_table(rows),
         "tuning": tuning_table(tuning),
     }
