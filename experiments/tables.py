@@ -4,6 +4,8 @@ import json
 import math
 import statistics
 import sys
+from collections.abc import Callable
+from operator import itemgetter
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -83,6 +85,11 @@ def by_seed(rows: list[dict], arm: str) -> dict[int, dict]:
     return {row["seed"]: row for row in rows if row["arm"] == arm}
 
 
+def lead(best: dict[int, dict], own: dict[int, dict], value: Callable) -> list[float]:
+    """By how much the value of `best` is larger, on each seed that both have."""
+    return [value(best[seed]) - value(own[seed]) for seed in sorted(best.keys() & own.keys())]
+
+
 def results_table(rows: list[dict], arms: list[str], reference: str = "stage2") -> str:
     """In per cent, means over seeds ± their standard errors; and by how much the reference is
     ahead on the same seeds."""
@@ -95,9 +102,8 @@ def results_table(rows: list[dict], arms: list[str], reference: str = "stage2") 
         line = [title(arm), str(len(own))]
         for column in (*COLUMNS, "edit_ratio"):
             line.append(spread([row[column] for row in own.values()]))
-        shared = own.keys() & best.keys()
         for column in ("acc_t2", "delta"):
-            ahead = [best[seed][column] - own[seed][column] for seed in sorted(shared)]
+            ahead = lead(best, own, itemgetter(column))
             compared = ahead and arm not in (reference, "base", "stage1")
             line.append(spread(ahead, "+") if compared else "")
         lines.append(line)
@@ -129,8 +135,7 @@ def stage1_table(rows: list[dict]) -> str:
         for own in (alone, after):
             for column in ("acc_t2", "delta"):
                 line.append(spread([own[seed][column] for seed in seeds]))
-        added = [after[seed]["acc_t2"] - alone[seed]["acc_t2"] for seed in seeds]
-        lines.append([*line, spread(added, "+")])
+        lines.append([*line, spread(lead(after, alone, itemgetter("acc_t2")), "+")])
     return cells(lines)
 
 
@@ -185,10 +190,7 @@ def attempts_table(kept: list[dict]) -> str:
             if not own:
                 continue
             third, tenth = ([100 * row["attempts"][n] for row in own.values()] for n in (2, 9))
-            shared = sorted(own.keys() & best.keys())
-            ahead = [
-                100 * (best[seed]["attempts"][9] - own[seed]["attempts"][9]) for seed in shared
-            ]
+            ahead = lead(best, own, lambda row: 100 * row["attempts"][9])
             compared = ahead and arm not in (reference, "stage1")
             line = [title(arm), str(len(own)), spread(third), spread(tenth)]
             line.append(spread(ahead, "+") if compared else "")
