@@ -170,8 +170,7 @@ def test_commands_are_those_that_a_reader_sees():
     for text in (
         "train.py --stage 1",
         "train.py --ask out/puzzle/stage2 419923=00",
-        "train.py --stage 0 --task addition --difficulty 2 --init SmolLM2-135M-Instruct "
-        "--dtype bfloat16",
+        "train.py --stage 0 --task addition --difficulty 2 --init SmolLM2-135M-Instruct",
         "experiments/compare.py --quick",
     ):
         assert text.split() in found
