@@ -56,7 +56,7 @@ class Run:
     heads: int = 4  # attention heads of the built-in model
     width: int = 32  # width of the built-in model
     device: str = "auto"  # cpu, cuda, cuda:N or mps; auto takes cuda, then mps, then cpu
-    dtype: str = "float32"  # of forward passes: float32, or bfloat16 if the hardware has it
+    dtype: str = "float32"  # forward passes in float32, or in bfloat16 where the hardware has it
     recompute: bool = False  # recompute activations in the backward pass: less memory, slower
     # stage
     seed: int = 0  # seed of the initial weights and of every random draw
