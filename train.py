@@ -43,7 +43,7 @@ from pretrained.weights import companions, copy_companions, read_shape
 from training import checkpoints, processes, settings
 from training.flags import evaluation_temperature, parse
 from training.memory import plan_step
-from training.processes import is_first, one_line, pick_device, precision, print_once
+from training.processes import device_for, is_first, one_line, pick_device, precision, print_once
 from training.report import AnswersBar, Report, cost, dialogue, report
 from training.results import write_results
 from training.settings import IN_WORDS, Job, Run, Stage, load_job, pick, plan
@@ -375,7 +375,7 @@ def train_command(stages: tuple[Stage, ...], given: dict, last: int, resume: boo
     """Trains the stages up to the last that are missing, evaluates all, and prints the results."""
     jobs = plan(stages, given, last)
     run = jobs[-1].run
-    device, task = pick_device(run.device), load_task(run)
+    device, task = device_for(run.device, run.dtype), load_task(run)
     check_evaluation(run, task)
     if last > 0:
         task.batch(0, 1, jobs[-1].cfg.problems)  # raises ValueError where there are fewer
@@ -433,7 +433,7 @@ def eval_command(given: dict, folder: Path | None) -> None:
     if job.is_init:
         checkpoints.check_writable(job.folder)  # not there yet: a pretrained base leaves no files
     task = load_task(job.run)
-    result = evaluate(job, task, pick_device(job.run.device), temperature)
+    result = evaluate(job, task, device_for(job.run.device, job.run.dtype), temperature)
     title = job.folder.resolve().name if folder else "untouched"
     report([(title, job.folder)], job.run, result, task, temperature)
 
@@ -444,7 +444,8 @@ def ask_command(given: dict, problems: list[str]) -> None:
     temperature = evaluation_temperature(given)
     folder, problems = (None, problems) if "init" in given else (Path(problems[0]), problems[1:])
     job = load_job(STAGES, folder, given)
-    run, device, task = job.run, pick_device(job.run.device), load_task(job.run)
+    run = job.run
+    device, task = device_for(run.device, run.dtype), load_task(run)
     model = stage_model(job, task, device)
     how = {"attempts": run.attempts, "last_only": run.history == "last", "seed": run.seed}
 

@@ -127,6 +127,16 @@ def test_bfloat16_forwards_follow_the_weights():
         assert torch.equal(inside, gpt(tokens)) and not torch.equal(inside, before)
 
 
+@pytest.mark.parametrize("has", [{}, {"avx512_f": True}, {"avx512_bf16": True}, {"bf16": True}])
+def test_bfloat16_without_instructions_is_warned_of(trained, capsys, monkeypatch, has):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
+    ask = "--device", "cpu", "--ask", trained / "stage2", "29=11"
+    assert run(*ask) == 0 and "bfloat16" not in capsys.readouterr().out
+    assert run("--dtype", "bfloat16", *ask) == 0
+    warned = "no instructions for bfloat16" in capsys.readouterr().out
+    assert warned == (not any("bf16" in name for name in has))
+
+
 def test_a_half_trained_model_is_not_a_base(tmp_path, few_steps, monkeypatch):
     """Killed between its first two files: the next run trains that stage anew."""
     with monkeypatch.context() as patch:

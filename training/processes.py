@@ -104,6 +104,20 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+# What torch calls a processor's instructions for bfloat16: on x86 two, on ARM the last.
+BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16")
+
+
+def device_for(name: str, dtype: str) -> torch.device:
+    """The device that is named. Prints a warning if it would emulate the dtype."""
+    device, has = pick_device(name), torch.cpu.get_capabilities()
+    if (device.type, dtype) == ("cpu", "bfloat16") and not any(map(has.get, BFLOAT16)):
+        print_once(
+            "warning: this processor has no instructions for bfloat16; float32 is probably faster"
+        )
+    return device
+
+
 def memory_of(device: torch.device) -> int:
     """The bytes of a GPU, or of the machine."""
     if device.type == "cuda":
