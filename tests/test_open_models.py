@@ -291,6 +291,15 @@ def test_a_pipe_among_the_files_is_one_line(name, chatty, tmp_path, capsys):
     assert f"{tmp_path / name} is no file to read from" in line
 
 
+def test_only_files_that_may_be_read_are_looked_at(chatty, tmp_path):
+    """A folder of data may hold anything else, or be a whole home."""
+    deep = tmp_path / "cache" / "a" / "b"
+    deep.mkdir(parents=True)
+    os.mkfifo(deep / "socket")
+    run_settings = settings.Run(data="math", init=str(chatty), data_dir=str(tmp_path))
+    assert settings.source(run_settings).folder == tmp_path
+
+
 def test_a_problem_that_the_tokenizer_cannot_spell_is_one_line(chatty, tmp_path, capsys):
     init, folder = shutil.copytree(chatty, tmp_path / "init"), write_math(tmp_path / "data")
     without_bytes(init / "tokenizer.json", 4)

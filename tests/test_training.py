@@ -1393,7 +1393,8 @@ ODD += ["\0", "é", "None", "[]", "{}", "true", "cpu", "cuda:99", "math", "puzzl
 )
 def test_any_flags_end_in_one_line_or_none(given, stage, joined, tmp_path_factory, capsys):
     """Up to the first step of training, which is another's test."""
-    args = ["--stage", stage, "--out", str(tmp_path_factory.mktemp("any"))]
+    folder = tmp_path_factory.mktemp("any")
+    args = ["--stage", stage, "--out", str(folder)]
     for name, value in given.items():
         flag = "--" + name.replace("_", "-")
         args += [f"{flag}={value}"] if joined else [flag, value]
@@ -1401,6 +1402,7 @@ def test_any_flags_end_in_one_line_or_none(given, stage, joined, tmp_path_factor
         for name in ("run_stage", "check_evaluation", "evaluate", "report"):
             patch.setattr(train, name, lambda *args: None)
         patch.setattr(data.ArithmeticTask, "batch", lambda *args: None)
+        patch.chdir(folder)
         code = train.main(args)
     lines = capsys.readouterr().err.splitlines()
     assert (code, len(lines)) in ((0, 0), (2, 1)), lines

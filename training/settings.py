@@ -318,7 +318,8 @@ def source(run: Run) -> data.Source:
         raise ValueError(f"--init {init}: no such folder{hub}")
     if run.data_dir and not folder.is_dir():
         raise ValueError(f"--data-dir {folder}: no such folder")
-    refuse_pipes([*folder.rglob("*"), *init.rglob("*")])
+    # Only the files that a task may read: to search a whole tree can take long.
+    refuse_pipes([*init.glob("*"), *folder.glob("*"), *folder.glob("*/*/*.json")])
     levels = None if run.levels is None else parse_levels(run.levels)
     subjects = None if run.subjects is None else frozenset(run.subjects.split(","))
     same = pick(asdict(run), names(data.Source)) | {"attempts": run.in_context}
