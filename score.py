@@ -141,9 +141,7 @@ def rollout(
 
     for number, attempt in enumerate((first, second), 1):
         if not attempt.logprobs.isfinite().all():
-            raise FloatingPointError(
-                f"attempt {number} was sampled from logits that are not finite"
-            )
+            raise FloatingPointError(f"the logits of attempt {number} are not finite")
 
     y1, y2 = repeat(texts(task, first), M), texts(task, second)
     return Rollout(
@@ -203,7 +201,7 @@ def grade(task: Task, problems: list[Problem], attempt: Generation) -> Tensor:
     """r(y, y*), float32 (rows,). An answer that the length limit cut is wrong, whatever it
     contains."""
     rewards = task.rewards(problems, texts(task, attempt))
-    return torch.tensor(rewards, device=attempt.mask.device) * attempt.ended
+    return torch.tensor(rewards, device=attempt.mask.device).float() * attempt.ended
 
 
 def repeat(items: list, times: int) -> list:
@@ -224,25 +222,21 @@ def texts(task: Task, attempt: Generation) -> list[str]:
 def end_when_over(task: Task, problems: list[Problem], attempt: Generation) -> Generation:
     """Cuts each attempt right after the token that completes its answer (`Task.over`). What the
     model wrote after it is neither trained on nor shown to the next attempt."""
-    lengths = [over_after(task, *pair) for pair in zip(problems, answers(attempt))]
-    over = torch.tensor([length is not None for length in lengths], device=attempt.mask.device)
-    T = attempt.mask.shape[1]
-    lengths = over.new_tensor([T if n is None else n for n in lengths], dtype=torch.int64)  # (N,)
-    mask = attempt.mask & (torch.arange(T, device=over.device) < lengths[:, None])  # (N, T)
+    rows = zip(problems, answers(attempt))
+    lengths = torch.tensor([over_after(task, *row) for row in rows], device=attempt.mask.device)
+    over = lengths <= attempt.mask.sum(1)  # (N,)
+    mask = attempt.mask & (attempt.mask.cumsum(1) <= lengths[:, None])  # (N, T)
     return Generation(attempt.tokens * mask, mask, attempt.logprobs * mask, attempt.ended | over)
 
 
-def over_after(task: Task, problem: Problem, tokens: list[int]) -> int | None:
-    """The length of the shortest prefix, at least one token, with which the answer is over; None if
-    it is not over."""
+def over_after(task: Task, problem: Problem, tokens: list[int]) -> int:
+    """The number of tokens with which the answer is over, at least 1; one more than there are if it
+    is not over. Found by bisection, since an answer that is over stays so as it grows."""
 
     def over(length: int) -> bool:
         return task.over(problem, task.decode(tokens[:length]))
 
-    if not over(len(tokens)):
-        return None
-    # `over` is monotone in the length, so bisect for the shortest prefix.
-    return bisect_left(range(1, len(tokens)), True, key=over) + 1
+    return 1 + bisect_left(range(1, len(tokens) + 1), True, key=over)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -396,7 +390,7 @@ def policy_loss(
 ) -> tuple[Tensor, Tensor]:
     """−Σ_tokens advantage · log π (REINFORCE) + β Σ_tokens D, one value an attempt → (N,), (N·M,).
 
-    The gradient of the sum of their two means is, in expectation, that of the stage's objective.
+    The gradient of the sum of their two means is, in expectation, that of minus the objective.
     `logprobs` and `kls` are those of `attempt_scores`, (N, T1) and (N·M, T2).
     """
     after = (later(kl.detach()) for kl in kls)
@@ -518,7 +512,7 @@ def micro_batches(rolled: Rollout, cfg: Config) -> Iterator[Rollout]:
     """The rollout, cfg.micro problems at a time. Baselines stay within a problem, so the gradients
     of the parts add up to that of the whole. Each part is only as long as its longest answer."""
     K, M = cfg.samples, cfg.revisions
-    size = K * (cfg.micro or len(rolled.r1) // K)
+    size = K * (cfg.micro or len(rolled.r1))
     for start in range(0, len(rolled.r1), size):
         first, second = slice(start, start + size), slice(start * M, (start + size) * M)
         yield replace(
@@ -576,7 +570,7 @@ def evaluate(
 ) -> Evaluation:
     """The paper's metrics on held-out problems, greedy by default: means of `outcomes` over all
     problems, truncated (of all attempts), acc and cut of every attempt, and standard errors `se`
-    (delta's is paired). `graded` is called with the rewards of each batch as it is done; attempts
+    (delta's is paired). `graded` is called with the rewards of each attempt at a batch; attempts
     come from `respond`."""
     if attempts < 2:
         raise ValueError(f"attempts must be at least 2: {attempts}")
@@ -595,10 +589,7 @@ def evaluate(
     metrics = {name: values.mean().item() for name, values in series.items()}
     metrics["truncated"] = 1 - ended.mean().item()
     metrics["acc"], metrics["cut"] = rewards.mean(1).tolist(), (1 - ended.mean(1)).tolist()
-    metrics["se"] = {
-        name: (values.var(correction=0) / len(problems)).sqrt().item()
-        for name, values in series.items()
-    }
+    metrics["se"] = {n: (x.var(correction=0) / len(x)).sqrt().item() for n, x in series.items()}
     return Evaluation(metrics, problems, responses, rewards, ended.bool())
 
 

@@ -143,8 +143,8 @@ def answer(
     written, _ = trainer._generate_single_turn(prompts, None, {}, samples)
     attempts = []
     for problem, y in zip(problems, written):
-        length = score.over_after(task, problem, y) if task.runs_on else None
-        attempts.append((y, y[-1] == task.eos) if length is None else (y[:length], True))
+        length = score.over_after(task, problem, y) if task.runs_on else len(y) + 1
+        attempts.append((y[:length], length <= len(y) or y[-1] == task.eos))
     return attempts
 
 
