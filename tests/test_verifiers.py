@@ -183,6 +183,16 @@ def test_programs_run_in_parallel_and_in_order():
             rewards.run_many(items, workers)
 
 
+@pytest.mark.parametrize("cores, processes, workers", [(8, 1, 8), (8, 3, 2), (1, 4, 1)])
+def test_there_are_no_more_workers_than_cores(cores, processes, workers, monkeypatch):
+    """Of those that this process may use: more would make honest programs run out of time."""
+    allowed = set(range(cores))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: allowed, raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)  # where there is no affinity
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    assert sandbox.usable_cores() == workers
+
+
 def test_the_sandbox_says_what_holds_and_refuses_elsewhere(monkeypatch, tmp_path, capsys):
     assert rewards.sandbox_status().startswith("sandbox: ")
     assert "seccomp" in rewards.sandbox_status()

@@ -174,8 +174,8 @@ def run_tests(
 
 
 def run_many(items: list[tuple], workers: int | None = None) -> list[Verdict]:
-    """run_tests for each item's arguments, by default on as many workers as there are cores."""
-    workers = (os.cpu_count() or 1) if workers is None else workers
+    """run_tests for each item's arguments, by default on one worker a core."""
+    workers = usable_cores() if workers is None else workers
     if workers < 1:
         raise ValueError(f"workers must be at least 1: {workers}")
     verdicts: list[Verdict | None] = [None] * len(items)
@@ -207,6 +207,13 @@ def run_many(items: list[tuple], workers: int | None = None) -> list[Verdict]:
         for worker in busy:  # interrupted
             worker.stop()
     return verdicts
+
+
+def usable_cores() -> int:
+    """This process's share of the cores that it and torchrun's others may run on. Programs that
+    had to wait for a core would run out of time, which is wall-clock time."""
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def assign(items: list[tuple], index: int, busy: list[Worker], verdicts: list) -> None:
