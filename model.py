@@ -377,7 +377,8 @@ class GPT(nn.Module):
         """Final states after the last norm, (B, T, C), for callers that need logits of only some. A
         prefix `start`, (S,) int64, common to all rows is read once."""
         if ok is None:
-            assert tokens.shape[1] <= self.config.context, "more tokens than the context holds"
+            length = tokens.shape[1] + (0 if start is None else len(start))
+            assert length <= self.config.context, "more tokens than the context holds"
             ok = torch.ones_like(tokens, dtype=torch.bool)
         mask = attention_mask(ok, branch)
         if start is None or len(start) == 0:

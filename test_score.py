@@ -822,6 +822,8 @@ def test_a_common_start_is_read_once_and_changes_nothing(start, monkeypatch):
     prompts = [start + rest for rest in ([4], [5, 6], [7], [4, 4])]
     assert_as_alone(gpt, prompts)
     assert read[: 1 + bool(start)] == [len(start), 6][not start :]
+    with pytest.raises(AssertionError, match="context"):  # of 64 tokens, of which it takes some
+        gpt.hidden(torch.ones(1, 62, dtype=torch.int64), start=torch.tensor([1, 2, 3]))
 
 
 @pytest.mark.parametrize("start", [[1, 2, 3], []])
