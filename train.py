@@ -143,7 +143,7 @@ class Trainer:
         try:
             metrics = self.learn(run.seed * 1_000_003 + self.job.stage.number)
         except FloatingPointError as error:
-            raise ValueError(
+            raise processes.Diverged(
                 f"{title} diverged at step {self.step}: {error}; try a lower --lr"
             ) from None
         except ValueError as error:  # a bug, not bad input: show its traceback
@@ -184,13 +184,13 @@ class Trainer:
         state |= {"samples": self.samples, "seconds": self.seconds}
         if self.best.reward == -math.inf:
             checkpoints.save_model(self.job.folder, self.policy)
-        if self.step < self.job.run.steps:
+        finished = self.step == self.job.run.steps  # it needs no weights or moments any more
+        if not finished:
             state |= {"model": self.policy.state_dict(), "best": vars(self.best)}
             state |= {"optimizer": self.optimizer.state_dict()}
-            return checkpoints.save_state(self.job.folder, state)
-        # A finished stage needs no weights or moments.
-        checkpoints.write_atomically(self.job.folder / "state.pt", lambda p: torch.save(state, p))
-        (self.job.folder / "state.before.pt").unlink(missing_ok=True)
+        checkpoints.save_state(self.job.folder, state)
+        if finished:
+            (self.job.folder / "state.before.pt").unlink(missing_ok=True)
 
     def restore(self) -> None:
         """Restores what `save` wrote. Raises ValueError if it belongs to another stage."""
@@ -321,11 +321,10 @@ def run_stage(
 
 
 def load_task(run: Run) -> data.Task:
-    if run.data == "arithmetic" and run.init is None:
-        return data.load(run.task, run.difficulty)
     if run.data == "humaneval":
         print_once(rewards.sandbox_status(run.unsafe_sandbox))
-    task = data.load(run.name, run.difficulty, settings.source(run))
+    built_in = run.data == "arithmetic" and run.init is None
+    task = data.load(run.name, run.difficulty, None if built_in else settings.source(run))
     for note in task.notes:
         print_once(note)
     return task
@@ -404,7 +403,7 @@ def train_command(stages: tuple[Stage, ...], given: dict, last: int, resume: boo
 
 def plan_command(given: dict, last: int) -> None:
     """Prints the memory that a step of the stage takes, without allocating it."""
-    if last == 0:
+    if not last:
         raise ValueError("--plan needs --stage 1 or 2")
     job = plan(STAGES, given, last)[-1]
     task = load_task(job.run)
@@ -504,14 +503,15 @@ def main(argv: list[str] | None = None) -> int:
         else:
             train_command(STAGES, given, args.stage, args.resume)
     except (ValueError, OSError, rewards.SandboxError) as error:
-        if is_first():  # one line, however many processes there are
+        alone = isinstance(error, (processes.Diverged, rewards.SandboxError))
+        if is_first() or alone:  # else all processes have the same line to print
             print(f"{Path(sys.argv[0]).name}: {one_line(error)}", file=sys.stderr)
         return 1 if isinstance(error, ConnectionError) else 2
     except KeyboardInterrupt as stop:
         more = ""
         if stop.args:  # training saved its state, or an evaluation its answers
             again = [arg for arg in sys.argv if arg != "--resume"]
-            again += ["--resume"] if args.eval is None else []
+            again += ["--resume"] if stop.args == ("saved",) else []
             more = f"; continue with: {shlex.join(['python', *again])}"
         if is_first():
             print(f"{Path(sys.argv[0]).name}: interrupted{more}", file=sys.stderr)

@@ -164,6 +164,16 @@ def test_an_open_model_is_warmed_up(chatty, tmp_path, capsys):
     assert json.loads((folder / "base" / "results.json").read_text())["steps"] == 3
 
 
+def test_a_warm_up_that_was_killed_at_once_is_not_forgotten(chatty, tmp_path):
+    """A log is all that is left: Stage I does not start from the pretrained model."""
+    given = {"task": "addition", "init": str(chatty), "out": str(tmp_path)}
+    assert settings.plan(train.STAGES, given, 1)[0].is_init
+    folder = tmp_path / "addition" / "base"
+    folder.mkdir(parents=True)
+    (folder / "metrics.jsonl").touch()
+    assert not settings.plan(train.STAGES, given, 1)[0].is_init
+
+
 def test_a_half_trained_warm_up_starts_anew_from_the_pretrained_model(chatty, tmp_path):
     """Killed between its first model.pt and state.pt."""
     command = "--stage 0 --steps 3 --task addition --difficulty 2 --max-new-tokens 6 --device cpu"

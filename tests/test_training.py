@@ -832,6 +832,7 @@ def test_bad_checkpoint_is_one_line(how, trained, tmp_path, capsys):
         (["--stage", "1", "--problems", "9999999999"], "problems"),
         (["--stage", "1", "--samples", "9999999999"], "samples"),
         (["--stage", "1", "--attempts", "9999999999"], "attempts"),
+        (["--quick", "--plan"], "--plan needs --stage 1 or 2"),
     ],
 )
 def test_bad_flag_is_one_line(args, named, tmp_path, capsys, monkeypatch):
@@ -988,6 +989,27 @@ def test_a_lost_process_is_named_though_torchrun_stops_the_others(tmp_path, monk
     assert capsys.readouterr().err.count("another process is gone") == 1
 
 
+@pytest.mark.parametrize("kind, lines", [(processes.Diverged, 1), (ValueError, 0)])
+def test_what_one_process_may_have_met_alone_it_says_itself(kind, lines, monkeypatch, capsys):
+    """What all have met, the first of them says."""
+
+    def failed(*args) -> None:
+        raise kind("a reason")
+
+    for name, value in (TORCHRUN | {"RANK": "1"}).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(train, "train_command", failed)
+    assert train.main(["--stage", "1"]) == 2
+    err = capsys.readouterr().err
+    assert err.count(": a reason\n") == len(err.splitlines()) == lines
+
+
+def test_one_process_s_metrics_stay_off_the_device():
+    """A Mac's has no float64, in which several processes take their means."""
+    metrics = {"reward": 0.1, "tokens": 3}
+    assert processes.average_metrics(metrics, torch.device("meta")) == metrics
+
+
 TORCHRUN = {"WORLD_SIZE": "3", "RANK": "0", "LOCAL_RANK": "0", "MASTER_PORT": "29500"}
 TORCHRUN |= {"MASTER_ADDR": "127.0.0.1"}
 
@@ -1073,8 +1095,11 @@ def test_a_plan_counts_and_allocates_nothing(tmp_path, chatty, monkeypatch, caps
     gpt = GPT(config)
     assert plan.parameters == sum(weight.numel() for weight in gpt.parameters())
     assert plan.kept == 5 * 4 * plan.parameters
-    parts = memory.plan_step(config, task, run_settings, dataclasses.replace(cfg, micro=1))
-    assert parts.update < 0.5 * plan.update
+    parts, more = (
+        memory.plan_step(config, task, run_settings, dataclasses.replace(cfg, micro=micro))
+        for micro in (1, 400)
+    )
+    assert parts.update < 0.5 * plan.update and more == plan
     low = dataclasses.replace(run_settings, dtype="bfloat16")
     linear = sum(part.nbytes for block in gpt.blocks for name, part in block.named_parameters()
                  if "norm" not in name)  # fmt: skip
@@ -1143,11 +1168,11 @@ def test_a_stop_in_an_evaluation_prints_what_goes_on(
         assert capsys.readouterr().err.endswith("; continue with: python train.py --eval FOLDER\n")
         patch.setattr(sys, "argv", ["train.py", "--stage", "2"])
         assert run(*flags) == 130
-        assert capsys.readouterr().err.endswith(" --stage 2 --resume\n")
+        assert capsys.readouterr().err.endswith(" --stage 2\n")
         patch.setattr(sys, "argv", ["train.py", "--quick"])
         assert train.main(["--quick", "--out", str(tmp_path)]) == 130
-        assert capsys.readouterr().err.endswith(" --quick --resume\n")
-    assert run(*flags, "--resume") == 0
+        assert capsys.readouterr().err.endswith(" --quick\n")
+    assert run(*flags) == 0
 
 
 GOOD = {"changed": 0.2, "truncated": 0.0, "no_signal": 0.5, "kl_1": 0.1, "kl_2": 2.0}
@@ -1349,6 +1374,8 @@ def test_a_checkpoint_is_evaluated_on_what_it_was_trained_on(trained, tmp_path, 
     assert "made with task puzzle" in capsys.readouterr().err
     assert train.main(["--eval", str(folder), "--difficulty", "3", *few]) == 2
     assert "made with difficulty 2" in capsys.readouterr().err
+    assert train.main(["--eval", str(folder), "--shots", "7", *few]) == 2
+    assert "--shots is not a setting of --data arithmetic" in capsys.readouterr().err
     shutil.copy(folder / "model.pt", tmp_path)
     assert train.main(["--eval", str(tmp_path), "--task", "addition", *few]) == 2
     assert "vocabulary" in capsys.readouterr().err

@@ -69,13 +69,13 @@ class Plan:
 
 
 def plan_step(config: GPTConfig, task: data.Task, run: Run, cfg: score.Config) -> Plan:
-    """Runs an update on fake tensors (shapes without memory), as if every answer reached the length
-    limit."""
+    """Runs an update on fake tensors (shapes without memory), with the prompts of one batch, as if
+    every answer reached the length limit. A batch with longer prompts takes more."""
     K, M, T = cfg.samples, cfg.revisions, task.max_new_tokens
     prompts = [task.prompt(x) for x in task.batch(run.seed, 1, cfg.problems)]
     longest, start = max(map(len, prompts)), len(common_start(prompts))
     slots = longest + T + len(task.close) + len(task.revise)  # of the trunk
-    N, S = K * (cfg.micro or cfg.problems), slots - start + M * T
+    N, S = K * min(cfg.micro or cfg.problems, cfg.problems), slots - start + M * T
 
     def table(*shape: int) -> torch.Tensor:
         return torch.zeros(shape, dtype=torch.int64)

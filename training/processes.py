@@ -26,6 +26,10 @@ def number_of_processes() -> int:
     return int(size)
 
 
+class Diverged(ValueError):
+    """Training diverged, perhaps in this process alone, which then has to say so."""
+
+
 def is_first() -> bool:
     """True on rank 0, or without torchrun."""
     try:
@@ -79,6 +83,8 @@ def any_process(flags: list[bool], device: torch.device) -> list[bool]:
 def average_metrics(metrics: dict, device: torch.device) -> dict:
     """Metrics over all processes: sums of the counts ("tokens", "samples"), means of the rest."""
     _, processes = process()
+    if processes == 1:
+        return metrics
     values = torch.tensor(list(metrics.values()), dtype=torch.float64, device=device)
     metrics = dict(zip(metrics, averaged(values).tolist()))
     counts = ("tokens", "samples") & metrics.keys()

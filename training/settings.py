@@ -62,7 +62,7 @@ class Run:
     seed: int = 0  # seed of the initial weights and of every random draw
     steps: int | None = None  # training steps of the last stage
     lr: float | None = None  # peak learning rate of the last stage
-    warmup: int = 20  # steps of linear warm-up, before a linear decay to 0 at the last step
+    warmup: int = 20  # steps of linear warm-up; a linear decay to 0 follows
     transcripts: int = 256  # transcripts per step of stage 0, the base model
     eval_every: int | None = None  # steps between evaluations on validation data (default: none)
     # evaluation
@@ -199,11 +199,11 @@ class Job:
 
     @property
     def is_init(self) -> bool:
-        """Whether this stage is the pretrained model itself, with nothing trained or stored here.
-        For arithmetic, --stage 0 trains it on transcripts first."""
-        trained = (self.folder / "model.pt").exists()
+        """Whether this stage is the pretrained model itself. For arithmetic, --stage 0 trains it on
+        transcripts first; of a run that was killed at once there may be a log alone."""
+        begun = any((self.folder / name).exists() for name in ("model.pt", "metrics.jsonl"))
         warms = self.requested and self.run.data == "arithmetic"
-        return self.stage.number == 0 and self.run.init is not None and not (trained or warms)
+        return self.stage.number == 0 and self.run.init is not None and not (begun or warms)
 
     def settings(self) -> dict:
         """The settings that a resumed or reused stage must have been made with."""
@@ -261,7 +261,9 @@ def load_job(stages: tuple[Stage, ...], folder: Path | None, given: dict) -> Job
     by_number = {stage.number: stage for stage in stages}
     by_folder = {stage.folder: stage for stage in stages}
     stage = by_number.get(known.get("stage")) or by_folder.get(folder.name, stages[0])
-    return Job(stage, *resolve(stage, known | given), folder, saved, step)
+    run, cfg = resolve(stage, known | given)
+    check_applies(given, run)
+    return Job(stage, run, cfg, folder, saved, step)
 
 
 def read_progress(folder: Path) -> tuple[dict | None, int]:
