@@ -203,6 +203,11 @@ def test_an_untouched_model_is_evaluated_and_asked(chatty, tmp_path, monkeypatch
     written = {path for path in tmp_path.rglob("*") if path.is_file()} - files
     assert written == {folder / "results.json", folder / "samples.jsonl"}
     assert capsys.readouterr().out.count("\nuntouched ") == 2
+    namesake = shutil.copytree(chatty, tmp_path / "other" / chatty.name)
+    assert train.main(["--eval", *flags, "--init", str(namesake), *few]) == 2
+    assert f"was made with init {chatty}, not {namesake}" in capsys.readouterr().err
+    assert train.main(["--eval", str(tmp_path / "stag2"), *flags, *few[:2]]) == 0
+    assert capsys.readouterr().out.count("\nuntouched ") == 2  # not the name of a stage
     assert train.main(["--eval", *flags, *few, "--width", "3"]) == 2
     assert train.main(["--eval", *flags, *few, "--levels", "3"]) == 2
     capsys.readouterr()
@@ -212,7 +217,7 @@ def test_an_untouched_model_is_evaluated_and_asked(chatty, tmp_path, monkeypatch
     for model in asked:
         for name, weight in gpt.state_dict().items():
             assert torch.equal(model.state_dict()[name], weight)
-    assert len(asked) == 3
+    assert len(asked) == 5
 
 
 def same_model(path: pathlib.Path, gpt: GPT) -> bool:

@@ -101,7 +101,7 @@ def keep_other_results(folder: Path, evaluation: dict, usual: dict) -> None:
     """Keeps the results of an evaluation with other settings, before new ones take their place,
     under a name made of those that are not the usual ones."""
     try:
-        before = dict(json.loads((folder / "results.json").read_text())["evaluation"])
+        before = usual | json.loads((folder / "results.json").read_text())["evaluation"]
     except (OSError, ValueError, KeyError, TypeError):
         return  # there are none, or not of this program
     if before == evaluation:
@@ -239,7 +239,8 @@ def read_log(folder: Path) -> list[dict]:
     with path.open() as file:
         rows = list(read_lines(path, file))
     for step, (where, row) in enumerate(rows, 1):
-        if row.get("step") != step or any(isinstance(value, str | list) for value in row.values()):
+        plain = row | row["val"] | {"val": 0} if isinstance(row.get("val"), dict) else row
+        if row.get("step") != step or not all(isinstance(x, int | float) for x in plain.values()):
             raise ValueError(f"{where}: not the log of step {step}")
     return [row for _, row in rows]
 

@@ -118,7 +118,7 @@ FREE |= {"eval_every", "history", "unsafe_sandbox", "micro", "recompute"}
 
 # Settings of an evaluation; results of others are kept under another name.
 EVALUATION = {"attempts", "history", "split", "eval_problems", "seed", "shots", "limit", "levels"}
-EVALUATION |= {"subjects", "layout", "max_new_tokens", "context"}
+EVALUATION |= {"subjects", "layout", "max_new_tokens", "context", "data_dir", "dtype"}
 
 
 def names(kind: type) -> set[str]:
@@ -248,15 +248,11 @@ def load_job(stages: tuple[Stage, ...], folder: Path | None, given: dict) -> Job
     if folder is None:
         run, cfg = resolve(stages[0], given)
         check_applies(given, run)
-        folder = Path(run.out, run.name, f"init-{Path(run.init).name}")
+        folder = Path(run.out, run.name, f"init-{Path(run.init).resolve().name}")
+        check_settings_match(folder, evaluated(folder), {"init": run.init})  # may share its name
         return Job(stages[0], run, cfg, folder, None, 0)
     saved, step = read_progress(folder)
-    known, results = saved or {}, folder / "results.json"
-    if saved is None and results.exists():  # a pretrained model's, or state.pt was deleted
-        known = read_json(results).get("config")
-        if not isinstance(known, dict):
-            raise ValueError(f"{results} has no config, so this program did not write it")
-        known = checked(results, known)
+    known = evaluated(folder) if saved is None else saved
     check_settings_match(folder, known, pick(given, {"data", "task", "difficulty"}))
     by_number = {stage.number: stage for stage in stages}
     by_folder = {stage.folder: stage for stage in stages}
@@ -264,6 +260,17 @@ def load_job(stages: tuple[Stage, ...], folder: Path | None, given: dict) -> Job
     run, cfg = resolve(stage, known | given)
     check_applies(given, run)
     return Job(stage, run, cfg, folder, saved, step)
+
+
+def evaluated(folder: Path) -> dict:
+    """The settings in a folder's results.json, {} without one. An untouched model has no others."""
+    results = folder / "results.json"
+    if not results.exists():
+        return {}
+    known = read_json(results).get("config")
+    if not isinstance(known, dict):
+        raise ValueError(f"{results} has no config, so this program did not write it")
+    return checked(results, known)
 
 
 def read_progress(folder: Path) -> tuple[dict | None, int]:
