@@ -355,7 +355,7 @@ def evaluate(
 
 
 def check_evaluation(run: Run, task: data.Task) -> None:
-    """Raises ValueError before training if the evaluation after it would be impossible."""
+    """Raises ValueError if the evaluation would be impossible, be it only after hours."""
     problems = task.held_out(run.split, run.eval_problems)
     if run.eval_every is not None:
         task.held_out("val", run.watched)
@@ -421,8 +421,9 @@ def plan_command(given: dict, last: int) -> None:
         while found.peak > memory and micro > 1:
             micro //= 2
             found = plan_step(config, task, job.run, replace(cfg, micro=micro))
-        less = f"--micro {micro} takes {found.peak / 2**20:,.0f} MiB"
-        print_once(f"more than the {memory / 2**20:,.0f} MiB of this machine; {less}")
+        less = f"; --micro {micro} takes {found.peak / 2**20:,.0f} MiB"
+        less = less if found.peak <= memory else ", whatever --micro is"
+        print_once(f"more than the {memory / 2**20:,.0f} MiB of this machine{less}")
 
 
 def eval_command(given: dict, folder: Path | None) -> None:
@@ -432,8 +433,9 @@ def eval_command(given: dict, folder: Path | None) -> None:
     if job.is_init:
         checkpoints.check_writable(job.folder)  # not there yet: a pretrained base leaves no files
     task = load_task(job.run)
+    check_evaluation(job.run, task)
     result = evaluate(job, task, device_for(job.run.device, job.run.dtype), temperature)
-    title = job.folder.resolve().name if folder else "untouched"
+    title = "untouched" if job.is_init else job.folder.resolve().name
     report([(title, job.folder)], job.run, result, task, temperature)
 
 
@@ -468,10 +470,10 @@ def ask_command(given: dict, problems: list[str]) -> None:
 def export_command(given: dict, folder: Path) -> None:
     """Writes a trained model as a folder like that of --init, in float32, since bfloat16 would
     round small updates away."""
+    model = checkpoints.load_model(folder, None, torch.device("cpu"))
     init, target = load_job(STAGES, folder, given).run.init, folder / "pretrained"
     if init is None:
         raise ValueError(f"{folder} was not trained from a pretrained model (--init)")
-    model = checkpoints.load_model(folder, None, torch.device("cpu"))
     try:
         companions(Path(init), target)  # refused before anything is written
         model.save_pretrained(target)
@@ -520,4 +522,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="replace")  # a terminal without Δ does not lose the table
     sys.exit(main())

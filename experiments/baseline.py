@@ -26,7 +26,7 @@ class BothStages(Stage):  # takes as many steps as Stage I and Stage II together
 
 def main(argv: list[str]) -> int:
     """train.py's Stage I with another method's returns and name → its exit code."""
-    if not argv or argv[0] not in ("naive", "both"):
+    if argv[:1] not in (["naive"], ["both"]) or any(x.startswith("--stage") for x in argv):
         print(__doc__, file=sys.stderr)
         return 2
     name, *flags = argv

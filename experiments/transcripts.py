@@ -22,6 +22,7 @@ import score
 import train
 from data import Problem, Task, kind
 from model import GPT, Generation
+from rewards import SandboxError
 from training import processes, report
 
 PAGE = Path(__file__).with_suffix(".html")
@@ -81,24 +82,27 @@ def page(title: str, shown: list[dict]) -> str:
 def main() -> None:
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="of a stage")
-    parser.add_argument("--problems", type=int, default=200, help="how many [200]")
+    parser.add_argument("--problems", type=int, help="how many [200, or all if there are fewer]")
     parser.add_argument("--split", default="test", choices=("val", "test"), help="[test]")
     parser.add_argument("--device", default="auto", help="[auto]")
     parser.add_argument("--data", help="the .py file of a task of your own")
     parser.add_argument("--to", type=Path, help="[DIR/transcripts.html]")
     args = parser.parse_args()
     try:
+        if args.problems is not None and args.problems < 1:
+            raise ValueError(f"--problems must be at least 1: {args.problems}")
         given = {"split": args.split, "device": args.device}
         given |= {"data": kind(args.data)} if args.data else {}
         job = train.load_job(train.STAGES, args.folder, given)
         task, device = train.load_task(job.run), processes.pick_device(job.run.device)
-        problems = task.held_out(args.split, args.problems)
+        count = args.problems or job.run.eval_problems
+        problems = task.held_out(args.split, count)[: args.problems or 200]
         model = train.stage_model(job, task, device)
         with processes.precision(job.run.dtype, device):
             shown = look(model, task, problems, job.run.seed, job.run.eval_batch)
         to = args.to or args.folder / "transcripts.html"
         to.write_text(page(f"{args.folder}: {len(shown)} {args.split} problems", shown))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, SandboxError) as error:
         print(f"transcripts.py: {processes.one_line(error)}", file=sys.stderr)
         sys.exit(2)
     print(f"wrote {to}")

@@ -60,6 +60,10 @@ def test_transcripts_show_what_the_evaluation_counts(trained, tmp_path, monkeypa
         transcripts.main()
     assert ended.value.code == 2
     assert capsys.readouterr().err == f"transcripts.py: no such file: {tmp_path}/model.pt\n"
+    monkeypatch.setattr(sys, "argv", command[:2] + ["--problems", "-3"])
+    with pytest.raises(SystemExit, match="2"):
+        transcripts.main()
+    assert "--problems must be at least 1: -3" in capsys.readouterr().err
 
 
 def test_pieces_of_a_page_are_whole_characters(chatty, tmp_path):
@@ -287,6 +291,7 @@ def test_baselines_of_an_open_model_lie_beside_its_stages(chatty, tmp_path, monk
     assert "continue with: python experiments/baseline.py both --task" in capsys.readouterr().err
     assert train.STAGES[1].defaults("math")["steps"] == 3000  # of both stages
     assert baseline.main([]) == 2 and baseline.main(["base"]) == 2
+    assert baseline.main(["naive", "--stage", "2", *flags]) == 2
 
 
 def test_the_smallest_policy_that_copies_follows_the_exact_gradient():

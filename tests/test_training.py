@@ -225,6 +225,8 @@ def test_a_name_that_is_not_utf_8_is_refused_at_the_start(tmp_path, capsys):
         ('{"step": 7, "rew', "not JSON"),
         ('{"step": 6}', "not the log of step 7"),
         ('{"step": 7, "reward": "1"}', "not the log of step 7"),
+        ('{"step": 7, "reward": null}', "not the log of step 7"),
+        ('{"step": 7, "val": {"acc_t1": []}}', "not the log of step 7"),
         ("7", "not a JSON object"),
         ("\udcff", "cannot be read"),
     ],
@@ -434,7 +436,9 @@ def test_evaluation_is_repeatable(trained, tmp_path):
         assert run("--eval", folder, "--temperature", temperature) == 0
         assert json.loads(results.read_text())["temperature"] == temperature
     # results.json is of the latest; those of other settings are kept, named by what is unusual
+    assert run("--eval", folder, "--dtype", "bfloat16", "--temperature", 0.7) == 0
     kept = {"attempts=4,eval_problems=20": (4, 0.0), "eval_problems=20": (2, 0.0)}
+    kept |= {"eval_problems=20,temperature=0.7": (2, 0.7)}
     assert len(list(folder.glob("*-*"))) == 2 * len(kept)
     for name, wanted in kept.items():
         old = json.loads((folder / f"results-{name}.json").read_text())
@@ -453,7 +457,7 @@ def test_other_results_are_kept_under_a_plain_name(trained, tmp_path):
         old = json.loads((folder / "results.json").read_text())
         old["evaluation"] = dict.fromkeys(settings.EVALUATION) | {"subjects": subjects}
         old["evaluation"] |= {"attempts": 2, "history": "all", "split": "test", "seed": 0}
-        old["evaluation"] |= {"shots": 2, "layout": "auto", "temperature": 0.0}
+        old["evaluation"] |= {"shots": 2, "layout": "auto", "dtype": "float32", "temperature": 0.0}
         (folder / "results.json").write_text(json.dumps(old))
         assert run("--eval", folder) == 0
     assert victim.read_text() == "whole"
@@ -833,6 +837,8 @@ def test_bad_checkpoint_is_one_line(how, trained, tmp_path, capsys):
         (["--stage", "1", "--samples", "9999999999"], "samples"),
         (["--stage", "1", "--attempts", "9999999999"], "attempts"),
         (["--quick", "--plan"], "--plan needs --stage 1 or 2"),
+        (["--stage", "0", "--out", ""], "--out: the value is empty"),
+        (["--export", "nowhere"], "no such file: nowhere/model.pt"),
     ],
 )
 def test_bad_flag_is_one_line(args, named, tmp_path, capsys, monkeypatch):
@@ -1124,6 +1130,9 @@ def test_a_plan_counts_and_allocates_nothing(tmp_path, chatty, monkeypatch, caps
     assert "--plan is of no use to --eval" in refused
     takes = f"--micro {micro} takes {found[micro - 1].peak / 2**20:,.0f} MiB"
     assert f"MiB of this machine; {takes}" in said
+    monkeypatch.setattr(processes, "memory_of", lambda device: plan.kept)
+    assert train.main("--stage 2 --plan --width 128 --problems 4".split()) == 0
+    assert "MiB of this machine, whatever --micro is" in capsys.readouterr().out
 
 
 def test_help_shows_every_flag_in_its_group_with_its_defaults(capsys):
@@ -1376,6 +1385,8 @@ def test_a_checkpoint_is_evaluated_on_what_it_was_trained_on(trained, tmp_path, 
     assert "made with difficulty 2" in capsys.readouterr().err
     assert train.main(["--eval", str(folder), "--shots", "7", *few]) == 2
     assert "--shots is not a setting of --data arithmetic" in capsys.readouterr().err
+    assert train.main(["--eval", str(folder), "--attempts", "100", *few]) == 2
+    assert "100 attempts take" in capsys.readouterr().err
     shutil.copy(folder / "model.pt", tmp_path)
     assert train.main(["--eval", str(tmp_path), "--task", "addition", *few]) == 2
     assert "vocabulary" in capsys.readouterr().err

@@ -99,6 +99,9 @@ def check_command(args: argparse.Namespace, given: dict) -> None:
         # Versions of Python differ in what argparse makes of "--"; --ask alone is no mistake.
         if value in ("--", ["--"]) or (value == [] and name != "ask"):
             raise ValueError(f"{flag(name)}: -- is no value")
+    for name, value in given.items():
+        if value == "":
+            raise ValueError(f"{flag(name)}: the value is empty")
     if args.stage == 0:
         for name in given.keys() & (names(score.Config) - {"clip"}):
             raise ValueError(f"{flag(name)} is not a setting of stage 0, which learns by imitation")

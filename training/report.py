@@ -172,12 +172,13 @@ TITLES = ("acc@t1", "acc@t2", "Δ(t1,t2)", "Δ i→c", "Δ c→i", "changed")
 
 def table(folders: list[tuple[str, Path]]) -> str:
     """The results of several stages in per cent, ± one standard error."""
-    lines = ["".join([f"{'':10}"] + [f"{title:>14}" for title in TITLES] + ["     cut"])]
+    width = max(10, *(len(title) + 1 for title, _ in folders))
+    lines = [" " * width + "".join(f"{title:>14}" for title in TITLES) + "     cut"]
     for title, folder in folders:
         results = json.loads((folder / "results.json").read_text())
         cells = [f"{100 * results[n]:.1f} ± {100 * results['se'][n]:.1f}" for n in COLUMNS]
         cells = [f"{cell:>14}" for cell in cells] + [f"{100 * results['truncated']:8.1f}"]
-        lines.append("".join([f"{title:10}"] + cells))
+        lines.append("".join([title.ljust(width)] + cells))
     return "\n".join(lines)
 
 
@@ -194,12 +195,13 @@ def each_attempt(metrics: dict) -> str:
 
 def diagnoses(folders: list[tuple[str, Path]]) -> str:
     """The diagnosis (`score.diagnose`) of several stages, and what it means."""
-    lines = ["".join([f"{'':10}"] + [f"{name:>9}" for name in ("p", "f", "b", "f/b", "p/(1−p)")])]
+    width = max(10, *(len(title) + 1 for title, _ in folders))
+    lines = [" " * width + "".join(f"{name:>9}" for name in ("p", "f", "b", "f/b", "p/(1−p)"))]
     for title, folder in folders:
         found = json.loads((folder / "results.json").read_text())["diagnosis"]
         numbers = [found[name] for name in ("p", "f", "b", "ratio", "odds")]
         cells = ["–" if number is None else f"{number:.3f}" for number in numbers]
-        lines.append("".join([f"{title:10}"] + [f"{cell:>9}" for cell in cells]))
+        lines.append("".join([title.ljust(width)] + [f"{cell:>9}" for cell in cells]))
         lines[-1] += f"   plain reward on attempt 2 {leaning(found)}"
     return "\n".join(lines)
 
