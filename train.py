@@ -432,6 +432,8 @@ def eval_command(given: dict, folder: Path | None) -> None:
     job = load_job(STAGES, folder, given)
     if job.is_init:
         checkpoints.check_writable(job.folder)  # not there yet: a pretrained base leaves no files
+        before = settings.evaluated(job.folder)  # perhaps of another folder with the same name
+        settings.check_settings_match(job.folder, before, {"init": job.run.init})
     task = load_task(job.run)
     check_evaluation(job.run, task)
     result = evaluate(job, task, device_for(job.run.device, job.run.dtype), temperature)

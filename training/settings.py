@@ -249,7 +249,6 @@ def load_job(stages: tuple[Stage, ...], folder: Path | None, given: dict) -> Job
         run, cfg = resolve(stages[0], given)
         check_applies(given, run)
         folder = Path(run.out, run.name, f"init-{Path(run.init).resolve().name}")
-        check_settings_match(folder, evaluated(folder), {"init": run.init})  # may share its name
         return Job(stages[0], run, cfg, folder, None, 0)
     saved, step = read_progress(folder)
     known = evaluated(folder) if saved is None else saved
