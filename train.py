@@ -355,7 +355,7 @@ def evaluate(
 
 
 def check_evaluation(run: Run, task: data.Task) -> None:
-    """Raises ValueError if the evaluation would be impossible, be it only after hours."""
+    """Raises ValueError, before hours of work, if the evaluation after them would be impossible."""
     problems = task.held_out(run.split, run.eval_problems)
     if run.eval_every is not None:
         task.held_out("val", run.watched)

@@ -227,6 +227,7 @@ def test_a_name_that_is_not_utf_8_is_refused_at_the_start(tmp_path, capsys):
         ('{"step": 7, "reward": "1"}', "not the log of step 7"),
         ('{"step": 7, "reward": null}', "not the log of step 7"),
         ('{"step": 7, "val": {"acc_t1": []}}', "not the log of step 7"),
+        ('{"step": 7, "val": 3}', "not the log of step 7"),
         ("7", "not a JSON object"),
         ("\udcff", "cannot be read"),
     ],

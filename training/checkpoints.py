@@ -239,8 +239,9 @@ def read_log(folder: Path) -> list[dict]:
     with path.open() as file:
         rows = list(read_lines(path, file))
     for step, (where, row) in enumerate(rows, 1):
-        plain = row | row["val"] | {"val": 0} if isinstance(row.get("val"), dict) else row
-        if row.get("step") != step or not all(isinstance(x, int | float) for x in plain.values()):
+        numbers, val = [x for name, x in row.items() if name != "val"], row.get("val", {})
+        numbers += val.values() if isinstance(val, dict) else [None]
+        if row.get("step") != step or not all(isinstance(x, int | float) for x in numbers):
             raise ValueError(f"{where}: not the log of step {step}")
     return [row for _, row in rows]
 
