@@ -201,7 +201,7 @@ def grade(task: Task, problems: list[Problem], attempt: Generation) -> Tensor:
     """r(y, y*), float32 (rows,). An answer that the length limit cut is wrong, whatever it
     contains."""
     rewards = task.rewards(problems, texts(task, attempt))
-    return torch.tensor(rewards, device=attempt.mask.device).float() * attempt.ended
+    return torch.tensor(rewards, dtype=torch.float32, device=attempt.mask.device) * attempt.ended
 
 
 def repeat(items: list, times: int) -> list:

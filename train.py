@@ -184,7 +184,7 @@ class Trainer:
         state |= {"samples": self.samples, "seconds": self.seconds}
         if self.best.reward == -math.inf:
             checkpoints.save_model(self.job.folder, self.policy)
-        finished = self.step == self.job.run.steps  # it needs no weights or moments any more
+        finished = self.step >= self.job.run.steps  # it needs no weights or moments any more
         if not finished:
             state |= {"model": self.policy.state_dict(), "best": vars(self.best)}
             state |= {"optimizer": self.optimizer.state_dict()}
@@ -507,8 +507,8 @@ def main(argv: list[str] | None = None) -> int:
         else:
             train_command(STAGES, given, args.stage, args.resume)
     except (ValueError, OSError, rewards.SandboxError) as error:
-        alone = isinstance(error, (processes.Diverged, rewards.SandboxError))
-        if is_first() or alone:  # else all processes have the same line to print
+        # Any other error all processes meet alike, and the first one prints it.
+        if is_first() or isinstance(error, processes.Diverged):
             print(f"{Path(sys.argv[0]).name}: {one_line(error)}", file=sys.stderr)
         return 1 if isinstance(error, ConnectionError) else 2
     except KeyboardInterrupt as stop:

@@ -22,10 +22,7 @@ class Words(FileTask):
     def read(self, path):
         with path.open() as lines:
             pairs = [require(x, at, question=str, answer=str) for at, x in read_lines(path, lines)]
-        for question, answer in pairs:
-            if not bare(answer):
-                raise ValueError(f"{path}: the answer to {question!r} is empty")
-        return [Problem(question, gold=answer) for question, answer in pairs]
+        return [Problem(question, gold=bare(answer)) for question, answer in pairs]
 
     def user(self, problem):
         return problem.prompt
@@ -37,7 +34,7 @@ class Words(FileTask):
         return "\n" in response
 
     def reward(self, problem, response):  # strict: the policy will find whatever this lets pass
-        return float(bare(response) == bare(problem.gold))
+        return float(bare(response) == problem.gold)
 
 
 def bare(answer: str) -> str:

@@ -22,6 +22,7 @@ import torch
 from hypothesis import strategies as st
 
 import data
+import rewards
 import score
 import train
 from fast.linear import freeze
@@ -996,7 +997,9 @@ def test_a_lost_process_is_named_though_torchrun_stops_the_others(tmp_path, monk
     assert capsys.readouterr().err.count("another process is gone") == 1
 
 
-@pytest.mark.parametrize("kind, lines", [(processes.Diverged, 1), (ValueError, 0)])
+@pytest.mark.parametrize(
+    "kind, lines", [(processes.Diverged, 1), (rewards.SandboxError, 0), (ValueError, 0)]
+)
 def test_what_one_process_may_have_met_alone_it_says_itself(kind, lines, monkeypatch, capsys):
     """What all have met, the first of them says."""
 

@@ -110,7 +110,7 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-# What torch calls a processor's instructions for bfloat16: on x86 two, on ARM the last.
+# What torch calls a processor's instructions for bfloat16: two names on x86, the last on ARM.
 BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16")
 
 
