@@ -430,6 +430,7 @@ def test_evaluation_is_repeatable(trained, tmp_path):
     results = folder / "results.json"
     assert run("--eval", folder) == 0
     first = json.loads(results.read_text())
+    shutil.rmtree(folder / "answers")
     assert run("--eval", folder) == 0
     assert json.loads(results.read_text()) == first
     assert run("--eval", folder, "--attempts", 4) == 0
@@ -475,9 +476,10 @@ def shortened(task: data.Task) -> data.Task:
     ("nothing", 5), ("a file", 6), ("another evaluation", 4 + 5),
     ("the model", 12), ("the task", 12),
 ])  # fmt: skip
-def test_a_stopped_evaluation_goes_on(changed, calls_again, trained, tmp_path, monkeypatch):
-    """It makes 12 calls: greedy and sampled, of three batches, two attempts. What a stopped one got
-    from its first seven is used where nothing has changed, and gives the same results."""
+def test_no_answer_is_asked_for_twice(changed, calls_again, trained, tmp_path, monkeypatch):
+    """An evaluation makes 12 calls: greedy and sampled, of three batches, two attempts. What a
+    stopped one got from its first seven is used where nothing has changed, and gives the same
+    results. The same evaluation again makes none; the answers of other models are removed."""
     folder, calls, respond = tmp_path / "stage1", [], score.respond
     command = ["--eval", folder, "--eval-problems", 20, "--eval-batch", 8]
 
@@ -488,7 +490,7 @@ def test_a_stopped_evaluation_goes_on(changed, calls_again, trained, tmp_path, m
         return respond(*asked)
 
     monkeypatch.setattr(score, "respond", counted)
-    shutil.copytree(trained / "stage1", folder)
+    shutil.copytree(trained / "stage1", folder, ignore=shutil.ignore_patterns("answers"))
     (folder / "results.json").unlink()
     stop_after = 7
     assert run(*command) == 130 and not (folder / "results.json").exists()
@@ -499,19 +501,19 @@ def test_a_stopped_evaluation_goes_on(changed, calls_again, trained, tmp_path, m
         load = train.load_task
         monkeypatch.setattr(train, "load_task", lambda run: shortened(load(run)))
     elif changed == "a file":
-        next(folder.glob("answers-*")).write_bytes(b"")
+        next(folder.glob("answers/*")).write_bytes(b"")
     elif changed == "another evaluation":
         assert run(*command[:2], "--eval-problems", 4) == 0
     assert run(*command) == 0 and len(calls) == 7 + calls_again
-    left = len(list(folder.glob("answers-*")))
-    assert left == (7 if changed in ("the model", "the task") else 0)
+    left = len(list(folder.glob("answers/*")))
+    assert left == (12 + 4 if changed == "another evaluation" else 12)
 
     def results() -> list:
         found = json.loads((folder / "results.json").read_text())
         return [found | {"command": None}, (folder / "samples.jsonl").read_text()]
 
     continued = results()
-    assert run(*command) == 0 and results() == continued
+    assert run(*command) == 0 and results() == continued and len(calls) == 7 + calls_again
 
 
 def test_an_evaluation_while_training_takes_all_problems_of_files():

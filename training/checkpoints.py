@@ -283,22 +283,22 @@ class Best:
 def kept_answers(
     folder: Path, model: GPT, task: data.Task, dtype: str, respond: Callable[..., Generation]
 ) -> Iterator[Callable[..., Generation]]:
-    """Yields `respond` of score.py, but every result is kept in the folder until the block ends
-    without an error, and comes from there if this model was asked the same before. If it is
-    interrupted, raises KeyboardInterrupt with an argument."""
+    """Yields `respond` of score.py, but every result is kept in the folder's answers/ and comes from
+    there if this model was asked the same before. Those of other models are removed at the end. If
+    the block is interrupted, raises KeyboardInterrupt with an argument."""
     same = [model.config, dtype, str(model.device), task.max_new_tokens]
-    made_by = hashlib.sha256(repr(same).encode())
-    made_by.update(Path(inspect.getfile(type(task))).read_bytes())  # says when an answer is over
+    model_hash = hashlib.sha256(repr(same).encode())
     for weight in model.parameters():
-        made_by.update(weight.detach().contiguous().view(torch.uint8).cpu().numpy())
+        model_hash.update(weight.detach().contiguous().view(torch.uint8).cpu().numpy())
+    for code in (GPT, respond, type(task)):  # the task says when an answer is over
+        model_hash.update(Path(inspect.getfile(code)).read_bytes())
+    mine, kept = model_hash.hexdigest()[:16], folder / "answers"
+    kept.mkdir(exist_ok=True)
     names = [field.name for field in fields(Generation)]
-    used = []
 
     def answer(policy, task, problems, prompts, keys, *how) -> Generation:
-        asked = made_by.copy()
-        asked.update(repr([prompts, torch.as_tensor(keys).tolist(), *how]).encode())
-        path = folder / f"answers-{asked.hexdigest()[:16]}.pt"
-        used.append(path)
+        asked = repr([prompts, torch.as_tensor(keys).tolist(), *how]).encode()
+        path = kept / f"{mine}-{hashlib.sha256(asked).hexdigest()[:16]}.pt"
         try:
             content = read_pt(path, set(names))
         except ValueError:  # there is none, or it is damaged
@@ -311,5 +311,6 @@ def kept_answers(
         yield answer
     except KeyboardInterrupt:
         raise KeyboardInterrupt("answers kept") from None
-    for path in used:
-        path.unlink(missing_ok=True)
+    for path in kept.iterdir():
+        if not path.name.startswith(mine):
+            path.unlink(missing_ok=True)
