@@ -94,7 +94,7 @@ def main() -> None:
         given = {"split": args.split, "device": args.device}
         given |= {"data": kind(args.data)} if args.data else {}
         job = train.load_job(train.STAGES, args.folder, given)
-        task, device = train.load_task(job.run), processes.pick_device(job.run.device)
+        task, device = train.load_task(job.run), processes.device_for(job.run.device, job.run.dtype)
         count = args.problems or job.run.eval_problems
         problems = task.held_out(args.split, count)[: args.problems or 200]
         model = train.stage_model(job, task, device)
@@ -105,6 +105,8 @@ def main() -> None:
     except (ValueError, OSError, SandboxError) as error:
         print(f"transcripts.py: {processes.one_line(error)}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
     print(f"wrote {to}")
 
 

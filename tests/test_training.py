@@ -841,6 +841,7 @@ def test_bad_checkpoint_is_one_line(how, trained, tmp_path, capsys):
         (["--stage", "1", "--samples", "9999999999"], "samples"),
         (["--stage", "1", "--attempts", "9999999999"], "attempts"),
         (["--quick", "--plan"], "--plan needs --stage 1 or 2"),
+        (["--stage", "1", "--plan", "--resume"], "--resume is of no use to --plan"),
         (["--stage", "0", "--out", ""], "--out: the value is empty"),
         (["--export", "nowhere"], "no such file: nowhere/model.pt"),
     ],

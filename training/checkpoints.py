@@ -283,7 +283,7 @@ class Best:
 def kept_answers(
     folder: Path, model: GPT, task: data.Task, dtype: str, respond: Callable[..., Generation]
 ) -> Iterator[Callable[..., Generation]]:
-    """Yields `respond` of score.py, but every result is kept in the folder's answers/ and comes from
+    """Yields `respond` of score.py, but its results are kept in the folder's answers/ and come from
     there if this model was asked the same before. Those of other models are removed at the end. If
     the block is interrupted, raises KeyboardInterrupt with an argument."""
     same = [model.config, dtype, str(model.device), task.max_new_tokens]

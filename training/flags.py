@@ -118,6 +118,8 @@ def check_command(args: argparse.Namespace, given: dict) -> None:
         for name in ("resume", "plan"):
             if getattr(args, name):
                 raise ValueError(f"--{name} is of no use to --{command}")
+    if args.plan and args.resume:
+        raise ValueError("--resume is of no use to --plan")
 
 
 def add_flags(
