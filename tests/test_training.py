@@ -282,7 +282,7 @@ def test_a_finished_model_is_used_though_its_state_is_gone(trained, tmp_path, fe
 def test_a_finished_stage_keeps_its_model_and_its_settings(trained):
     """No second copy of the weights, no moments, no state before."""
     for name in ("base", "stage1", "stage2"):
-        files = {path.name for path in (trained / name).iterdir()}
+        files = {path.name for path in (trained / name).iterdir()} - {"answers"}
         assert files == {"model.pt", "state.pt", "metrics.jsonl", "results.json", "samples.jsonl"}
         state = torch.load(trained / name / "state.pt", weights_only=True)
         assert set(state) == {"settings", "step", "samples", "seconds"}
@@ -809,6 +809,7 @@ def test_bad_checkpoint_is_one_line(how, trained, tmp_path, capsys):
         (["--stage", "1", "--revision", "2"], "--revision; is --revisions meant?"),
         (["--stage", "1", "--beta3=0.1"], "--beta3=0.1; is --beta"),
         (["--stage", "0", "--alpha", "3"], "--alpha is not a setting of stage 0"),
+        (["--stage", "0", "--data", "math"], "stage 0 of --data math is the model of --init"),
         (["--eval", "out", "--lr", "1"], "--lr is not a setting of --eval"),
         (["--eval", "out", "--resume"], "--resume is of no use to --eval"),
         (["--ask", "out", "--eval-problems", "5"], "--eval-problems is not a setting of --ask"),

@@ -103,6 +103,11 @@ def check_command(args: argparse.Namespace, given: dict) -> None:
         if value == "":
             raise ValueError(f"{flag(name)}: the value is empty")
     if args.stage == 0:
+        if given.get("data", Run.data) != Run.data:
+            raise ValueError(
+                f"stage 0 of --data {given['data']} is the model of --init itself: evaluate it by "
+                "--eval --init DIR"
+            )
         for name in given.keys() & (names(score.Config) - {"clip"}):
             raise ValueError(f"{flag(name)} is not a setting of stage 0, which learns by imitation")
     for command, used in USED.items():
