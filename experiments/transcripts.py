@@ -106,6 +106,7 @@ def main() -> None:
         print(f"transcripts.py: {processes.one_line(error)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
+        print("transcripts.py: interrupted", file=sys.stderr)
         sys.exit(130)
     print(f"wrote {to}")
 

@@ -35,10 +35,6 @@ from tests.helpers import ROOT, same_weights, source, without_times, write_math
 from training import checkpoints, settings
 
 
-def interrupted(*asked):
-    raise KeyboardInterrupt
-
-
 def test_transcripts_show_what_the_evaluation_counts(trained, tmp_path, monkeypatch, capsys):
     folder, to = trained / "stage1", tmp_path / "page.html"
     command = ["transcripts.py", str(folder), "--problems", "20", "--to", str(to)]
@@ -69,9 +65,14 @@ def test_transcripts_show_what_the_evaluation_counts(trained, tmp_path, monkeypa
         transcripts.main()
     assert "--problems must be at least 1: -3" in capsys.readouterr().err
     monkeypatch.setattr(sys, "argv", command)
+
+    def interrupted(*asked):
+        raise KeyboardInterrupt
+
     monkeypatch.setattr(transcripts, "look", interrupted)
     with pytest.raises(SystemExit, match="130"):
         transcripts.main()
+    assert capsys.readouterr().err == "transcripts.py: interrupted\n"
 
 
 def test_pieces_of_a_page_are_whole_characters(chatty, tmp_path):

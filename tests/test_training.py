@@ -514,6 +514,8 @@ def test_no_answer_is_asked_for_twice(changed, calls_again, trained, tmp_path, m
 
     continued = results()
     assert run(*command) == 0 and results() == continued and len(calls) == 7 + calls_again
+    shutil.rmtree(folder / "answers")
+    assert run(*command) == 0 and results() == continued and len(calls) == 7 + calls_again + 12
 
 
 def test_an_evaluation_while_training_takes_all_problems_of_files():

@@ -199,11 +199,11 @@ class Job:
 
     @property
     def is_init(self) -> bool:
-        """Whether this stage is the pretrained model itself. For arithmetic, --stage 0 trains it on
-        transcripts first; of a run that was killed at once there may be a log alone."""
+        """Whether this stage is the pretrained model itself; only --stage 0 trains it. Of a run
+        that was killed at once there may be a log alone."""
         begun = any((self.folder / name).exists() for name in ("model.pt", "metrics.jsonl"))
-        warms = self.requested and self.run.data == "arithmetic"
-        return self.stage.number == 0 and self.run.init is not None and not (begun or warms)
+        trained = begun or self.requested
+        return self.stage.number == 0 and self.run.init is not None and not trained
 
     def settings(self) -> dict:
         """The settings that a resumed or reused stage must have been made with."""
