@@ -46,7 +46,7 @@ from training.memory import plan_step
 from training.processes import device_for, is_first, one_line, pick_device, precision, print_once
 from training.report import AnswersBar, Report, cost, dialogue, report
 from training.results import write_results
-from training.settings import IN_WORDS, Job, Run, Stage, load_job, pick, plan
+from training.settings import IN_WORDS, Job, Run, Stage, jobs_up_to, load_job, pick
 
 # Answers in words are short, so their summed KL is small and beta2 is larger than in the paper.
 WORDS = {"transcripts": 32, "problems": 8, "beta2": 2.0, "eval_problems": 500}
@@ -372,7 +372,7 @@ def check_evaluation(run: Run, task: data.Task) -> None:
 
 def train_command(stages: tuple[Stage, ...], given: dict, last: int, resume: bool) -> None:
     """Trains the stages up to the last that are missing, evaluates all, and prints the results."""
-    jobs = plan(stages, given, last)
+    jobs = jobs_up_to(stages, given, last)
     run = jobs[-1].run
     device, task = device_for(run.device, run.dtype), load_task(run)
     check_evaluation(run, task)
@@ -389,7 +389,7 @@ def train_command(stages: tuple[Stage, ...], given: dict, last: int, resume: boo
                 training.enter_context(checkpoints.locked(jobs[0].folder.parent))
             processes.wait_for_others(device)
             # Again, now that the folder is locked: another run may have just ended.
-            jobs = plan(stages, given, last)
+            jobs = jobs_up_to(stages, given, last)
             for number in range(len(jobs)):
                 run_stage(jobs, number, resume, task, device)
                 processes.wait_for_others(device)  # until the model is written
@@ -405,7 +405,7 @@ def plan_command(given: dict, last: int) -> None:
     """Prints the memory that a step of the stage takes, without allocating it."""
     if not last:
         raise ValueError("--plan needs --stage 1 or 2")
-    job = plan(STAGES, given, last)[-1]
+    job = jobs_up_to(STAGES, given, last)[-1]
     task = load_task(job.run)
     if job.run.init is not None:
         config = GPTConfig(**read_shape(Path(job.run.init)))

@@ -167,11 +167,11 @@ def test_an_open_model_is_warmed_up(chatty, tmp_path, capsys):
 def test_a_warm_up_that_was_killed_at_once_is_not_forgotten(chatty, tmp_path):
     """A log is all that is left: Stage I does not start from the pretrained model."""
     given = {"task": "addition", "init": str(chatty), "out": str(tmp_path)}
-    assert settings.plan(train.STAGES, given, 1)[0].is_init
+    assert settings.jobs_up_to(train.STAGES, given, 1)[0].is_init
     folder = tmp_path / "addition" / "base"
     folder.mkdir(parents=True)
     (folder / "metrics.jsonl").touch()
-    assert not settings.plan(train.STAGES, given, 1)[0].is_init
+    assert not settings.jobs_up_to(train.STAGES, given, 1)[0].is_init
 
 
 def test_a_half_trained_warm_up_starts_anew_from_the_pretrained_model(chatty, tmp_path):

@@ -327,7 +327,7 @@ def test_free_settings_come_from_the_command_line_alone(trained, tmp_path):
     assert free.keys() == settings.FREE
     edit(folder / "state.pt", lambda state: state["settings"].update(free))
     jobs = [settings.load_job(train.STAGES, folder, {})]
-    jobs += settings.plan(train.STAGES, {"out": str(tmp_path)}, 1)
+    jobs += settings.jobs_up_to(train.STAGES, {"out": str(tmp_path)}, 1)
     shutil.copy(trained / "stage1" / "results.json", folder)
     (folder / "state.pt").unlink()
     results = json.loads((folder / "results.json").read_text())
@@ -667,7 +667,7 @@ def test_a_damaged_state_is_not_kept_as_the_one_before(unfinished, tmp_path):
 
 
 def test_adam_s_settings_are_the_run_s_own(unfinished, few_steps):
-    job = train.plan(train.STAGES, {"out": str(unfinished.parent), "difficulty": 2}, 1)[1]
+    job = train.jobs_up_to(train.STAGES, {"out": str(unfinished.parent), "difficulty": 2}, 1)[1]
     task = train.load_task(job.run)
     policy = train.stage_model(job, task, torch.device("cpu"))
     trainer = train.Trainer(job, task, policy, None)

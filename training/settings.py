@@ -14,7 +14,7 @@ from pretrained.weights import read_json
 from training.checkpoints import read_state
 from training.processes import number_of_processes, one_line
 
-MOST = 10**12  # larger than any setting that makes sense
+LARGEST = 10**12  # larger than any setting that makes sense
 IN_WORDS = "arithmetic with --init"  # a kind of data: arithmetic in words, for a pretrained model
 
 
@@ -77,9 +77,9 @@ class Run:
     def __post_init__(self):
         counts = ("layers", "heads", "width", "transcripts", "eval_problems", "eval_batch")
         sizes = ("steps", "limit", "max_new_tokens", "context", "eval_every")
-        ranges = dict.fromkeys(counts, (1, score.MOST)) | dict.fromkeys(sizes, (1, MOST))
-        ranges |= {"attempts": (2, score.MOST), "shots": (0, score.MOST), "warmup": (0, MOST)}
-        score.check_ranges(self, lr=(1e-12, MOST), seed=(0, 2**32 - 1), **ranges)
+        ranges = dict.fromkeys(counts, (1, score.MOST)) | dict.fromkeys(sizes, (1, LARGEST))
+        ranges |= {"attempts": (2, score.MOST), "shots": (0, score.MOST), "warmup": (0, LARGEST)}
+        score.check_ranges(self, lr=(1e-12, LARGEST), seed=(0, 2**32 - 1), **ranges)
         for name in ("init", "data_dir", "levels", "subjects", "layout"):
             if not isinstance(getattr(self, name), str | None):  # from a damaged folder
                 raise ValueError(f"{name} must be text: {getattr(self, name)!r}")
@@ -199,8 +199,8 @@ class Job:
 
     @property
     def is_init(self) -> bool:
-        """Whether this stage is the pretrained model itself; only --stage 0 trains it. Of a run
-        that was killed at once there may be a log alone."""
+        """Whether this stage is the pretrained model itself, which only --stage 0 trains. A log
+        alone counts as training, too: a run that was killed at once leaves no more."""
         begun = any((self.folder / name).exists() for name in ("model.pt", "metrics.jsonl"))
         trained = begun or self.requested
         return self.stage.number == 0 and self.run.init is not None and not trained
@@ -211,7 +211,7 @@ class Job:
         return pick(every, every.keys() - FREE)
 
 
-def plan(stages: tuple[Stage, ...], given: dict, last: int) -> list[Job]:
+def jobs_up_to(stages: tuple[Stage, ...], given: dict, last: int) -> list[Job]:
     """The stages up to number `last`. A setting comes from the command line, else from the stage's
     folder, else, if stages share it, from an earlier stage's folder, else from the stage's
     defaults. --steps and --lr apply to the last stage alone. A stage that is still to be trained
