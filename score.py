@@ -21,8 +21,9 @@ One step, for P problems:
     5. advantages: return − leave-one-out baseline                                `leave_one_out`
     6. loss = Σ_tokens −advantage · log π_θ + β · KL, averaged over attempts        `policy_loss`
 
-**γ = 0 across attempts** (ICLR Fig. 9): y1's tokens are credited with y1's return alone. With γ = 1
-y1 would be credited with (1 − α)·r1, which rewards a wrong first attempt.
+**γ = 0 across attempts** (ICLR Fig. 9): y1's tokens are credited with y1's return alone, so the
+expectation of y2's return is not differentiated through the probability of y1. With γ = 1 y1 would
+be credited with (1 − α)·r1 + (1 + α)·r2, whose first term rewards a wrong first attempt.
 
 **The baseline.** Given y1, the term −α·r1 of y2's return is a constant, and a constant has no
 gradient in expectation: the bonus multiplies the gradient of r2 by 1 + α, and everything else it
@@ -42,7 +43,7 @@ return, has the same expectation and several times the noise; differentiating k1
 zero in expectation. [our reading: the paper names no estimator. We sum over tokens, since a mean
 would divide β2 by the answer's length.]
 
-Left out on purpose: clipping and importance ratios (one update a rollout, so the data is
+Left out on purpose: PPO's clipped importance ratios (one update a rollout, so the data is
 on-policy), entropy bonuses, advantage normalisation, training on more than two attempts (ICLR A.1;
 `evaluate` takes any number).
 
@@ -77,7 +78,7 @@ class Config:
     problems: int = 32  # P, problems per step (paper: a batch of 512, of problems or of rollouts)
     samples: int = 4  # K, first attempts per problem (paper: not given)
     revisions: int = 4  # M, second attempts per first attempt (paper: not given; 1 is plain RLOO)
-    offline: float = 0.0  # extra problems whose first attempt is the base's, as a share of P
+    offline: float = 0.0  # share of the problems that also get first attempts by the base model
     temperature: float = 1.0  # sampling temperature in training (paper: 1); default in --eval: 0
     clip: float = 1.0  # largest norm of the gradient (paper: not given)
     micro: int | None = None  # problems per backward pass, to save memory (default: all)
@@ -390,7 +391,8 @@ def policy_loss(
 ) -> tuple[Tensor, Tensor]:
     """−Σ_tokens advantage · log π (REINFORCE) + β Σ_tokens D, one value an attempt → (N,), (N·M,).
 
-    The gradient of the sum of their two means is, in expectation, that of minus the objective.
+    The gradient of the sum of their two means is, in expectation, that of minus the objective with
+    γ = 0.
     `logprobs` and `kls` are those of `attempt_scores`, (N, T1) and (N·M, T2).
     """
     after = (later(kl.detach()) for kl in kls)
@@ -449,8 +451,8 @@ def update(
     returns: Returns,
     cfg: Config,
 ) -> dict:
-    """Scores rollouts, the first of them on-policy, and takes one step on their loss. kl_1 and kl_2
-    are those of the on-policy rollout, summed over tokens and averaged over attempts."""
+    """Scores rollouts and takes one step on their loss. kl_1 and kl_2 are those of the first
+    rollout if it is on-policy, otherwise 0: sums over tokens, averaged over attempts."""
     firsts, seconds = len(rollouts[0].r1), sum(len(rolled.r2) for rolled in rollouts)
     metrics = {"loss": 0.0, "kl_1": 0.0, "kl_2": 0.0}
     optimizer.zero_grad()
@@ -536,7 +538,8 @@ def conversation(
     last_only: bool = False,
     respond: Callable[..., Generation] = respond,
 ) -> Iterator[Generation]:
-    """Attempt after attempt at each problem, after all before it, or with last_only the last."""
+    """Yields one attempt after another at all problems. Each reads all attempts before it, or with
+    last_only the last one alone."""
     first, keys = [task.prompt(x) for x in problems], [x.key for x in problems]
     prompts = first
     for _ in range(attempts):

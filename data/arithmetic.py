@@ -48,7 +48,7 @@ class Corpus:
     without any self-correction. *Slips* are harder to avoid: whether the signs hit the target is
     seen only at the last one, too late for the first. A puzzle's slip can be repaired afterwards,
     when the error is known, but a base that copies hardly ever tries. So plain reward on both
-    attempts removes the habit and goes on copying.
+    attempts can remove the habit and go on copying, as it mostly does.
     """
 
     right: float = 0.5  # probability that an attempt at an easy problem is right

@@ -2,8 +2,8 @@
 
 A method is a pair of returns, as in score.py, or a choice of pairs of attempts to imitate; the
 settings that are its own; and the model that it goes on from. Nothing else differs: they share the
-base model, the trainer, the optimizer and its schedule, the problems, and the numbers of model
-samples and of updates.
+base model, the trainer, the optimizer and its schedule, the way problems are drawn, and the numbers
+of model samples and of updates.
 """
 
 import sys

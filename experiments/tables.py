@@ -203,7 +203,7 @@ def attempts_table(kept: list[dict]) -> str:
 def bases_table(rows: list[dict]) -> str:
     """Does f/b against the odds of p tell what happens, or the headroom of attempt 1?"""
     header = ["base", "p", "f", "b", "f/b", "odds", "odds after single-turn RL", "headroom"]
-    lines = [[*header, "naive t2", "both t2", "SCoRe t2", "naive Δ", "both Δ", "SCoRe Δ"]]
+    lines = [[*header, "t1 / t2 of the base", "naive", "both", "SCoRe"]]
     for name in ("habit", "habit_edits", "flat", "flat_edits"):
         own = rows if name == "habit" else on_base(rows, name)
         found = {
@@ -215,8 +215,8 @@ def bases_table(rows: list[dict]) -> str:
         line = [methods.BASES[name].title] + [f"{before[key]:.3f}" for key in ("p", "f", "b")]
         line += [f"{number:.2f}" for number in (before["ratio"], before["odds"], after["odds"])]
         line.append(f"{found['single']['acc_t1'] - found['base']['acc_t1']:+.1f}")
-        for column in ("acc_t2", "delta"):
-            line += [f"{found[arm][column]:.1f}" for arm in ("naive", "both", "stage2")]
+        for arm in ("base", "naive", "both", "stage2"):
+            line.append("{acc_t1:.1f} / {acc_t2:.1f}".format(**found[arm]))
         lines.append(line)
     return cells(lines)
 
