@@ -13,9 +13,9 @@ import ast
 import gzip
 import json
 import re
-import textwrap
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import dedent
 
 from data.task import Problem, text_hash
 from data.text import FileTask, Source, read_lines, refuse_duplicates, require
@@ -146,35 +146,42 @@ def to_stop(text: str, entry_point: str) -> str:
 def to_fence(text: str, entry_point: str) -> str:
     """A chat model's text up to the fence that closes the first block which defines the function.
     So a second attempt that begins by quoting the faulty function has given its answer."""
-    ends = (end for code, end in fenced(text) if end is not None and defines(code, entry_point))
+    ends = (
+        end for code, end in fenced(text) if end is not None and defines(dedent(code), entry_point)
+    )
     return text[: next(ends, None)]
 
 
 def fenced(text: str) -> list[tuple[str, int | None]]:
-    """The code blocks of a Markdown text, each with the end of its closing fence; None if the end
-    of the text or the next block's opening closes it instead. A fence belongs to the code if it is
-    indented deeper than the block, shorter than the opening fence, or of another kind."""
+    """The code blocks of a Markdown text, without the indentation of their fences, each with the
+    end of its closing fence; None if the end of the text or the next block's opening closes it
+    instead. A fence belongs to the code if it is indented deeper than the block, shorter than the
+    opening fence, or of another kind."""
     blocks: list[tuple[str, int | None]] = []
-    opening = None
+    opening, indent = None, 0
+
+    def add(last: int, end: int | None) -> None:
+        code = text[opening.end() + 1 : last].rstrip(" \t").lstrip("\ufeff")
+        blocks.append((re.sub(rf"^[ \t]{{0,{indent}}}", "", code, flags=re.MULTILINE), end))
+
     for line in FENCE.finditer(text):
         before, fence, language = line[1], line[2], line[3].strip()
         alone = not before.strip()
         if opening is None:
             if alone or re.fullmatch(r"[\w+.-]*", language):
-                opening = line
+                opening, indent = line, len(before) if alone else 0
             continue
-        indent = len(opening[1]) if not opening[1].strip() else 0
         if not fence.startswith(opening[2]) or (alone and len(before) > indent + 3):
             continue
         if not language:
-            blocks.append((text[opening.end() + 1 : line.start(2)], line.end()))
+            add(line.start(2), line.end())
             opening = None
         elif alone:
-            blocks.append((text[opening.end() + 1 : line.start()], None))
-            opening = line
+            add(line.start(), None)
+            opening, indent = line, len(before)
     if opening is not None:
-        blocks.append((text[opening.end() + 1 :], None))
-    return [(textwrap.dedent(code.rstrip(" \t").lstrip("\ufeff")), end) for code, end in blocks]
+        add(len(text), None)
+    return blocks
 
 
 def is_indented(code: str) -> bool:
@@ -195,22 +202,23 @@ def extract_code(response: str, entry_point: str) -> str:
     or else all of it. If several blocks define the function the last counts, since those before it
     were never closed. Blocks before it that only define other things are kept."""
     response = BEGIN.split(PREFACE.sub("", response, count=1))[-1]
-    blocks = [block for block, _ in fenced(response)]
+    whole = [block for block, _ in fenced(response)]
+    blocks = [dedent(block) for block in whole]
     places = [n for n, block in enumerate(blocks) if defines(block, entry_point)]
     if places:
         helpers = [block for block in blocks[: places[-1]] if only_defines(block, entry_point)]
         response = "\n".join([*helpers, blocks[places[-1]]])
     elif blocks:
-        response = blocks[0]
+        response = whole[0]  # as it is indented: it may be the function's body alone
     response = re.sub(r"\A\s*python\s*\n", "", response)
     # Such an import must come first in a file, but the problem's head comes before it.
-    return re.sub(r"^from __future__ import .*\n", "", response, flags=re.MULTILINE)
+    return re.sub(r"^from __future__ import (\([^)]*\)|.*)\n", "", response, flags=re.MULTILINE)
 
 
 def only_defines(code: str, entry_point: str) -> bool:
     """A block of imports, functions, classes and constants, none of them the entry point."""
     nodes = statements(code)
-    kinds = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign)
+    kinds = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign)
     whole = nodes is not None and all(isinstance(node, kinds) for node in nodes)
     return whole and not defines(code, entry_point)
 

@@ -443,6 +443,11 @@ OLD = "def f(x):\n    return x\n"
         f"```python\n{OLD}\nNo, it must add 1:\n\n```python\n{WHOLE}```",
         f"<think>\nMaybe\n```python\n{OLD}```\n[DONE]\n</think>\n\n```python\n{WHOLE}```",
         f"\n<think>\nEasy.\n</think>\n{WHOLE}",
+        # The body alone, which the problem's head precedes.
+        "```python\n    return x + 1\n```", "1. Code:\n   ```python\n       return x + 1\n   ```",
+        "```python\n    def f(x):\n        return x + 1\n```",
+        "```python\nK: int = 1\n```\n```python\ndef f(x):\n    return x + K\n```",
+        f"from __future__ import (\n    annotations,\n)\n{WHOLE}",
         # Right by the rule, though the text around it says or does otherwise.
         f"WRONG:\n```python\n{WHOLE}```\nRight:\n```python\n{OLD}```",
         f"```python\n{WHOLE}```\n```python\n# def f(x):\n#     return x + 1\n```",
