@@ -80,6 +80,28 @@ def test_every_reference_answer_equals_itself():
         assert not math_equal(str(int(plain) + 1), gold)
 
 
+@pytest.mark.parametrize(
+    "response, gold",
+    [
+        ("**Final Answer**: The final answer is $5$. I hope it is correct.", "5"),
+        ("**Final Answer: The final answer is $5$.** I hope it is correct.", "5"),
+        ("**Final Answer:** The final answer is **5**. I hope it is correct.", "5"),
+        ("*Final Answer:*\r\nThe final answer is **$5$**.", "5"),
+        ("Final Answer:\tThe final answer is $2⋅3$. I hope it is correct.", "6"),
+        (r"\boxed{(r,\theta) = (3, \pi/2)}", r"\left(3, \frac{\pi}{2}\right)"),
+        (r"\boxed{(x_1,x_2) = (1,2)}", "(1,2)"), (r"\boxed{(A,B,C) = (1,2,3)}", "(1,2,3)"),
+        (r"\boxed{\boldsymbol{5}}", "5"), (r"\boxed{\bm{x}+1}", "x+1"),
+    ],
+)  # fmt: skip
+def test_ways_to_write_an_answer(response, gold):
+    assert math_reward(response, gold) == 1.0 and math_reward(response, gold + "1") == 0.0
+
+
+@pytest.mark.parametrize("word", ["bn", "kilo", "milli", "teen", "smaller", "nope"])
+def test_a_word_that_changes_a_number_is_no_unit(word):
+    assert not math_equal(rf"5 \text{{ {word}}}", "5") and math_equal(r"5 \text{ apples}", "5")
+
+
 def test_an_answer_is_never_executed():
     marker = "import os; os.environ.__setitem__('SCORE_EXECUTED', '1')"
     for text in (f"exec({marker!r})", "__import__('os').environ.update(SCORE_EXECUTED='1')"):

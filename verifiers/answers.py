@@ -68,9 +68,10 @@ UNORDERED = frozenset((",", r"\{\}", "∪", "∩", "≠", "="))
 MATRIX = re.compile(r"\\begin *\{(?:[pb]?(?:small)?matrix|array)\}")
 NUMERAL = re.compile(r"\(?([0-9A-Z]*[0-9][0-9A-Z]*)\)?")  # a numeral with a base: A7, (A7)
 # A name, which may stand before "=" for the value behind it: x, \theta, a_3, f(x), "area"; and
-# (x, y) for the left side of (x, y) = (1, 2).
-VARIABLES = r"\([a-z](?:,[a-z])*\)"
-NAME = re.compile(rf'(?:[A-Za-z]|\\[a-z]+ )(?:_\{{?\w+\}}?)?(?:{VARIABLES})?|{VARIABLES}|"\w+"')
+# (r, \theta) for the left side of (r, \theta) = (1, 2).
+VARIABLE = r"(?:[A-Za-z]|\\[a-z]+ )(?:_\{?\w+\}?)?"
+VARIABLES = rf"\({VARIABLE}(?:,{VARIABLE})*\)"
+NAME = re.compile(rf'{VARIABLE}(?:{VARIABLES})?|{VARIABLES}|"\w+"')
 # What else may stand there: ∠ABC, AB, P(A), f(2), |z|, [ABC], det A.
 LABEL = re.compile(
     r"(?:m?\\angle |\\det |\\overline |\\vec )\{?[A-Za-z]{1,3}\}?|[A-Z]{2,3}|\[[A-Z]{3,}\]"
@@ -89,7 +90,8 @@ NOT_UNITS = frozenset(
     " cos tan log left right up down north south east west january february march april may june"
     " july august september october november december squared cubed factorial below above negative"
     " positive divided multiplied halves thirds quarters fourths fifths sixths eighths tenths"
-    " hundredths score gross pairs".split()
+    " hundredths score gross pairs bn mn kilo mega milli grand teen fewer bigger smaller excluded"
+    " nope".split()
 )
 MAGNITUDE = re.compile(  # more of such words
     r"tens?|dozens?|googol|hundreds|thousands|(?!mill?i?onth)[a-z]+illions?"
@@ -505,7 +507,8 @@ def extract_answer(response: str) -> str | None:
     """
     box = max(response.rfind(r"\boxed"), response.rfind(r"\fbox"))
     line = response.rfind(FINAL_ANSWER)
-    if not response[max(0, line - 20) : max(0, line)].rstrip(" \n*").endswith("Final Answer:"):
+    before = response[max(0, line - 24) : max(0, line)].replace("*", "")  # which may be bold
+    if not before.rstrip().endswith("Final Answer:"):
         line = -1
     if box < 0 and line < 0:
         return None
@@ -539,7 +542,7 @@ def final_answer(response: str, line: int) -> str | None:
     answer, closing, _ = rest.partition("I hope it is correct")
     if not closing:
         answer = rest.split("\n")[0]
-    answer = answer.strip().removesuffix(".").strip()
+    answer = answer.strip(" \t\r\n*").removesuffix(".").strip(" \t\r\n*")
     dollars = re.findall(r"(?<!\\)\$", answer)
     if len(dollars) % 2:
         return None

@@ -27,7 +27,7 @@ TOKEN_NAMES = {  # a token → its other names; those of "" are dropped
     r"\frac": r"\dfrac \tfrac \cfrac \nicefrac \sfrac",
     r"\binom": r"\dbinom \tbinom",
     r"\sqrt": "√ sqrt",
-    "*": r"\cdot \times \ast × · ∗",
+    "*": r"\cdot \times \ast × · ⋅ ∙ ∗",
     "/": r"\div ÷",
     "-": "− –",
     "±": r"\pm",
@@ -56,7 +56,9 @@ TOKEN_NAMES = {  # a token → its other names; those of "" are dropped
 }
 ALIASES = {name: token for token, names in TOKEN_NAMES.items() for name in names.split()}
 ALIASES |= {name: "\\" + name for name in PLAIN_FUNCTIONS}
-FONTS = "text|textbf|textit|textrm|textnormal|mbox|hbox|mathrm|mathbf|mathit|mathsf|emph"
+FONTS = (
+    "text|textbf|textit|textrm|textnormal|mbox|hbox|mathrm|mathbf|mathit|mathsf|emph|boldsymbol|bm"
+)
 UNIT = (
     "(?:inch(?:es)?|(?<= )in|feet|foot|ft|yards?|yd|miles?|[cmk]?meters?|[cmk]m|kg|grams?|pounds?"
     "|lbs?|ounces?|oz|liters?|ml|gallons?|seconds?|secs?|minutes?|mins?|hours?|hrs?|days?|weeks?"
