@@ -290,9 +290,7 @@ def run_stage(
     if job.is_init:
         return print_once(f"base: using {job.run.init}")
     if job.saved is None:
-        # model.pt without a log was copied here by hand; with results.json the stage is finished.
-        has = {path.name for path in folder.iterdir()}
-        if "model.pt" in has and ("metrics.jsonl" not in has or "results.json" in has):
+        if job.has_model:
             return print_once(f"{title}: using {folder}/model.pt")
         if number < last.number:
             print_once(
@@ -524,5 +522,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # the shell has closed it
+            setattr(sys, name, open(os.devnull, mode))
     sys.stdout.reconfigure(errors="replace")  # a terminal without Δ does not lose the table
     sys.exit(main())

@@ -283,7 +283,7 @@ def chat_template(settings: dict, folder: Path) -> str:
     path = folder / "chat_template.jinja"
     if path.exists():
         return path.read_text(encoding="utf-8")
-    return str(settings.get("chat_template", ""))
+    return str(settings.get("chat_template") or "")
 
 
 def first_of_every_text(whole: dict) -> str | None:

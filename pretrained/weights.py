@@ -157,10 +157,9 @@ def llama_shape(raw: dict, family: str) -> dict:
 def rope_shape(raw: dict) -> dict:
     """Rotary positions: in transformers 5 from rope_parameters, in older files from rope_theta and
     rope_scaling."""
-    rope = value(raw, "rope_parameters", dict, None)
-    if not rope:
-        old = {"rope_theta": raw["rope_theta"]} if "rope_theta" in raw else {}
-        rope = old | (value(raw, "rope_scaling", dict, None) or {})
+    new, old = (value(raw, name, dict, None) for name in ("rope_parameters", "rope_scaling"))
+    rope = {"rope_theta": raw["rope_theta"]} if "rope_theta" in raw else {}
+    rope |= new or old or {}
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind not in ("default", "llama3"):
         raise ValueError(f"rope type {kind!r} is not supported")

@@ -209,6 +209,11 @@ def test_an_untouched_model_is_evaluated_and_asked(chatty, tmp_path, monkeypatch
     assert f"was made with init {chatty}, not {namesake}" in capsys.readouterr().err
     assert train.main(["--eval", str(tmp_path / "stag2"), *flags, *few[:2]]) == 0
     assert capsys.readouterr().out.count("\nuntouched ") == 2  # not the name of a stage
+    assert train.main(["--eval", *flags, "--init", f"{chatty}/", *few]) == 0  # the same folder
+    assert train.main(["--eval", *flags, "--difficulty", "3", *few]) == 0
+    kept = folder / "results-difficulty=2,max_new_tokens=6,eval_problems=4.json"
+    assert json.loads(kept.read_text())["evaluation"]["difficulty"] == 2
+    assert capsys.readouterr().out.count("\nuntouched ") == 4
     assert train.main(["--eval", *flags, *few, "--width", "3"]) == 2
     assert train.main(["--eval", *flags, *few, "--levels", "3"]) == 2
     capsys.readouterr()
@@ -218,7 +223,7 @@ def test_an_untouched_model_is_evaluated_and_asked(chatty, tmp_path, monkeypatch
     for model in asked:
         for name, weight in gpt.state_dict().items():
             assert torch.equal(model.state_dict()[name], weight)
-    assert len(asked) == 5
+    assert len(asked) == 9
 
 
 def same_model(path: pathlib.Path, gpt: GPT) -> bool:

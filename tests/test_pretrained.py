@@ -20,7 +20,7 @@ import model as model_module
 from model import GPT, GPTConfig, generate
 from pretrained.chat import Layout, pick_layout
 from pretrained.tokenizer import load_tokenizer
-from pretrained.weights import read_shape
+from pretrained.weights import read_shape, rope_shape
 from test_score import ragged_gpt
 from tests.helpers import (
     CHAT_TEMPLATES,
@@ -145,6 +145,13 @@ def test_old_settings_of_llama3_load(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(raw))
     tokens = torch.randint(97, (2, 90))
     assert torch.allclose(GPT.from_pretrained(tmp_path)(tokens), theirs(tokens).logits, atol=1e-4)
+
+
+def test_a_base_of_the_rotary_frequencies_beside_rope_parameters_counts():
+    raw = {"rope_theta": 1e6, "rope_parameters": {"rope_type": "default"}}
+    assert rope_shape(raw)["rope"] == 1e6
+    raw["rope_parameters"]["rope_theta"] = 5e5
+    assert rope_shape(raw)["rope"] == 5e5
 
 
 @pytest.mark.parametrize(
@@ -631,6 +638,10 @@ def test_a_template_does_not_make_a_base_model_chat(tmp_path):
 
     assert layout("<|endoftext|>", CHAT_TEMPLATES["chatml"]).style == "plain"
     assert layout("<|im_end|>", CHAT_TEMPLATES["chatml"]).style == "chatml"
+    template.unlink()
+    settings = {"eos_token": "<|im_end|>", "chat_template": None}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    assert pick_layout(load_tokenizer(tmp_path)).style == "plain"
     with pytest.raises(ValueError, match="chat template"):
         layout("<|endoftext|>", "<start_of_turn>{{ m.role }}")
     with pytest.raises(ValueError, match="think"):  # this tokenizer has no such tokens

@@ -279,6 +279,19 @@ def test_a_finished_model_is_used_though_its_state_is_gone(trained, tmp_path, fe
         assert capsys.readouterr().out.splitlines()[3].startswith("stage1 ")
 
 
+def test_a_model_evaluated_before_its_first_save_is_not_finished(
+    unfinished, tmp_path, few_steps, capsys
+):
+    """A run that was killed then leaves its first model and a log, but no state.pt."""
+    folder = shutil.copytree(unfinished, tmp_path / "puzzle") / "stage1"
+    (folder / "state.pt").unlink()
+    (folder / "state.before.pt").unlink(missing_ok=True)
+    assert run("--eval", folder) == 0
+    assert run("--stage", 1, "--out", tmp_path) == 0
+    assert "Stage I: using" not in capsys.readouterr().out
+    assert len(checkpoints.read_log(folder)) == 6
+
+
 def test_a_finished_stage_keeps_its_model_and_its_settings(trained):
     """No second copy of the weights, no moments, no state before."""
     for name in ("base", "stage1", "stage2"):
@@ -444,6 +457,7 @@ def test_evaluation_is_repeatable(trained, tmp_path):
     kept |= {"eval_problems=20,temperature=0.7": (2, 0.7)}
     assert len(list(folder.glob("*-*"))) == 2 * len(kept)
     for name, wanted in kept.items():
+        name = f"difficulty=2,{name}"
         old = json.loads((folder / f"results-{name}.json").read_text())
         assert (len(old["acc"]), old["temperature"]) == wanted
         lines = (folder / f"samples-{name}.jsonl").read_text().splitlines()
@@ -460,11 +474,18 @@ def test_other_results_are_kept_under_a_plain_name(trained, tmp_path):
         old = json.loads((folder / "results.json").read_text())
         old["evaluation"] = dict.fromkeys(settings.EVALUATION) | {"subjects": subjects}
         old["evaluation"] |= {"attempts": 2, "history": "all", "split": "test", "seed": 0}
+        old["evaluation"]["difficulty"] = 6
         old["evaluation"] |= {"shots": 2, "layout": "auto", "dtype": "float32", "temperature": 0.0}
         (folder / "results.json").write_text(json.dumps(old))
         assert run("--eval", folder) == 0
     assert victim.read_text() == "whole"
     assert not (folder / "results-subjects=.._.._x.json").is_symlink()
+    kept = [path.name for path in folder.glob("results-*")]
+    old["evaluation"]["subjects"] += "z"
+    (folder / "results.json").write_text(json.dumps(old))
+    assert run("--eval", folder) == 0
+    assert len(list(folder.glob("results-*"))) == len(kept) + 1  # a name that is cut is no other's
+    assert all(len(path.name) < 130 for path in folder.iterdir())
 
 
 def shortened(task: data.Task) -> data.Task:
@@ -472,9 +493,14 @@ def shortened(task: data.Task) -> data.Task:
     return task
 
 
+def other_end(task: data.Task) -> data.Task:
+    task.eos = task.encode("0")[0]
+    return task
+
+
 @pytest.mark.parametrize("changed, calls_again", [
     ("nothing", 5), ("a file", 6), ("another evaluation", 4 + 5),
-    ("the model", 12), ("the task", 12),
+    ("the model", 12), ("the task", 12), ("the end token", 12),
 ])  # fmt: skip
 def test_no_answer_is_asked_for_twice(changed, calls_again, trained, tmp_path, monkeypatch):
     """An evaluation makes 12 calls: greedy and sampled, of three batches, two attempts. What a
@@ -500,12 +526,16 @@ def test_no_answer_is_asked_for_twice(changed, calls_again, trained, tmp_path, m
     elif changed == "the task":
         load = train.load_task
         monkeypatch.setattr(train, "load_task", lambda run: shortened(load(run)))
+    elif changed == "the end token":
+        load = train.load_task
+        monkeypatch.setattr(train, "load_task", lambda run: other_end(load(run)))
     elif changed == "a file":
-        next(folder.glob("answers/*")).write_bytes(b"")
+        next(folder.glob("answers/*.pt")).write_bytes(b"")
+        (folder / "answers" / "folder").mkdir()  # as a file browser may leave one
     elif changed == "another evaluation":
         assert run(*command[:2], "--eval-problems", 4) == 0
     assert run(*command) == 0 and len(calls) == 7 + calls_again
-    left = len(list(folder.glob("answers/*")))
+    left = len(list(folder.glob("answers/*.pt")))
     assert left == (12 + 4 if changed == "another evaluation" else 12)
 
     def results() -> list:
@@ -1089,6 +1119,12 @@ for step in (1, 2):
     score.train_step(policy, ref, optimizer, task, problems, score.stage1_returns, cfg, step)
 print(json.dumps([(plan.kept + plan.update + plan.rollout) / 2**20, peak() - before]))
 """
+
+
+def test_closed_streams_end_in_no_traceback(trained):
+    """An input that is closed has no more problems, and what cannot be printed is not."""
+    command = f"exec '{sys.executable}' train.py --ask '{trained / 'base'}' <&- >&- 2>&-"
+    assert subprocess.run(["sh", "-c", command], cwd=ROOT).returncode == 0
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")

@@ -107,7 +107,9 @@ def keep_other_results(folder: Path, evaluation: dict, usual: dict) -> None:
     if before == evaluation:
         return
     unusual = [f"{name}={before.get(name)}" for name in usual if before.get(name) != usual[name]]
-    ending = re.sub(r"[^\w=,.-]", "_", ",".join(unusual) or "defaults")[:100]
+    ending = re.sub(r"[^\w=,.-]", "_", ",".join(unusual) or "defaults")
+    if len(ending) > 100:  # file names have a limit
+        ending = f"{ending[:80]}-{hashlib.sha256(ending.encode()).hexdigest()[:16]}"
     for path in (folder / "results.json", *folder.glob("samples.jsonl")):
         keep(path, path.with_stem(f"{path.stem}-{ending}"))
 
@@ -286,7 +288,7 @@ def kept_answers(
     """Yields `respond` of score.py, but its results are kept in the folder's answers/ and come from
     there if this model was asked the same before. Those of other models are removed at the end. If
     the block is interrupted, raises KeyboardInterrupt with an argument."""
-    same = [model.config, dtype, str(model.device), task.max_new_tokens]
+    same = [model.config, dtype, str(model.device), task.max_new_tokens, task.eos]
     model_hash = hashlib.sha256(repr(same).encode())
     for weight in model.parameters():
         model_hash.update(weight.detach().contiguous().view(torch.uint8).cpu().numpy())
@@ -312,5 +314,5 @@ def kept_answers(
     except KeyboardInterrupt:
         raise KeyboardInterrupt("answers kept") from None
     for path in kept.iterdir():
-        if not path.name.startswith(mine):
+        if path.is_file() and not path.name.startswith(mine):
             path.unlink(missing_ok=True)

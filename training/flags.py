@@ -9,6 +9,7 @@ import re
 import types
 import typing
 from dataclasses import fields
+from pathlib import Path
 
 import data
 import score
@@ -48,6 +49,8 @@ def parse(
         raise ValueError(f"unknown: {unknown[0]}{hint}")
     given = pick(vars(args), names(Run) | names(score.Config)) | kind
     check_command(args, given)
+    for name in given.keys() & {"init", "data_dir", "out"}:  # DIR/ is the same folder as DIR
+        given[name] = str(Path(given[name]))
     return args, given
 
 

@@ -18,7 +18,8 @@ def write_results(
     answers."""
     run, folder, state = job.run, job.folder, read_state(job.folder, mmap=True) or {}
     evaluation = pick(asdict(run), EVALUATION) | {"temperature": temperature}
-    usual = pick(asdict(Run()), EVALUATION) | {"temperature": 0.0}
+    default = data.FAMILIES[run.task].default if run.data == "arithmetic" else None
+    usual = pick(asdict(Run()), EVALUATION) | {"temperature": 0.0, "difficulty": default}
     keep_other_results(folder, evaluation, usual)
     content = {
         "data": run.data,

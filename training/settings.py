@@ -11,7 +11,7 @@ from pathlib import Path
 import data
 import score
 from pretrained.weights import read_json
-from training.checkpoints import read_state
+from training.checkpoints import read_log, read_state
 from training.processes import number_of_processes, one_line
 
 LARGEST = 10**12  # larger than any setting that makes sense
@@ -118,7 +118,7 @@ FREE |= {"eval_every", "history", "unsafe_sandbox", "micro", "recompute"}
 
 # Settings of an evaluation; results of others are kept under another name.
 EVALUATION = {"attempts", "history", "split", "eval_problems", "seed", "shots", "limit", "levels"}
-EVALUATION |= {"subjects", "layout", "max_new_tokens", "context", "data_dir", "dtype"}
+EVALUATION |= {"subjects", "layout", "max_new_tokens", "context", "data_dir", "dtype", "difficulty"}
 
 
 def names(kind: type) -> set[str]:
@@ -196,6 +196,17 @@ class Job:
     @property
     def finished(self) -> bool:
         return self.saved is not None and self.step >= self.saved["steps"]
+
+    @property
+    def has_model(self) -> bool:
+        """Whether there is a finished model without a state.pt. One without a log was copied here
+        by hand; otherwise the log must have as many steps as results.json says."""
+        if not (self.folder / "model.pt").exists():
+            return False
+        if not (self.folder / "metrics.jsonl").exists():
+            return True
+        known = evaluated(self.folder)
+        return bool(known) and len(read_log(self.folder)) >= known.get("steps", 0)
 
     @property
     def is_init(self) -> bool:
