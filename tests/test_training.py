@@ -167,6 +167,20 @@ def test_a_full_disk_is_one_line_and_keeps_what_was_there(trained, tmp_path, mon
     assert not list(folder.rglob("*.partial"))
 
 
+def test_two_processes_may_write_the_same_file(tmp_path, monkeypatch):
+    """As two evaluations do that get the same answers: the later one's is whole."""
+    path, process = tmp_path / "file", iter([1, 2])
+    monkeypatch.setattr(os, "getpid", lambda: next(process))
+
+    def slowly(partial: pathlib.Path) -> None:
+        with partial.open("w") as file:
+            checkpoints.write_atomically(path, lambda p: p.write_text("of process 2"))
+            file.write("of process 1")
+
+    checkpoints.write_atomically(path, slowly)
+    assert path.read_text() == "of process 1" and list(tmp_path.iterdir()) == [path]
+
+
 def test_a_link_in_a_shared_folder_is_not_written_through(tmp_path, few_steps, capsys):
     """Somebody else may have put it where this program writes."""
     victim, folder = tmp_path / "victim", tmp_path / "puzzle" / "base"
@@ -178,13 +192,15 @@ def test_a_link_in_a_shared_folder_is_not_written_through(tmp_path, few_steps, c
     assert f"{tmp_path / 'puzzle' / '.lock'} is a link; remove it" in line
     (tmp_path / "puzzle" / ".lock").unlink()
     names = ["model.pt", "state.pt", "metrics.jsonl", "results.json"]
-    for name in [*(f"{name}.partial" for name in names), ".writable"]:
+    partial = [f"{name}.{os.getpid()}.partial" for name in names]
+    for name in [*partial, "model.pt.1.partial", ".writable"]:
         (folder / name).symlink_to(victim if name.endswith("l") else tmp_path / f"new {name}")
     for name in ("metrics.jsonl", "results.json"):
         (folder / name).symlink_to(victim)
     assert run("--stage", 0, "--out", tmp_path) == 0
     assert all((folder / name).is_file() and not (folder / name).is_symlink() for name in names)
     assert victim.read_text() == "precious" and not list(tmp_path.glob("new *"))
+    assert not list(folder.glob("*.partial"))
     monkey = pathlib.Path.is_symlink  # a link that is put there just after the look at it
     (tmp_path / "puzzle" / ".lock").unlink()
     (tmp_path / "puzzle" / ".lock").symlink_to(victim)

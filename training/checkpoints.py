@@ -49,6 +49,8 @@ def locked(folder: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
+        for partial in folder.glob("*/*.partial"):
+            partial.unlink()  # of a run that was killed
         yield
 
 
@@ -62,7 +64,8 @@ def check_writable(folder: Path) -> None:
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Writes a file completely or not at all: a kill or a full disk leaves the old one."""
-    partial = path.with_name(path.name + ".partial")
+    # Another process may write the same file: evaluations with the same answers, for example.
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     partial.unlink(missing_ok=True)  # left by a kill, or a link that somebody put there
     try:
         partial.touch(exist_ok=False)
