@@ -97,6 +97,11 @@ def test_ways_to_write_an_answer(response, gold):
     assert math_reward(response, gold) == 1.0 and math_reward(response, gold + "1") == 0.0
 
 
+def test_an_equation_of_two_names_has_no_value():
+    assert math_equal("x=y", "y=x") and math_equal(r"x=\pi", r"\pi") and math_equal("5=x", "5")
+    assert not math_equal("x", "y=x") and not math_equal("y", "y=x")
+
+
 @pytest.mark.parametrize("word", ["bn", "kilo", "milli", "teen", "smaller", "nope"])
 def test_a_word_that_changes_a_number_is_no_unit(word):
     assert not math_equal(rf"5 \text{{ {word}}}", "5") and math_equal(r"5 \text{ apples}", "5")
@@ -110,8 +115,9 @@ def test_an_answer_is_never_executed():
 
 
 @pytest.fixture(scope="module")
-def host():
+def host(tmp_path_factory):
     """What an attack must leave alone: files, processes, sockets, settings, the next program."""
+    tmp_path_factory.getbasetemp()  # which must not lie in the folder that Host makes and removes
     with try_sandbox.Host() as watched:
         yield watched
 

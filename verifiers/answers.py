@@ -224,10 +224,9 @@ def classify_relation(sides: list[list[str]], signs: list[str]) -> Reading:
         if all(is_constant(value) and same(values[0], value) for value in values):
             return Reading("named", (names[0], values[-1]))
     if len(signs) == 1 and signs[0] in "=∈≠":
-        is_solved_backwards = names[1] and not (names[0] and names[0] <= names[1])
-        if signs == ["="] and is_solved_backwards:
+        if signs == ["="] and names[1] and not names[0]:  # 5 = x
             sides, names = sides[::-1], names[::-1]
-        if names[0] and signs != ["≠"]:
+        if names[0] and (signs == ["∈"] or signs == ["="] and not names[1]):
             return Reading("named", (names[0], classify(sides[1])))
         return Reading(signs[0], (classify(sides[0]), classify(sides[1])))
     if all(sign in ">≥" for sign in signs):
@@ -469,8 +468,7 @@ def math_equal(prediction: str, gold: str) -> bool:
               repeated; other brackets, (1, 2) for "1, 2", and "1 < x < 2" for (1, 2), which may be
               a point; a missing base, or a value for a numeral with one; one side of an equation;
               "x = 5" for "y = 5"; 2x = 10 for x = 5; 10 cm for 10 m; a row for a column; an
-              identity of positive variables only, √(x²) = x; "1 2" for 12; anything empty or
-              undefined
+              identity of positive variables only, √(x²) = x; "1 2" for 12; anything empty
     """
     prediction, gold = prediction.strip(), gold.strip()
     if prediction == gold or max(len(prediction), len(gold)) > LONGEST_ANSWER:
