@@ -9,6 +9,7 @@
 tests/ holds the rest, a file for each part of the code.
 """
 
+import contextlib
 import dataclasses
 import itertools
 import math
@@ -18,6 +19,7 @@ import statistics
 import subprocess
 import sys
 import types
+from collections.abc import Iterator
 
 import pytest
 
@@ -221,18 +223,56 @@ MUTANTS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", MUTANTS)
-def test_mutants_fail_the_oracle(name):
-    stage, K, M, old, new = MUTANTS[name]
+@contextlib.contextmanager
+def mutant_of_score(old: str, new: str) -> Iterator[types.ModuleType]:
     source = (HERE / "score.py").read_text()
     assert old in source, "the mutant no longer applies to score.py"
     mutant = types.ModuleType("mutant")
     sys.modules["mutant"] = mutant  # dataclasses look their module up
     try:
         exec(compile(source.replace(old, new), "mutant", "exec"), mutant.__dict__)
-        assert relative_error(mutant, stage, K, M) > 1e-3
+        yield mutant
     finally:
         del sys.modules["mutant"]
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_mutants_fail_the_oracle(name):
+    stage, K, M, old, new = MUTANTS[name]
+    with mutant_of_score(old, new) as mutant:
+        assert relative_error(mutant, stage, K, M) > 1e-3
+
+
+def step_error(code) -> float:
+    """How far one update of the module `code`, of plain gradient descent, is from the gradient of
+    the mean loss of first attempts and that of second ones, which the oracle is about."""
+    policy, ref = ragged_gpt(), freeze(ragged_gpt())
+    with torch.no_grad():
+        ref.blocks[0].mlp.up.weight.add_(0.1)  # so that the KL is not 0
+    cfg = code.Config(samples=3, revisions=2, micro=2, clip=1e9)
+    rolled = code.rollout(policy, Toy(), toy_problems(RAGGED), cfg, seed=1)
+    scores = code.attempt_scores(policy, ref, rolled, cfg.temperature)
+    losses = code.policy_loss(*scores, rolled, code.stage2_returns, cfg)
+    sum(part.mean() for part in losses).backward()
+    weights = list(policy.parameters())
+    wanted = torch.cat([weight.grad.flatten() for weight in weights])
+    before = torch.nn.utils.parameters_to_vector(weights).detach().clone()
+    optimizer = torch.optim.SGD(weights, lr=1.0)
+    code.update(policy, ref, optimizer, [rolled], code.stage2_returns, cfg)
+    moved = before - torch.nn.utils.parameters_to_vector(weights).detach()
+    return ((moved - wanted).norm() / wanted.norm()).item()
+
+
+@pytest.mark.parametrize("old, new", [
+    ("second.sum() / seconds", "second.sum() / firsts"),
+    ("first.sum() / firsts + second.sum() / seconds", "(first.sum() + second.sum()) / firsts"),
+    ("first.sum() / firsts + second.sum() / seconds", "first.mean() + second.mean()"),
+    ("optimizer.zero_grad()", "pass"),
+])  # fmt: skip
+def test_an_update_follows_that_gradient(old, new):
+    assert step_error(score) < 1e-5
+    with mutant_of_score(old, new) as mutant:
+        assert step_error(mutant) > 1e-2
 
 
 def test_returns_by_hand():
