@@ -5,8 +5,9 @@
     python experiments/compare.py --parts tuning     learning rates, on validation problems
 
 `methods.py` says what is compared. A run is one method from one seed's base model, in a process of
-its own with one thread, --workers at a time; it lies in OUT/BASE/seedN/METHOD. What is finished is
-left alone and what was stopped goes on, so this command may be repeated at will. --write keeps the
+its own with one thread, --workers at a time; it lies in OUT/BASE/seedN/METHOD. (--quick gives the
+base more threads, which round differently, and so has another OUT.) What is finished is left alone
+and what was stopped goes on, so this command may be repeated at will. --write keeps the
 figures of all finished runs in compare.json, tuning.json and curves.json beside this file, and
 puts the tables that are made of them into RESULTS.md and the README; figures.py draws the rest.
 """
@@ -141,14 +142,15 @@ def main() -> None:
         "--seeds",
         type=int,
         default=5,
-        help="of the main methods and of Stage II alone; of others at most 3 [5]",
+        help="of the main methods, each α and the base that copies; else at most 3 [5]",
     )
-    parser.add_argument("--out", type=Path, default=HERE.parent / "out" / "compare")
+    parser.add_argument("--out", type=Path, help="[out/compare, or out/compare-quick]")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="[one a core]")
     parser.add_argument("--write", action="store_true", help="keep the figures and the tables")
     parser.add_argument("--perform", help=SUPPRESS)
     args = parser.parse_args()
-    out = args.out.resolve()
+    usual = HERE.parent / "out" / ("compare-quick" if args.quick else "compare")
+    out = (args.out or usual).resolve()
     if args.perform:
         return Run(**json.loads(args.perform)).perform(out)
     asked = planned(["quick"], 1) if args.quick else planned(args.parts, args.seeds)

@@ -80,7 +80,7 @@ def main() -> int:
     out.mkdir(parents=True, exist_ok=True)
     places = ["--data", "humaneval", "--init", args.init.resolve()]
     places += ["--data-dir", args.data_dir.resolve(), *device]
-    settings, kept = [*places, *STEP, *flags], out / "humaneval"
+    settings, stages = [*places, *STEP, *flags], out / "humaneval"
     parts = Parts(out, args.seconds)
 
     if not parts.run(
@@ -93,14 +93,14 @@ def main() -> int:
         parts.run(f"stage{stage}", *TRAIN, *where, *settings)
 
     def evaluate(name: str) -> None:
-        parts.run(f"eval-{name}", *TRAIN, "--eval", kept / name, *places, *precision(flags))
+        parts.run(f"eval-{name}", *TRAIN, "--eval", stages / name, *places, *precision(flags))
 
     for name in ("base", "stage1", "stage2"):
         evaluate(name)
     if parts.run("naive", *NAIVE, "--steps", 2 * fit, "--out", out, *settings):
         evaluate("naive")
     files = ["test_score.py", "tests/test_fast.py"]
-    parts.run("tests", "-m", "pytest", "-q", *files, "-k", "cuda or graph")
+    parts.run("tests", "-m", "pytest", "-q", *files, "-k", "cuda or fused")
     bench, low = HERE / "bench.py", [*device, "--dtypes", "bfloat16", "--sizes", "gpt2", "qwen"]
     kept = ["--file", out / "bench.json", "--keep"]
     rows = ["--rows", 64, 256, "--peers", "eager"]

@@ -4,9 +4,10 @@
     python experiments/trl_score.py --stage 1 --data math --init DIR --data-dir FOLDER
     accelerate launch experiments/trl_score.py --stage 2 … --trl use_vllm=True
 
-Flags are train.py's; --trl sets fields of TRL's GRPOConfig. Loading, generation (transformers or
-vLLM), sharding (FSDP, DeepSpeed) and checkpoints are TRL's; prompts, rewards, returns, advantages
-and the loss are this repository's. OUT/trl/STAGE is then a folder for train.py's --init.
+Flags are train.py's, but for a few that are refused; --trl sets fields of TRL's GRPOConfig.
+Loading, generation (transformers or vLLM), sharding (FSDP, DeepSpeed) and checkpoints are TRL's;
+prompts, rewards, returns, advantages and the loss are this repository's. OUT/trl/STAGE is then a
+folder for train.py's --init.
 
 A row of TRL's batch is one rollout, [x] and [y1, p, y2]: a problem's K·M rows are its
 `num_generations`, and a first attempt stands in M of them. Its mask leaves p out. So the mean over
@@ -121,7 +122,7 @@ def two_attempts(prompts: list[str], trainer: ScoreTrainer) -> dict:
     return {
         "prompt_ids": xs,
         "completion_ids": [row[len(x) :] + y for row, x, (y, _) in zip(again, xs, y2)],
-        "logprobs": None,  # as many as updates: the data is on-policy
+        "logprobs": None,  # not needed: one update a rollout, so the data is on-policy
         "env_mask": [
             [1] * len(y) + [0] * n + [1] * len(z) for (y, _), n, (z, _) in zip(y1, between, y2)
         ],
@@ -230,6 +231,8 @@ def parse(argv: list[str]) -> tuple[settings.Stage, dict, dict]:
     args, given = flags.parse(rest, train.STAGES, __doc__)
     if args.stage not in (1, 2) or "init" not in given or args.resume or args.plan:
         raise ValueError("trl_score.py takes --stage 1 or 2, --init, and no --resume or --plan")
+    for name in given.keys() & {"offline", "recompute", "eval_every"}:
+        raise ValueError(f"{settings.flag(name)} is not a setting of trl_score.py")
     return train.STAGES[args.stage], given, own
 
 

@@ -210,13 +210,15 @@ def test_what_trl_writes_is_a_pretrained_model(chatty, tmp_path, monkeypatch, ca
     to_train = f"{flags} {chatty} --out {tmp_path} --problems 2 --samples 2 --revisions 2 --steps 1"
     trl = ["--trl", "learning_rate=0.5", "optim=sgd", "--trl", "warmup_steps=0"]
 
-    def command(stage: int) -> int:
-        argv = ["trl_score.py", *trl, "--stage", str(stage), *to_train.split()]
+    def command(stage: int, *more: str) -> int:
+        argv = ["trl_score.py", *trl, "--stage", str(stage), *to_train.split(), *more]
         monkeypatch.setattr(sys, "argv", argv)
         return trl_score.main()
 
     assert command(2) == 2
     assert f"Stage II starts from {tmp_path}/trl/stage1, which" in capsys.readouterr().err
+    assert command(1, "--recompute") == 2
+    assert "--recompute is not a setting of trl_score.py" in capsys.readouterr().err
     made = []
     monkeypatch.setattr(trl_score, "make_trainer", keeping(trl_score.make_trainer, made))
     assert command(1) == 0
