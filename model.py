@@ -11,7 +11,7 @@ Three rules keep rows of different lengths correct.
 
 1. *Validity is a mask, never a token id.* All rows write the same slots; `ok` says which of them
    hold a token. A prompt is padded on the left, a finished attempt leaves empty slots on its
-   right, and neither is ever attended to.
+   right, and no token attends to either.
 2. *A token's position follows from its mask.* It is the number of tokens it attends to besides
    itself, so padding, empty slots and branches need no bookkeeping of their own.
 3. *The sampler is the scorer.* `generate` draws from softmax(logits / temperature), with no top-k
@@ -141,7 +141,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> Tenso
     """softmax(scale · q kᵀ) v.  q (B, H, T, D), k and v (B, G, S, D), mask (B, T, S) bool →
     (B, T, H·D)."""
     gqa = k.shape[1] < q.shape[1]
-    if gqa and q.is_cuda:  # its kernels that take a mask cannot share key heads
+    if gqa and q.is_cuda:  # CUDA's kernels with a mask cannot share key heads
         k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
         gqa = False
     y = F.scaled_dot_product_attention(q, k, v, mask[:, None], scale=scale, enable_gqa=gqa)
@@ -374,8 +374,8 @@ class GPT(nn.Module):
         branch: Tensor | None = None,
         start: Tensor | None = None,
     ) -> Tensor:
-        """Final states after the last norm, (B, T, C), for callers that need logits of only some. A
-        prefix `start`, (S,) int64, common to all rows is read once."""
+        """Final states after the last norm, (B, T, C), for callers that need logits of only some.
+        `start`, (S,) int64, is a prefix that all rows have in common, and is read once."""
         if ok is None:
             length = tokens.shape[1] + (0 if start is None else len(start))
             assert length <= self.config.context, "more tokens than the context holds"
@@ -404,7 +404,7 @@ class GPT(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """log π(token | hidden) and KL(π ‖ π_ref), that of the whole distributions there, at a
         temperature: hidden (n, C), tokens (n,) int64 and the reference's states (n, C) → two (n,),
-        float32, with the policy's gradient, without ever holding n × V logits."""
+        float32, with the policy's gradient. Many logits are never held at once (`HeadScores`)."""
         heads = hidden, self.head.weight, ref_hidden, ref.head.weight
         return HeadScores.apply(*heads, tokens, temperature)
 
@@ -484,7 +484,7 @@ def prompt_keys(prompts: list[list[int]]) -> Tensor:
 
 
 def sample(logits: Tensor, temperature: float, key: Tensor) -> tuple[Tensor, Tensor]:
-    """One token a row and its log-probability, from one pass over the logits, without a host sync.
+    """One token a row and its log-probability, from one cumulative sum, without a host sync.
 
     logits (N, V) float32, key (N,) int64, of the row and its position → token (N,) int64,
     logprob (N,) float32. Inverse CDF with a single uniform a row. The target is kept below the last

@@ -73,7 +73,8 @@ STATED = re.compile(r"(?:[^=]*=)*\s*(-?[0-9]{1,40})\s*\.?\s*")
 
 def stated_number_reward(prompt: str, response: str) -> float:
     """1.0 if the response states the value of "a+b=" or "a*b=": it is that number alone, or ends in
-    "=" and the number. Anything before the last "=" is working, and is not read."""
+    "=" and the number; a full stop may follow. Anything before the last "=" is working, and is not
+    read."""
     stated = STATED.fullmatch(response)
     return number_reward(prompt, stated[1]) if stated else 0.0
 

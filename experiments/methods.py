@@ -83,7 +83,7 @@ class Method:
     own: dict = field(default_factory=dict)  # in place of the defaults
     start: str | None = "base"  # the method whose model it goes on from
     offline_only: bool = False  # all first attempts are the base model's
-    number: int = 1  # of the problems that it meets, as settings.Stage's
+    number: int = 1  # of the stage whose problems it draws
 
 
 BASE, STAGE1, STAGE2 = (stage.own["arithmetic"] for stage in train.STAGES)

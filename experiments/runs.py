@@ -1,7 +1,7 @@
 """One run of a method: how it is trained, evaluated and looked at.
 
-A run is a method from one seed's base model; it lies in OUT/BASE/seedN/METHOD, beside what a stage
-of train.py leaves there, details.json for figures.py, which is written last.
+A run is a method from one seed's base model. It lies in OUT/BASE/seedN/METHOD: what a stage of
+train.py leaves there, and details.json for figures.py, which is written last.
 """
 
 import json
@@ -216,7 +216,7 @@ def mixed_pairs(firsts: list, seconds: list, rng: np.random.Generator) -> list:
 
 
 def details(model, task: ArithmeticTask, result: score.Evaluation) -> dict:
-    """Of the greedy evaluation `result`, and of samples: what figures.py draws."""
+    """What figures.py draws: figures of the greedy evaluation `result`, and of samples."""
     ten = score.evaluate(model, task, result.problems, attempts=10, last_only=True)
     ratios = [edit_ratio(*pair) for pair in zip(*result.responses)]
     return {

@@ -8,11 +8,11 @@ from torch import Tensor
 
 
 def exact_product(x: Tensor, y: Tensor) -> Tensor:
-    """x · yᵀ in float32 at least: what bfloat16 multiplies is exact in float32 and summed there,
-    but its results would be rounded to 8 bits. x (…, n, C), y (m, C) → (…, n, m), or batches of
-    both."""
+    """x · yᵀ in float32 at least. Products of bfloat16 numbers are exact in float32 and are summed
+    there; a bfloat16 result would be rounded to 8 bits. x (…, n, C), y (m, C) → (…, n, m), or
+    batches of both."""
     kind = torch.promote_types(x.dtype, torch.float32)
-    if x.is_cuda and x.dtype != kind and not torch.is_grad_enabled():  # it has no derivative
+    if x.is_cuda and x.dtype != kind and not torch.is_grad_enabled():  # out_dtype has none
         if y.ndim == 3:
             return torch.bmm(x, y.mT, out_dtype=kind)
         return torch.mm(x.flatten(0, -2), y.mT, out_dtype=kind).unflatten(0, x.shape[:-1])
@@ -31,7 +31,7 @@ class HeadScores(torch.autograd.Function):
     than float32, as in the sampler.
     """
 
-    # Largest number of logits in memory at a time (32 MiB in float32), but at least 256 a row.
+    # Largest number of each model's logits in memory at a time (32 MiB), but at least 256 a row.
     CHUNK = 1 << 23
 
     @staticmethod

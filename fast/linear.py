@@ -23,8 +23,8 @@ def has_onednn(dtype: torch.dtype) -> bool:
 
 
 class OneDNNLinear(nn.Module):
-    """A linear layer on a CPU by oneDNN, with weights in its fastest layout and dtype, followed by
-    an elementwise function. The result has the input's dtype."""
+    """A linear layer on a CPU by oneDNN, with weights in a dtype and its fastest layout, followed
+    by an elementwise function. The result has the input's dtype."""
 
     FUSED = {"gelu": ("gelu", "none"), "gelu_tanh": ("gelu", "tanh"), "silu": ("swish", "")}
 

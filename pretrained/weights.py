@@ -422,7 +422,8 @@ COMPANIONS += ("chat_template.jinja", "chat_template.json", "generation_config.j
 
 
 def companions(source: Path, target: Path) -> list[Path]:
-    """The files to copy. Raises ValueError for a link, which may lead to any file, in a folder."""
+    """The files of `source` to copy. Raises ValueError for a link in either folder, since it may
+    lead anywhere, and for a folder in place of a file."""
     paths = [path for path in map(source.joinpath, COMPANIONS) if os.path.lexists(path)]
     for path in (*paths, target, *target.glob("*")):
         if path.is_symlink() or (path in paths and not path.is_file()):

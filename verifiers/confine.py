@@ -1,5 +1,6 @@
-"""Confines an untrusted program, and the tests, which come from a file. Each protection is tried in
-a child process before it is relied on, and the worker (worker.py) reports which of them work.
+"""Confines an untrusted program, and the tests, which come from a file. Each protection but the
+limits is tried in a child process before it is relied on, and the worker (worker.py) reports which
+of them work.
 
   private root    a root directory with Python, its shared libraries and NumPy, read-only, and a
                   scratch tmpfs of 64 MiB: no secrets, no answers, no /proc, no disk to fill
@@ -403,7 +404,7 @@ def build_box(libraries: list[str]) -> tuple[Box, list[str], list[str]]:
         uid, capabilities = choose_user(may_open)
         (off if uid is None else on).append("user id")
     if sys.platform == "linux":
-        libc_call("prctl", 4, 0, 0, 0, 0)  # PR_SET_DUMPABLE off: equals cannot trace it
+        libc_call("prctl", 4, 0, 0, 0, 0)  # PR_SET_DUMPABLE off: no tracing by the user's others
     may_thread = os.getuid() != 0 or uid is not None
     code = call_filter(may_open, rooted, may_thread)
     tests_code = call_filter(True, False, may_thread)

@@ -345,7 +345,7 @@ class Evaluator:
     sum → product → factor → atom. Products may be implicit, 2x or (a)(b), but no number stands
     right behind another factor: x2, 2{3} and \\sqrt{2}3 are refused, and so are a^b^c, 2^3!,
     \\sin(x)^2 and \\sin x/2, which TeX, or the next reader, takes differently than the author; and
-    a product with a zero but no sign, for "0 is not it" has the value 0.
+    a product without a sign whose first factor is 0, since "0 is not it" would have the value 0.
     """
 
     def __init__(self, tokens: list[str], point: int):

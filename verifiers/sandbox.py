@@ -140,8 +140,8 @@ def numpy_folders() -> list[str]:
 
 
 def sandbox_status(unsafe: bool = False) -> str:
-    """One line on the protections that work here, each of which was tried. Raises SandboxError if
-    programs cannot be confined, unless `unsafe`, which then stays allowed."""
+    """One line on the protections that work here; each but the limits was tried. Raises
+    SandboxError if programs cannot be confined, unless `unsafe`, which then stays allowed."""
     POOL.unsafe = POOL.unsafe or unsafe
     worker = POOL.take()
     POOL.idle.append(worker)

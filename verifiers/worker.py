@@ -1,15 +1,15 @@
 """The worker process, which the trainer (sandbox.py) starts to test untrusted programs.
 
-  trainer ──task──▶ tester ──arguments──▶ runner     the tester knows the tests, the runner the
-     ▲                │ ◀──────results────            program; neither knows what the other knows
+  trainer ──task──▶ tester ──arguments──▶ runner     the tester runs the tests, the runner the
+     ▲                │ ◀──────results────            program, and the runner never sees the tests
      └── worker ◀─────┘ one word
 
-The worker is a fresh interpreter with an empty environment, so that it inherits nothing from the
-trainer. It forks the runner and the tester before the task is read. The tester alone reads the task
-from the trainer's pipe. It hands the program to the runner, runs the tests with a stand-in for the
-candidate, and reports how they ended. The runner confines itself before it runs the program, and
-the tester before it reads the tests, which were downloaded, too. The runner can send plain values
-and errors, but no verdict, and it is killed before the verdict is passed on.
+The worker is a fresh interpreter with three fixed variables in its environment, so that it inherits
+nothing from the trainer. It forks the runner and the tester before the task is read. The tester
+alone reads the task from the trainer's pipe. It hands the program to the runner, runs the tests
+with a stand-in for the candidate, and reports how they ended. The runner confines itself before it
+runs the program, and the tester before it reads the tests, which were downloaded, too. The runner
+can send plain values and errors, but no verdict, and it is killed before the verdict is passed on.
 
 A program that hard-codes the answers to tests which the policy has seen cannot be stopped by any
 sandbox.
