@@ -12,7 +12,7 @@ def exact_product(x: Tensor, y: Tensor) -> Tensor:
     there; a bfloat16 result would be rounded to 8 bits. x (…, n, C), y (m, C) → (…, n, m), or
     batches of both."""
     kind = torch.promote_types(x.dtype, torch.float32)
-    if x.is_cuda and x.dtype != kind and not torch.is_grad_enabled():  # out_dtype has none
+    if x.is_cuda and x.dtype != kind and not torch.is_grad_enabled():  # out_dtype has no gradient
         if y.ndim == 3:
             return torch.bmm(x, y.mT, out_dtype=kind)
         return torch.mm(x.flatten(0, -2), y.mT, out_dtype=kind).unflatten(0, x.shape[:-1])
