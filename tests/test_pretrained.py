@@ -454,9 +454,10 @@ def test_smollm2_gives_equal_ids_and_layouts():
         assert x + y1 + layout.revise(text, plain="not used") == chat_ids(fast, turns)
 
 
-def chat_ids(tokenizer, turns: list[dict]) -> list[int]:
+def chat_ids(tokenizer, turns: list[dict], **options) -> list[int]:
     """What a tokenizer of transformers makes of a conversation that the assistant goes on with."""
-    return tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
+    options |= {"add_generation_prompt": True, "return_dict": False}
+    return tokenizer.apply_chat_template(turns, **options)
 
 
 def test_vocabulary_and_merges_of_qwen(tmp_path):
@@ -614,6 +615,22 @@ def test_layout_is_that_of_the_chat_template(style, tmp_path):
     assert layout.prompt(" Be brief. ", "1+1?", "") == chat_ids(fast, spaced)
     turns += [{"role": "assistant", "content": "It is 3."}, {"role": "user", "content": "Again!"}]
     assert x + y1 + layout.revise("Again!", plain="not used") == chat_ids(fast, turns)
+
+
+def test_a_model_that_may_think_is_given_an_empty_thought(tmp_path):
+    """As Qwen3's template does with enable_thinking=False."""
+    transformers = pytest.importorskip("transformers", reason="the templates run in transformers")
+    tokens = their_tokenizer("qwen")
+    tokens.add_tokens(["<think>", "</think>"])
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokens, eos_token="<|im_end|>")
+    fast.chat_template = CHAT_TEMPLATES["chatml"] + (
+        "{% if add_generation_prompt and enable_thinking is false %}"
+        "<think>\n\n</think>\n\n{% endif %}"
+    )
+    fast.save_pretrained(tmp_path)
+    turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "1+1?"}]
+    x = pick_layout(load_tokenizer(tmp_path)).prompt("Be brief.", "1+1?", plain="not used")
+    assert x == chat_ids(fast, turns, enable_thinking=False) != chat_ids(fast, turns)
 
 
 def test_a_problem_cannot_spell_control_tokens(tmp_path):

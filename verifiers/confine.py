@@ -404,7 +404,8 @@ def build_box(libraries: list[str]) -> tuple[Box, list[str], list[str]]:
         uid, capabilities = choose_user(may_open)
         (off if uid is None else on).append("user id")
     if sys.platform == "linux":
-        libc_call("prctl", 4, 0, 0, 0, 0)  # PR_SET_DUMPABLE off: its user's others cannot trace it
+        # PR_SET_DUMPABLE off: other processes of the same user cannot trace it.
+        libc_call("prctl", 4, 0, 0, 0, 0)
     may_thread = os.getuid() != 0 or uid is not None
     code = call_filter(may_open, rooted, may_thread)
     tests_code = call_filter(True, False, may_thread)
