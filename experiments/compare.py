@@ -165,14 +165,14 @@ def main() -> None:
     others = [run for run in runs if run.lr is None]
     rows, tuned = gather(others, out), gather(tuning, out)
     kept = curves([run for run in others if run.seed < TUNING_SEED], out)
-    parts = tables(rows, tuned, kept)
-    for name, text in parts.items():
+    made = tables(rows, tuned, kept)
+    for name, text in made.items():
         print(f"\n{name}\n{text}")
     if args.write:
         write_rows(FIGURES, rows)
         write_rows(TUNING, tuned)
         write_rows(CURVES, kept)
-        write_pages(parts)
+        write_pages(made)
 
 
 if __name__ == "__main__":
