@@ -392,8 +392,7 @@ def policy_loss(
     """−Σ_tokens advantage · log π (REINFORCE) + β Σ_tokens D, one value an attempt → (N,), (N·M,).
 
     The gradient of the sum of their two means is, in expectation, that of minus the objective with
-    γ = 0.
-    `logprobs` and `kls` are those of `attempt_scores`, (N, T1) and (N·M, T2).
+    γ = 0. `logprobs` and `kls` are those of `attempt_scores`, (N, T1) and (N·M, T2).
     """
     after = (later(kl.detach()) for kl in kls)
     first, second = advantages(rolled.r1, rolled.r2, *after, returns, cfg)

@@ -7,9 +7,9 @@
 `methods.py` says what is compared. A run is one method from one seed's base model, in a process of
 its own with one thread, --workers at a time; it lies in OUT/BASE/seedN/METHOD. (--quick gives the
 base more threads, which round differently, and so has another OUT.) What is finished is left alone
-and what was stopped goes on, so this command may be repeated at will. --write keeps the
-figures of all finished runs in compare.json, tuning.json and curves.json beside this file, and
-puts the tables that are made of them into RESULTS.md and the README; figures.py draws the rest.
+and what was stopped goes on, so this command may be repeated at will. --write keeps the figures of
+all finished runs in compare.json, tuning.json and curves.json beside this file, and puts the tables
+that are made of them into RESULTS.md and the README; figures.py draws the rest.
 """
 
 import json
