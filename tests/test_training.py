@@ -539,12 +539,9 @@ def test_no_answer_is_asked_for_twice(changed, calls_again, trained, tmp_path, m
     stop_after = math.inf
     if changed == "the model":
         edit(folder / "model.pt", lambda content: next(iter(content["model"].values())).mul_(0.5))
-    elif changed == "the task":
-        load = train.load_task
-        monkeypatch.setattr(train, "load_task", lambda run: shortened(load(run)))
-    elif changed == "the end token":
-        load = train.load_task
-        monkeypatch.setattr(train, "load_task", lambda run: other_end(load(run)))
+    elif changed in ("the task", "the end token"):
+        load, alter = train.load_task, shortened if changed == "the task" else other_end
+        monkeypatch.setattr(train, "load_task", lambda run: alter(load(run)))
     elif changed == "a file":
         next(folder.glob("answers/*.pt")).write_bytes(b"")
         (folder / "answers" / "folder").mkdir()  # as a file browser may leave one
