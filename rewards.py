@@ -27,7 +27,7 @@ import re
 import textwrap
 
 from verifiers.answers import extract_answer, math_equal, math_reward
-from verifiers.sandbox import SandboxError, Verdict, run_many, run_tests, sandbox_status
+from verifiers.sandbox import TIMEOUT, SandboxError, Verdict, run_many, run_tests, sandbox_status
 
 
 def signed(number: int) -> str:

@@ -19,7 +19,7 @@ from textwrap import dedent
 
 from data.task import Problem, text_hash
 from data.text import FileTask, Source, read_lines, refuse_duplicates, require
-from rewards import SandboxError, mbpp_test, run_many
+from rewards import TIMEOUT, SandboxError, mbpp_test, run_many
 
 # The paper's instruction, word for word.
 REVISE = (
@@ -54,7 +54,6 @@ class ProgramTask(FileTask):
     instruction = REVISE
     plain_revise = f"\n\n{REVISE}\n[BEGIN]\n"
     max_new_tokens = 768
-    timeout = 3.0  # seconds a program may take
     shots = ""  # MBPP's worked examples, shown before a base model's problem
 
     def __init__(self, source: Source):
@@ -119,7 +118,7 @@ class ProgramTask(FileTask):
         items = []
         for x, response in zip(problems, responses, strict=True):
             program = x.head + self.completion(x, response)
-            items.append((program, x.test, x.entry_point, self.timeout, x.head))
+            items.append((program, x.test, x.entry_point, TIMEOUT, x.head))
         different = list(dict.fromkeys(items))  # a trained policy often repeats itself
         verdicts = dict(zip(different, run_many(different)))
         if any(verdict.reason == "refused" for verdict in verdicts.values()):
