@@ -325,12 +325,7 @@ class GPT(nn.Module):
             nn.init.normal_(self.positions.weight, std=0.02)
 
     @classmethod
-    def from_pretrained(
-        cls,
-        folder: str | Path,
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
-    ) -> "GPT":
+    def from_pretrained(cls, folder: str | Path, device: torch.device | str = "cpu") -> "GPT":
         """The model of a checkpoint folder: config.json and *.safetensors, sharded or not. Tensors
         are read one at a time, so memory holds one copy of the weights. Raises ValueError or
         OSError, in one line that names the file and tensor, for what does not fit."""
@@ -342,7 +337,7 @@ class GPT(nn.Module):
             raise ValueError(f"{folder / 'config.json'}: {error}") from None
         with torch.device("meta"):
             model = cls(config)
-        model = model.to(dtype).to_empty(device=device)
+        model = model.to_empty(device=device)
         model._tie()  # to_empty gives every module a weight of its own
         load_tensors(model, folder)
         return model
@@ -396,7 +391,7 @@ class GPT(nn.Module):
         return self._blocks(tokens, mask, cache, bias, last_only=True)[:, 0]
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """hidden (…, C) → (…, V) in float32, also where the blocks ran in less."""
+        """hidden (…, C) → (…, V), at least float32, also where the blocks ran in less."""
         return self.head(hidden)
 
     def scores(
@@ -777,13 +772,5 @@ def generate(
         cache, hidden = read_prompts(model, prompts, cache_dtype)
         rows = torch.arange(len(prompts), device=model.device).repeat_interleave(samples)
         cache = cache.take(rows) if samples > 1 else cache
-        return draw_answers(
-            model,
-            cache,
-            hidden[rows],
-            row_keys(keys, samples, seed).to(model.device),
-            max_new_tokens,
-            temperature,
-            eos,
-            over,
-        )
+        hidden, keys = hidden[rows], row_keys(keys, samples, seed).to(model.device)
+        return draw_answers(model, cache, hidden, keys, max_new_tokens, temperature, eos, over)

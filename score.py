@@ -137,7 +137,7 @@ def rollout(
 
     # The random key of a second attempt derives from that of its first attempt.
     problems, keys = repeat(problems, K), row_keys(keys, K, seed)
-    again = try_again(task, prompts, first)
+    again = try_again(task, prompts, answers(first))
     second = respond(policy, task, problems, again, keys, M, cfg.temperature, seed)
 
     for number, attempt in enumerate((first, second), 1):
@@ -190,10 +190,11 @@ def respond(
     return end_when_over(task, problems, attempt) if task.runs_on else attempt
 
 
-def try_again(task: Task, prompts: list[list[int]], attempt: Generation) -> list[list[int]]:
-    """The next attempt's prompt, [x, y, p], for every row. Where y has no end token, because the
-    length limit or `Task.over` ended it, the task's own closing tokens are added."""
-    prompts, attempts = repeat(prompts, len(attempt.mask) // len(prompts)), answers(attempt)
+def try_again(task: Task, prompts: list[list[int]], attempts: list[list[int]]) -> list[list[int]]:
+    """The next attempt's prompt, [x, y, p], for every attempt y; those at a prompt are adjacent.
+    Where y has no end token, because the length limit or `Task.over` ended it, the task's own
+    closing tokens are added."""
+    prompts = repeat(prompts, len(attempts) // len(prompts))
     ends = [[] if y[-1] == task.eos else task.close for y in attempts]
     return [x + y + end + task.revise for x, y, end in zip(prompts, attempts, ends)]
 
@@ -304,9 +305,9 @@ Pair = tuple[Tensor, Tensor]  # (first attempts, second attempts)
 
 
 def attempt_scores(policy: GPT, ref: GPT, rolled: Rollout, temperature: float) -> tuple[Pair, Pair]:
-    """Of each token of both attempts, (N, T1) and (N·M, T2): log π(token | what precedes it), and
+    """log π(token | what precedes it) of each token of both attempts, (N, T1) and (N·M, T2), and
     D = KL(π ‖ π_ref) of the next token there, both 0 outside the masks. One forward of the packed
-    rollout each; the reference has no gradient."""
+    rollout by each model; the reference has no gradient."""
     states = attempt_states(policy, rolled)
     with torch.no_grad():
         ref_states = attempt_states(ref, rolled)
@@ -544,7 +545,7 @@ def conversation(
     for _ in range(attempts):
         attempt = respond(policy, task, problems, prompts, keys, 1, temperature, seed)
         yield attempt
-        prompts = try_again(task, first if last_only else prompts, attempt)
+        prompts = try_again(task, first if last_only else prompts, answers(attempt))
         keys = row_keys(keys, 1, seed)
 
 

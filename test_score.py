@@ -131,7 +131,8 @@ def expected_gradient(
     # Each packed row holds one first attempt and all seven second attempts to it.
     first, second = padded(ATTEMPTS), padded(ATTEMPTS * n)
     world = types.SimpleNamespace(eos=0, close=[], revise=REVISE)
-    packed = code.pack([prompt], first, code.try_again(world, [prompt], first), second)
+    again = code.try_again(world, [prompt], code.answers(first))
+    packed = code.pack([prompt], first, again, second)
     every = code.Rollout(
         first, second, REWARDS, REWARDS.repeat(n), torch.zeros(n * n), True, packed
     )

@@ -358,7 +358,7 @@ def check_evaluation(run: Run, task: data.Task) -> None:
     if run.eval_every is not None:
         task.held_out("val", run.watched)
     if run.init is not None:
-        return  # its task leaves out problems that do not fit
+        return  # its task has left out, or refused, problems that do not fit
     longest = max(len(task.prompt(problem)) for problem in problems)
     needed, context = longest + task.room(run.in_context), GPTConfig.context
     if needed > context:

@@ -32,7 +32,7 @@ class ArithmeticInWords(TextTask):
             raise ValueError(
                 f"{arithmetic.name} cannot be put in words for --init: its answers are not numbers"
             )
-        self.arithmetic, self.name = arithmetic, arithmetic.name
+        self.arithmetic, self.name, self.operator = arithmetic, arithmetic.name, family.operator
         shown = arithmetic.batch(0, 0, source.shots)
         self.examples = [(self.user(x), self.solved(x)) for x in shown]
         super().__init__(source)
@@ -45,10 +45,6 @@ class ArithmeticInWords(TextTask):
                 f"{source.shots} examples and {source.attempts} attempts take {needed} tokens, "
                 f"more than the context of {self.context}"
             )
-
-    @property
-    def operator(self) -> str:
-        return self.arithmetic.family.operator
 
     def expression(self, problem: Problem) -> str:
         return problem.prompt.removesuffix("=").replace(self.operator, f" {self.operator} ")

@@ -51,6 +51,7 @@ import score
 from data import Problem, Task
 from fast.linear import has_onednn
 from model import GPT, GPTConfig, generate
+from training.processes import precision
 
 FILE, PAGE = HERE / "bench.json", HERE / "SPEED.md"
 
@@ -80,10 +81,6 @@ def build(config: GPTConfig, device: str = "cpu") -> GPT:
     torch.manual_seed(0)
     with torch.device(device):
         return GPT(config).eval().requires_grad_(False)
-
-
-def autocast(device: str, dtype: str) -> torch.autocast:
-    return torch.autocast(device, torch.bfloat16, dtype == "bfloat16", cache_enabled=False)
 
 
 def draw_prompts(model: GPT, rows: int, length: int) -> Tensor:
@@ -218,7 +215,7 @@ PEERS = ("eager", "compiled")
 
 
 def ours(model: GPT, prompts: Tensor, dtype: str, new: int, eos: int | None, seed: int):
-    with autocast(model.device.type, dtype):
+    with precision(dtype, model.device):
         answers = generate(model, prompts.tolist(), new, eos=eos, seed=seed)
     return answers.tokens, answers.logprobs
 
@@ -316,8 +313,7 @@ def compare(setting: dict, model: GPT, library, eos: int | None, best: dict, arg
         live = answered(last[way][0], eos).sum(0).tolist()
         least = limit(model.config, live, length, best[f"{dtype}, {threads} thread(s)"])
         tokens, share = sum(live), sum(least.values()) / seconds
-        figures = {"tokens_per_second": tokens / seconds, "mean_length": tokens / len(prompts)}
-        return {"seconds": seconds, **figures, "share_of_limit": share}
+        return {"seconds": seconds, "tokens_per_second": tokens / seconds, "share_of_limit": share}
 
     ways = {"ours": partial(ours, model, prompts, dtype)}
     for peer in args.peers:
@@ -376,7 +372,7 @@ def measure_head(way: str, size: str, dtype: str, device: str, count: int) -> di
 
     def gradient() -> None:
         hidden.grad = weight.grad = None
-        with autocast(device, dtype):
+        with precision(dtype, hidden.device):
             scores = naive_scores if way == "naive" else GPT.scores
             values = scores(policy, hidden, tokens, ref, hidden.detach().flip(0), 1.0)
         (weights * torch.stack(values)).sum().backward()
@@ -392,7 +388,7 @@ def measure_update(size: str, dtype: str, device: str, amount: Namespace) -> dic
     policy, cfg = build(SIZES[size], device), amount.cfg
     ref, task = copy.deepcopy(policy), Random(policy.config.vocab_size, amount)
     optimizer = torch.optim.Adam(policy.requires_grad_(True).parameters(), lr=1e-6)
-    with autocast(device, dtype):
+    with precision(dtype, policy.device):
         rolled = score.rollout(policy, task, task.batch(0, 1, 1), cfg, seed=0)
         args = policy, ref, optimizer, [rolled], score.stage2_returns, cfg
         for _ in range(2):
@@ -504,7 +500,7 @@ def measure_trl(args: Namespace, best: dict) -> Iterator[dict]:
 # ---------------------------------------------------------------------------------------------
 # Tables, and the command line
 
-# Of the columns that a table may have, in their order.
+# Formats of the columns that a table may have, in their order.
 FORMATS = dict.fromkeys(("size", "quantity", "part", "lengths", "dtype"), "")
 FORMATS |= {"amount": ",", "rows": ",", "threads": "", "way": "", "seconds": "#.3g"}
 FORMATS |= {"tokens_per_second": ",.0f", "ours_faster": ".2f", "MiB": ",.0f"}
@@ -526,6 +522,7 @@ def parts(kept: dict[str, dict]) -> dict[str, str]:
         runs = [kept[each] for each in group]
         first, rows = runs[0], [row for run in runs for row in run["results"]]
         where = f"{first['machine']}, {first['cores']} cores, {first['date']}"
+        # "commit" stands in figures that were measured by an earlier version of this file.
         for package in ("torch", "transformers", "trl", "commit"):
             where += f", {package} {first[package]}" if package in first else ""
         commands = "\n".join(run["command"] for run in runs)

@@ -46,7 +46,7 @@ def outcomes(a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def gradient(policy: list[Tensor], returns: Returns, alpha: Tensor) -> list[Tensor]:
-    """Of the expected returns, each attempt's by its own choice alone (γ = 0)."""
+    """The gradient of the expected returns, each attempt's by its own choice alone (γ = 0)."""
     policy = [weight.detach().requires_grad_() for weight in policy]
     first, choice, result = outcomes(*policy)
     cfg = SimpleNamespace(alpha=alpha, beta1=0.0, beta2=0.0)

@@ -33,8 +33,8 @@ COLOURS = {
 
 
 def mean(runs: list[dict], arm: str, *path: str) -> np.ndarray | None:
-    """Of numbers in an arm's curves, element by element, over its seeds; None without runs. Where a
-    run has no number the mean is nan, which is not drawn."""
+    """The mean over its seeds of numbers in an arm's curves, element by element; None without runs.
+    Where a run has no number the mean is nan, which is not drawn."""
     found = [row for row in runs if row["arm"] == arm]
     for key in path:
         found = [row[key] for row in found]
@@ -113,7 +113,6 @@ DRAWINGS = {
 
 def main() -> None:
     runs = json.loads(CURVES.read_text())
-    FOLDER.mkdir(exist_ok=True)
     for name, draw in DRAWINGS.items():
         figure = draw(runs)
         figure.tight_layout()

@@ -62,7 +62,8 @@ class Parts:
 
 
 def steps_that_fit(log: Path, seconds: float) -> int:
-    """By the last step of a stage's log; the first loads kernels and captures graphs."""
+    """How many steps of a stage fit, by the last one in its log: the first loads kernels and
+    captures graphs."""
     return max(1, int(seconds / json.loads(log.read_text().splitlines()[-1])["seconds"]))
 
 

@@ -216,7 +216,7 @@ def mixed_pairs(firsts: list, seconds: list, rng: np.random.Generator) -> list:
 
 
 def details(model, task: ArithmeticTask, result: score.Evaluation) -> dict:
-    """What figures.py draws: figures of the greedy evaluation `result`, and of samples."""
+    """For figures.py and some tables: figures of the greedy evaluation `result`, and of samples."""
     ten = score.evaluate(model, task, result.problems, attempts=10, last_only=True)
     ratios = [edit_ratio(*pair) for pair in zip(*result.responses)]
     return {
@@ -242,7 +242,7 @@ def votes(model, task: ArithmeticTask, problems: list[Problem], most: int = 32) 
     attempts, or the second attempts to the first K/2 of them."""
     prompts, keys = [task.prompt(x) for x in problems], [x.key for x in problems]
     first = score.respond(model, task, problems, prompts, keys, most, 0.7, 0)
-    again, rows = score.try_again(task, prompts, first), score.repeat(problems, most)
+    again, rows = score.try_again(task, prompts, score.answers(first)), score.repeat(problems, most)
     second = score.respond(model, task, rows, again, score.row_keys(keys, most, 0), 1, 0.7, 0)
     texts = [score.texts(task, attempt) for attempt in (first, second)]
     parallel, corrected = (np.array(text).reshape(-1, most) for text in texts)

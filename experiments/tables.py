@@ -51,7 +51,8 @@ def gather(runs: list[Run], out: Path) -> list[dict]:
 
 
 def curves(runs: list[Run], out: Path) -> list[dict]:
-    """What figures.py draws of each finished run: its details and its validation accuracies."""
+    """What figures.py draws of each finished run, and some tables tell: its details and its
+    validation accuracies."""
     rows = []
     for run in runs:
         if not run.finished(out):
@@ -259,7 +260,7 @@ def marked(name: str, text: str) -> str:
 
 
 def put(page: Path, name: str, text: str) -> None:
-    """Writes that part."""
+    """Replaces the part of that name in a page."""
     begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
     before, _, rest = page.read_text().partition(begin)
     page.write_text(before + marked(name, text) + rest.partition(end)[2])

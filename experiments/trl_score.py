@@ -16,7 +16,6 @@ rows is that of `score.policy_loss`: over N first attempts, and over N·M second
 
 import ast
 import contextlib
-import os
 import sys
 from pathlib import Path
 
@@ -114,9 +113,8 @@ def two_attempts(prompts: list[str], trainer: ScoreTrainer) -> dict:
     problems = [trainer.problems[int(number)] for number in prompts]
     xs = [task.prompt(problem) for problem in problems]
     y1 = answer(trainer, task, xs[::M], problems[::M], K)
-    ends = [[] if y[-1] == task.eos else task.close for y, _ in y1]
-    again = [x + y + end + task.revise for x, (y, _), end in zip(xs[::M], y1, ends)]
-    again, y1 = score.repeat(again, M), score.repeat(y1, M)
+    again = score.repeat(score.try_again(task, xs[::M], [y for y, _ in y1]), M)
+    y1 = score.repeat(y1, M)
     y2 = answer(trainer, task, again, problems, M)
     between = [len(row) - len(x) - len(y) for row, x, (y, _) in zip(again, xs, y1)]
     return {
@@ -167,7 +165,7 @@ def make_trainer(stage: settings.Stage, given: dict, own: dict) -> ScoreTrainer:
         raise ValueError(f"Stage II starts from {start}, which Stage I has not written yet")
     task = train.load_task(run)
     rows = cfg.samples * cfg.revisions  # of a problem
-    share = cfg.problems // int(os.environ.get("WORLD_SIZE", "1"))  # of a process, in problems
+    share = cfg.problems // processes.number_of_processes()  # of a process, in problems
     micro = cfg.micro or share
     if share % micro:
         raise ValueError(f"a process has {share} problems, which are no parts of {micro}")

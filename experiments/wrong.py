@@ -2,8 +2,8 @@
 
     python experiments/wrong.py --out out/compare        makes the runs, draws figures/wrong_*.png
 
-Each case is one change to this repository's source, or a run of the comparison that has no mistake
-but ends as badly; WRONG.md says what to look for. A changed copy of the repository trains in a
+Each case is one change to this repository's source, or runs of the comparison whose base or method
+is at fault; WRONG.md says what to look for. A changed copy of the repository trains in a
 folder of its own, from the models of seed 0 that `compare.py` has left in --out.
 """
 

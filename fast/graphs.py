@@ -41,8 +41,8 @@ class GraphCache:
 
     A graph launches all of a step's kernels at once, on the addresses that it was captured with. So
     the cache and the inputs of a step have fixed storage, which the model keeps between calls. Rows
-    and slots (at least 64) are rounded up to powers of two, and a step is captured once for each
-    pair of them and temperature.
+    and slots (at least 64) are rounded up to powers of two, slots at most to all there are, and a
+    step is captured once for each pair of them and temperature.
     """
 
     def __init__(self, model: nn.Module, rows: int, slots: int, dtype: torch.dtype):

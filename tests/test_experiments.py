@@ -160,7 +160,7 @@ def test_trl_takes_the_same_step(stage, chatty, tmp_path, monkeypatch):
     first, second = (drawn(batch, name, task.eos) for name in ("first", "second"))
     first = first.take(slice(None, None, M))
     assert 0 < first.ended.sum() < 8 and len(second.mask.sum(1).unique()) > 2
-    again = score.try_again(task, [task.prompt(x) for x in problems], first)
+    again = score.try_again(task, [task.prompt(x) for x in problems], score.answers(first))
     rows = [
         ids[ok.bool()].tolist()
         for ids, ok in zip(batch["completion_ids"], batch["completion_mask"])

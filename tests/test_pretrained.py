@@ -230,12 +230,13 @@ def test_sharded_checkpoints_and_bfloat16(tmp_path):
     tokens = torch.randint(97, (4, 20))
     whole, shards = (GPT.from_pretrained(tmp_path / name) for name in ("whole", "shards"))
     assert torch.equal(whole(tokens), shards(tokens))
-    half = GPT.from_pretrained(tmp_path / "whole", dtype=torch.bfloat16)
+    half = GPT.from_pretrained(tmp_path / "whole").to(torch.bfloat16)
     assert {weight.dtype for weight in half.parameters()} == {torch.bfloat16}
     error = (half(tokens).log_softmax(-1) - whole(tokens).log_softmax(-1)).abs()
     assert 0 < error.mean() < 0.05
     half.save_pretrained(tmp_path / "half")
-    assert torch.equal(GPT.from_pretrained(tmp_path / "half", torch.bfloat16)(tokens), half(tokens))
+    again = GPT.from_pretrained(tmp_path / "half").to(torch.bfloat16)
+    assert torch.equal(again(tokens), half(tokens))
 
 
 def test_loading_does_not_hold_two_copies(tmp_path):

@@ -596,7 +596,7 @@ def test_an_attempt_may_read_the_last_alone():
     gpt, problems = ragged_gpt(), toy_problems(RAGGED)
     prompts, keys = [Toy().prompt(x) for x in problems], [x.key for x in problems]
     _, second, third = score.conversation(gpt, Toy(), problems, 3, last_only=True)
-    after = score.try_again(Toy(), prompts, second)
+    after = score.try_again(Toy(), prompts, score.answers(second))
     again = score.respond(gpt, Toy(), problems, after, keys, 1, 0.0, 0)
     assert score.answers(third) == score.answers(again)
     result = score.evaluate(gpt, Toy(), problems, attempts=3, last_only=True)

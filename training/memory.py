@@ -48,17 +48,17 @@ class Live(TorchDispatchMode):
 class Plan:
     """Memory of a training step, in bytes, if every answer is as long as allowed."""
 
-    parameters: int
+    parameters: int  # their number
     kept: int  # both models, gradients, Adam's moments
     update: int  # activations of one backward pass
     rollout: int  # the cache, and the copies of the weights that decode
 
     @property
     def peak(self) -> int:
+        # A rollout's memory stays with the allocator, and an update can reuse little of it.
         return self.kept + self.update + self.rollout
 
     def table(self) -> str:
-        # A rollout's memory stays with the allocator, and an update can reuse little of it.
         lines = [
             ("both models, gradients, Adam", self.kept),
             ("activations of a backward pass (--micro)", self.update),

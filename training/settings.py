@@ -116,7 +116,7 @@ SHARED |= {"init", "layout", "max_new_tokens", "context", "layers", "heads", "wi
 FREE = {"out", "device", "attempts", "split", "eval_problems", "eval_batch"}
 FREE |= {"eval_every", "history", "unsafe_sandbox", "micro", "recompute"}
 
-# Settings of an evaluation; results of others are kept under another name.
+# Settings of an evaluation; results with other settings are kept under another name.
 EVALUATION = {"attempts", "history", "split", "eval_problems", "seed", "shots", "limit", "levels"}
 EVALUATION |= {"subjects", "layout", "max_new_tokens", "context", "data_dir", "dtype", "difficulty"}
 
@@ -149,7 +149,7 @@ def resolve(stage: Stage, known: dict) -> tuple[Run, score.Config]:
         if run.data == "arithmetic" and run.difficulty is None:
             run = replace(run, difficulty=data.FAMILIES[run.task].default)
         return run, score.Config(**pick(own | known, names(score.Config)))
-    except TypeError as error:  # from a damaged folder only: argparse checks the types of flags
+    except TypeError as error:  # from a user's task, whose defaults nothing has checked
         raise ValueError(one_line(error)) from None
 
 
@@ -200,7 +200,7 @@ class Job:
     @property
     def has_model(self) -> bool:
         """Whether there is a finished model without a state.pt. One without a log was copied here
-        by hand; otherwise the log must have as many steps as results.json says."""
+        by hand; otherwise the log must have at least as many steps as results.json says."""
         if not (self.folder / "model.pt").exists():
             return False
         if not (self.folder / "metrics.jsonl").exists():
@@ -226,7 +226,7 @@ def jobs_up_to(stages: tuple[Stage, ...], given: dict, last: int) -> list[Job]:
     """The stages up to number `last`. A setting comes from the command line, else from the stage's
     folder, else, if stages share it, from an earlier stage's folder, else from the stage's
     defaults. --steps and --lr apply to the last stage alone. A stage that is still to be trained
-    must match its folder in all settings, a finished one only in the shared ones."""
+    must match its folder in all settings, a finished prerequisite only in the shared ones."""
     asked = Run(**pick(given, {"data", "task", "out"}))
     folders = [Path(asked.out, asked.name, stage.folder) for stage in stages[: last + 1]]
     found = [read_progress(folder) for folder in folders]
@@ -254,8 +254,8 @@ def jobs_up_to(stages: tuple[Stage, ...], given: dict, last: int) -> list[Job]:
 
 
 def load_job(stages: tuple[Stage, ...], folder: Path | None, given: dict) -> Job:
-    """The stage stored in a folder, with the settings it was trained with, but for those that only
-    choose the problems of an evaluation. Without a folder, the untouched model of --init."""
+    """The stage stored in a folder, with the settings it was trained with, except for those given.
+    Without a folder, the untouched model of --init."""
     if folder is None:
         run, cfg = resolve(stages[0], given)
         check_applies(given, run)
