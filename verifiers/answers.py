@@ -536,13 +536,13 @@ def boxed(response: str, last: int) -> str | None:
 
 def final_answer(response: str, line: int) -> str | None:
     """The whole rest of the line up to "I hope it is correct": "$5$ or $6$" is not 5."""
-    rest = response[line + len(FINAL_ANSWER) :][:LONGEST_BOX].lstrip()
+    rest = response[line + len(FINAL_ANSWER) :][:LONGEST_BOX].lstrip().removeprefix(":").lstrip()
     answer, closing, _ = rest.partition("I hope it is correct")
     if not closing:
         answer = rest.split("\n")[0]
     answer = answer.strip(" \t\r\n*").removesuffix(".").strip(" \t\r\n*")
     dollars = re.findall(r"(?<!\\)\$", answer)
-    if len(dollars) % 2:
+    if len(dollars) % 2 and not re.fullmatch(r"\$[\d,]+(\.\d+)?", answer):  # $18.90 is money
         return None
     whole = re.fullmatch(r"\$\$?((?:[^$\\]|\\.)*)\$?\$", answer, re.DOTALL)
     return whole[1] if whole else answer
