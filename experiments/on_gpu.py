@@ -112,8 +112,10 @@ def main() -> int:
 
 def precision(flags: list[str]) -> list[str]:
     """The flag of the dtype among train.py's, which an evaluation takes, too."""
-    place = flags.index("--dtype") if "--dtype" in flags else len(flags)
-    return flags[place : place + 2]
+    parser = ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--dtype")
+    dtype = parser.parse_known_args(flags)[0].dtype
+    return ["--dtype", dtype] if dtype else []
 
 
 if __name__ == "__main__":

@@ -165,7 +165,10 @@ def make_trainer(stage: settings.Stage, given: dict, own: dict) -> ScoreTrainer:
         raise ValueError(f"Stage II starts from {start}, which Stage I has not written yet")
     task = train.load_task(run)
     rows = cfg.samples * cfg.revisions  # of a problem
-    share = cfg.problems // processes.number_of_processes()  # of a process, in problems
+    number = processes.number_of_processes()
+    if cfg.problems % number:
+        raise ValueError(f"{number} processes cannot share {cfg.problems} problems evenly")
+    share = cfg.problems // number  # of a process, in problems
     micro = cfg.micro or share
     if share % micro:
         raise ValueError(f"a process has {share} problems, which are no parts of {micro}")
@@ -187,7 +190,7 @@ def make_trainer(stage: settings.Stage, given: dict, own: dict) -> ScoreTrainer:
             "max_completion_length": task.max_new_tokens,
             "temperature": cfg.temperature,
             "top_k": 0,
-            "beta": max(cfg.beta1, cfg.beta2),  # any but 0 has TRL load the reference
+            "beta": max(cfg.beta1, cfg.beta2) or 1.0,  # any but 0 has TRL load the reference
             "shuffle_dataset": False,
             "disable_dropout": True,
             "model_init_kwargs": {"dtype": "float32"},

@@ -141,6 +141,8 @@ def test_trl_takes_the_same_step(stage, chatty, tmp_path, monkeypatch):
     given |= {"max_new_tokens": 7, "problems": 4, "samples": 2, "revisions": 2, "beta1": 0.3}
     given |= {"beta2": 0.7, "device": "cpu", "out": str(tmp_path), "micro": 2 * stage}
     plain = {"optim": "sgd", "learning_rate": 1.0, "warmup_steps": 0, "max_grad_norm": 1e9}
+    without_kl = given | {"beta1": 0.0, "beta2": 0.0}
+    assert trl_score.make_trainer(train.STAGES[stage], without_kl, plain).ref_model is not None
     trainer = trl_score.make_trainer(train.STAGES[stage], given, plain)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -276,6 +278,9 @@ def test_parts_on_a_gpu_are_stopped_in_time(tmp_path, capsys):
     (tmp_path / "log").write_text('{"seconds": 9.0}\n{"seconds": 2.0}\n')
     assert on_gpu.steps_that_fit(tmp_path / "log", 100) == 50
     assert on_gpu.steps_that_fit(tmp_path / "log", 1) == 1
+    for flags in (["--dtype=bfloat16", "--lr", "1e-5"], ["--micro", "1", "--dtype", "bfloat16"]):
+        assert on_gpu.precision(flags) == ["--dtype", "bfloat16"]
+    assert on_gpu.precision(["--micro", "1"]) == []
 
 
 def test_baselines_of_an_open_model_lie_beside_its_stages(chatty, tmp_path, monkeypatch, capsys):
