@@ -27,7 +27,7 @@ import shlex
 import signal
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -74,9 +74,7 @@ STAGES = (
 )  # fmt: skip
 # --quick: in a folder of its own, since other runs would go on from models that they find.
 QUICK = {"steps": 20, "problems": 8, "transcripts": 32, "eval_problems": 50}
-QUICK_STAGES = tuple(
-    replace(stage, own={kind: own | QUICK for kind, own in stage.own.items()}) for stage in STAGES
-)
+QUICK_STAGES = tuple(replace(stage, always=QUICK) for stage in STAGES)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -319,7 +317,7 @@ def run_stage(
 
 
 def load_task(run: Run) -> data.Task:
-    if run.data == "humaneval":
+    if issubclass(data.OPEN.get(run.data, data.Task), data.ProgramTask):
         print_once(rewards.sandbox_status(run.unsafe_sandbox))
     built_in = run.data == "arithmetic" and run.init is None
     task = data.load(run.name, run.difficulty, None if built_in else settings.source(run))
@@ -393,8 +391,9 @@ def train_command(stages: tuple[Stage, ...], given: dict, last: int, resume: boo
                 processes.wait_for_others(device)  # until the model is written
         if not is_first():
             return
+        asked = settings.pick(asdict(run), settings.EVALUATION | settings.FREE)
         for job in jobs:
-            result = evaluate(replace(job, run=run), task, device)
+            result = evaluate(replace(job, run=replace(job.run, **asked)), task, device)
     folders = [(job.stage.title, job.folder) for job in jobs]
     report(folders, run, result, task, 0.0)
 

@@ -59,6 +59,29 @@ def test_the_example_task_is_known_to_every_program(chatty, words, monkeypatch, 
     assert "Capital of 5?" in (folder / "transcripts.html").read_text()
 
 
+def test_quick_is_quick_with_a_task_of_one_s_own(words):
+    """Which has defaults of its own."""
+    name = data.kind(WORDS)
+    assert train.STAGES[1].defaults(name)["steps"] == data.OPEN[name].defaults["steps"]
+    assert [stage.defaults(name)["steps"] for stage in train.QUICK_STAGES] == [20] * 3
+
+
+def test_the_sandbox_is_asked_before_any_programs_run(chatty, words, monkeypatch):
+    """Also for a task of one's own whose answers are programs."""
+    asked = []
+    monkeypatch.setattr(train.rewards, "sandbox_status", lambda unsafe: asked.append(unsafe) or "")
+    monkeypatch.setattr(data.ProgramTask, "__init__", lambda task, source: None)
+    monkeypatch.setattr(data.ProgramTask, "notes", [], raising=False)
+    (words / "own.py").write_text(
+        "from data import ProgramTask\n\n\nclass Own(ProgramTask):\n    name = 'own'\n"
+    )
+    name = data.kind(str(words / "own.py"))
+    train.load_task(
+        settings.Run(data=name, init=str(chatty), data_dir=str(words), unsafe_sandbox=True)
+    )
+    assert asked == [True]
+
+
 def test_a_task_of_one_s_own_is_run_only_where_its_file_is_given(chatty, words, capsys):
     """Not what a checkpoint's settings name, be it a task or a file."""
     flags = f"--data {WORDS} --data-dir {words} --init {chatty} --out {words} --device cpu"

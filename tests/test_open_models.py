@@ -149,10 +149,13 @@ def test_an_open_model_is_warmed_up(chatty, tmp_path, capsys):
     flags += ["--eval-problems", "4", "--out", str(tmp_path), "--init", str(chatty)]
     stage1 = ["--stage", "1", "--steps", "1", "--problems", "2", "--samples", "2", *flags]
     folder = tmp_path / "addition"
+    stage0 = ["--stage", "0", "--steps", "3", "--transcripts", "4", *flags]
     assert train.main(stage1) == 0
     assert not (folder / "base" / "model.pt").exists()
+    assert train.main(stage0) == 2  # Stage I would go on from a base that it did not start from
+    assert f"{folder}/stage1 did not start from the base model" in capsys.readouterr().err
     shutil.rmtree(folder)
-    assert train.main(["--stage", "0", "--steps", "3", "--transcripts", "4", *flags]) == 0
+    assert train.main(stage0) == 0
     assert not same_model(folder / "base" / "model.pt", GPT.from_pretrained(chatty))
     capsys.readouterr()
     assert train.main(stage1) == 0
@@ -387,6 +390,10 @@ def test_an_export_copies_plain_files_by_name(chatty, tmp_path, capsys):
     assert train.main(["--export", str(stage)]) == 2
     assert "model.safetensors.partial" in capsys.readouterr().err
     (stage / "pretrained" / "model.safetensors.partial").rmdir()
-    assert train.main(["--export", str(stage)]) == 0
+    moved = init.rename(tmp_path / "moved")
+    assert train.main(["--export", str(stage)]) == 2
+    assert f"{init} has no config.json" in capsys.readouterr().err
+    assert not (stage / "pretrained" / "model.safetensors").exists()
+    assert train.main(["--export", str(stage), "--init", str(moved)]) == 0
     names = {path.name for path in (stage / "pretrained").iterdir()}
     assert names == {path.name for path in chatty.iterdir()} and victim.read_text() == "{}"

@@ -295,6 +295,32 @@ def test_a_finished_model_is_used_though_its_state_is_gone(trained, tmp_path, fe
         assert capsys.readouterr().out.splitlines()[3].startswith("stage1 ")
 
 
+def test_a_later_stage_does_not_change_what_is_known_of_a_stage_without_its_state(
+    trained, tmp_path, few_steps, capsys
+):
+    """With the later stage's number of steps it was unfinished, and was trained again."""
+    folder = shutil.copytree(trained, tmp_path / "puzzle") / "stage1"
+    shutil.rmtree(tmp_path / "puzzle" / "stage2")
+    (folder / "state.pt").unlink()
+    before = (folder / "model.pt").read_bytes()
+    for _ in range(2):
+        assert run("--stage", 2, "--steps", 8, "--out", tmp_path) == 0
+        assert f"Stage I: using {folder}/model.pt" in capsys.readouterr().out
+        assert json.loads((folder / "results.json").read_text())["config"]["steps"] == 6
+    assert (folder / "model.pt").read_bytes() == before
+
+
+def test_a_stage_is_not_trained_below_one_that_started_from_another(
+    trained, tmp_path, few_steps, capsys
+):
+    shutil.copytree(trained, tmp_path / "puzzle")
+    shutil.rmtree(tmp_path / "puzzle" / "stage1")
+    assert run("--stage", 2, "--out", tmp_path) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert f"{tmp_path}/puzzle/stage2 did not start from the Stage I model" in line
+    assert not (tmp_path / "puzzle" / "stage1").exists()
+
+
 def test_a_model_evaluated_before_its_first_save_is_not_finished(
     unfinished, tmp_path, few_steps, capsys
 ):
@@ -349,7 +375,7 @@ def test_impossible_settings_of_a_folder_name_its_file(name, value, trained, tmp
 
 def test_free_settings_come_from_the_command_line_alone(trained, tmp_path):
     """A folder from elsewhere must not lift the sandbox, nor choose a device or a folder."""
-    folder = shutil.copytree(trained / "stage1", tmp_path / "puzzle" / "stage1")
+    folder = shutil.copytree(trained, tmp_path / "puzzle") / "stage1"
     free = {"unsafe_sandbox": True, "recompute": True, "device": "cuda:9", "attempts": 9}
     free |= {"split": "val", "eval_problems": 7, "eval_batch": 1, "micro": 7, "out": "elsewhere"}
     free |= {"history": "last", "eval_every": 9}
@@ -1108,6 +1134,9 @@ def test_processes_need_equal_shares(monkeypatch, tmp_path, capsys):
     assert run("--eval", tmp_path) == 2
     assert "only --stage runs in several processes" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+    # Of what is not trained nothing is shared.
+    given = {"data": "math", "init": str(tmp_path), "problems": 9, "out": str(tmp_path)}
+    settings.check_shares(settings.jobs_up_to(train.STAGES, given, 1))
 
 
 # Plans a step, makes two, and prints what was planned and what they took, in MiB.

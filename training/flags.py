@@ -18,7 +18,8 @@ from training.settings import SHARED, Run, Stage, flag, names, pick
 # Settings that the commands other than --stage take.
 ASK = (SHARED - {"layers", "heads", "width"}) | {"device", "dtype", "attempts", "temperature"}
 ASK |= {"history", "unsafe_sandbox"}
-USED = {"ask": ASK, "eval": ASK | {"split", "eval_problems", "eval_batch"}, "export": {"data"}}
+USED = {"ask": ASK, "eval": ASK | {"split", "eval_problems", "eval_batch"}}
+USED |= {"export": {"data", "init"}}
 
 
 class Parser(argparse.ArgumentParser):

@@ -5,7 +5,7 @@ A setting comes from the command line, else from a stage's folder, else from the
 
 import re
 from collections.abc import Iterable, Set
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 import data
@@ -27,10 +27,12 @@ class Stage:
     title: str
     returns: score.Returns | None  # None for the base model, which learns from transcripts
     own: dict[str, dict]  # by kind of data, defaults instead of those of Run and score.Config
+    always: dict = field(default_factory=dict)  # defaults for all data, a user's task included
 
     def defaults(self, kind: str) -> dict:
         """The stage's own for a kind of data; for a user's task, its class's, else MATH's."""
-        return self.own.get(kind) or self.own["math"] | getattr(data.OPEN.get(kind), "defaults", {})
+        of_task = getattr(data.OPEN.get(kind), "defaults", {})
+        return (self.own.get(kind) or self.own["math"] | of_task) | self.always
 
 
 @dataclass(frozen=True)
@@ -209,6 +211,11 @@ class Job:
         return bool(known) and len(read_log(self.folder)) >= known.get("steps", 0)
 
     @property
+    def begins(self) -> bool:
+        """Whether this stage would be trained, and from its beginning."""
+        return self.saved is None and not (self.is_init or self.has_model)
+
+    @property
     def is_init(self) -> bool:
         """Whether this stage is the pretrained model itself, which only --stage 0 trains. A log
         alone counts as training, too: a run that was killed at once leaves no more."""
@@ -244,6 +251,13 @@ def jobs_up_to(stages: tuple[Stage, ...], given: dict, last: int) -> list[Job]:
         if not job.finished or job.requested:
             check_settings_match(folder, saved or {}, wanted)
         jobs.append(job)
+        for later in stages[stage.number + 1 :] if job.begins else ():
+            trained = folder.with_name(later.folder)
+            if any((trained / name).exists() for name in ("model.pt", "state.pt")):
+                raise ValueError(
+                    f"{trained} did not start from the {stage.title} model that would now be "
+                    "trained; choose another --out"
+                )
     check_applies(given, jobs[0].run)
     if asked.data != "arithmetic" and (folders[0] / "model.pt").exists():
         raise ValueError(
@@ -314,6 +328,8 @@ def check_shares(jobs: list[Job]) -> None:
     """Raises ValueError if the processes cannot share a step evenly."""
     processes = number_of_processes()
     for job in jobs:
+        if job.finished or (job.saved is None and not job.begins):
+            continue  # nothing is trained
         shares = {"transcripts": job.run.transcripts}
         if job.stage.returns is not None:
             offline = round(job.cfg.offline * job.cfg.problems)
