@@ -391,6 +391,7 @@ def train_command(stages: tuple[Stage, ...], given: dict, last: int, resume: boo
                 processes.wait_for_others(device)  # until the model is written
         if not is_first():
             return
+        # Every stage is evaluated as the last one is; what it was trained with stays its own.
         asked = settings.pick(asdict(run), settings.EVALUATION | settings.FREE)
         for job in jobs:
             result = evaluate(replace(job, run=replace(job.run, **asked)), task, device)

@@ -425,7 +425,7 @@ def companions(source: Path, target: Path) -> list[Path]:
     """The files of `source` to copy. Raises ValueError if it is no model's folder, for a link in
     either folder, since it may lead anywhere, and for a folder in place of a file."""
     if not (source / "config.json").is_file():
-        raise ValueError(f"{source} has no config.json")
+        raise ValueError(f"{source} has no config.json; if it was moved, --init tells where")
     paths = [path for path in map(source.joinpath, COMPANIONS) if os.path.lexists(path)]
     for path in (*paths, target, *target.glob("*")):
         if path.is_symlink() or (path in paths and not path.is_file()):

@@ -250,14 +250,9 @@ def jobs_up_to(stages: tuple[Stage, ...], given: dict, last: int) -> list[Job]:
         job = Job(stage, run, cfg, folder, saved, step, requested=stage.number == last)
         if not job.finished or job.requested:
             check_settings_match(folder, saved or {}, wanted)
+        if job.begins:
+            refuse_later(job, stages)
         jobs.append(job)
-        for later in stages[stage.number + 1 :] if job.begins else ():
-            trained = folder.with_name(later.folder)
-            if any((trained / name).exists() for name in ("model.pt", "state.pt")):
-                raise ValueError(
-                    f"{trained} did not start from the {stage.title} model that would now be "
-                    "trained; choose another --out"
-                )
     check_applies(given, jobs[0].run)
     if asked.data != "arithmetic" and (folders[0] / "model.pt").exists():
         raise ValueError(
@@ -265,6 +260,18 @@ def jobs_up_to(stages: tuple[Stage, ...], given: dict, last: int) -> list[Job]:
             "another --out"
         )
     return jobs
+
+
+def refuse_later(job: Job, stages: tuple[Stage, ...]) -> None:
+    """Raises ValueError if a later stage is there already: it started from another model than the
+    one that `job` would train."""
+    for later in stages[job.stage.number + 1 :]:
+        folder = job.folder.with_name(later.folder)
+        if any((folder / name).exists() for name in ("model.pt", "state.pt")):
+            raise ValueError(
+                f"{folder} did not start from the {job.stage.title} model that would now be "
+                "trained; choose another --out"
+            )
 
 
 def load_job(stages: tuple[Stage, ...], folder: Path | None, given: dict) -> Job:
