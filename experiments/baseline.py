@@ -17,11 +17,13 @@ from methods import METHODS
 import train
 from training.settings import Stage
 
+BASE, STAGE1, STAGE2 = train.STAGES
+
 
 class BothStages(Stage):  # takes as many steps as Stage I and Stage II together
     def defaults(self, kind: str) -> dict:
         own = super().defaults(kind)
-        return own | {"steps": own["steps"] + train.STAGES[2].defaults(kind)["steps"]}
+        return own | {"steps": own["steps"] + STAGE2.defaults(kind)["steps"]}
 
 
 def main(argv: list[str]) -> int:
@@ -30,10 +32,9 @@ def main(argv: list[str]) -> int:
         print(__doc__, file=sys.stderr)
         return 2
     name, *flags = argv
-    base, stage1, stage2 = train.STAGES
     method = METHODS[name]
     own = {"folder": name, "title": method.title, "returns": method.learns}
-    train.STAGES = (base, BothStages(**vars(stage1) | own), stage2)
+    train.STAGES = (BASE, BothStages(**vars(STAGE1) | own))
     return train.main(["--stage", "1", *flags])
 
 

@@ -288,7 +288,8 @@ def test_baselines_of_an_open_model_lie_beside_its_stages(chatty, tmp_path, monk
     flags = ["--task", "addition", "--difficulty", "2", "--max-new-tokens", "6", "--device", "cpu"]
     flags += ["--problems", "2", "--samples", "2", "--eval-problems", "4", "--out", str(tmp_path)]
     flags += ["--init", str(chatty), "--steps"]
-    assert train.main(["--stage", "1", *flags, "2"]) == 0
+    for stage in ("1", "2"):
+        assert train.main(["--stage", stage, *flags, "2"]) == 0
     seen = []
     watched = dataclasses.replace(
         methods.METHODS["naive"],
