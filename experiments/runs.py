@@ -89,21 +89,26 @@ class Run:
         with locked(folder):
             job = self.job(out)
             task = ArithmeticTask(Puzzle, job.run.difficulty, BASES[self.base].corpus)
-            if self.start is None:
-                policy, ref = train.new_model(job, task, device), None
-            else:
-                base = Run("base", self.seed, self.base)
-                policy, ref = (load_model(x.folder(out), task, device) for x in (self.start, base))
-                ref = freeze(ref)
-            trainer = Trainer(job, task, policy, ref, METHODS[self.method])
-            if job.saved is not None:
-                trainer.restore()
-            train.train(trainer)
+            if not job.finished:
+                self.train(job, task, out)
             result = train.evaluate(job, task, device)
             looked_at = details(load_model(folder, task, device), task, result)
             write_json(folder / "details.json", looked_at)
             for path in folder.glob("pairs*.json"):
                 path.unlink()  # large, and of use to a stopped run alone
+
+    def train(self, job: Job, task: ArithmeticTask, out: Path) -> None:
+        device = torch.device("cpu")
+        if self.start is None:
+            policy, ref = train.new_model(job, task, device), None
+        else:
+            base = Run("base", self.seed, self.base)
+            policy, ref = (load_model(x.folder(out), task, device) for x in (self.start, base))
+            ref = freeze(ref)
+        trainer = Trainer(job, task, policy, ref, METHODS[self.method])
+        if job.saved is not None:
+            trainer.restore()
+        train.train(trainer)
 
 
 class Trainer(train.Trainer):

@@ -89,6 +89,8 @@ def train(case: Case, name: str, out: Path) -> None:
         source.write_text(changed(case, source.read_text()))
         command = [sys.executable, "train.py", "--stage", str(case.stage)]
         command += ["--out", str(folder.parent), "--eval-problems", "500"]
+        if (folder / f"stage{case.stage}" / "state.pt").exists():  # it was stopped
+            command += ["--resume"]
         subprocess.run(command, cwd=copy, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
 
 

@@ -286,8 +286,9 @@ def test_parts_on_a_gpu_are_stopped_in_time(tmp_path, capsys):
 def test_baselines_of_an_open_model_lie_beside_its_stages(chatty, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(train, "STAGES", train.STAGES)
     flags = ["--task", "addition", "--difficulty", "2", "--max-new-tokens", "6", "--device", "cpu"]
-    flags += ["--problems", "2", "--samples", "2", "--eval-problems", "4", "--out", str(tmp_path)]
-    flags += ["--init", str(chatty), "--steps"]
+    flags += ["--eval-problems", "4", "--out", str(tmp_path), "--init", str(chatty)]
+    warm_up = ["--stage", "0", *flags]
+    flags += ["--problems", "2", "--samples", "2", "--steps"]
     for stage in ("1", "2"):
         assert train.main(["--stage", stage, *flags, "2"]) == 0
     seen = []
@@ -307,6 +308,11 @@ def test_baselines_of_an_open_model_lie_beside_its_stages(chatty, tmp_path, monk
     assert baseline.main(argv) == 130
     assert "continue with: python experiments/baseline.py both --task" in capsys.readouterr().err
     assert train.STAGES[1].defaults("math")["steps"] == 3000  # of both stages
+    for stage in ("stage1", "stage2", "both"):
+        shutil.rmtree(tmp_path / "addition" / stage)
+    monkeypatch.undo()
+    assert train.main(warm_up) == 2  # naive did not start from a warm-up
+    assert "addition/naive did not start from the base" in capsys.readouterr().err
     assert baseline.main([]) == 2 and baseline.main(["base"]) == 2
     assert baseline.main(["naive", "--stage", "2", *flags]) == 2
 
@@ -435,15 +441,21 @@ def test_a_stopped_method_goes_on_as_if_it_had_not(name, compared, few_updates, 
     kept = whole.rename(whole.with_name("whole"))
     advance = runs.Trainer.advance
 
+    def stop(*args):
+        raise KeyboardInterrupt
+
     def stop_after_three(trainer):
-        if trainer.step == 3:
-            raise KeyboardInterrupt
-        return advance(trainer)
+        return stop() if trainer.step == 3 else advance(trainer)
 
     monkeypatch.setattr(runs.Trainer, "advance", stop_after_three)
     with pytest.raises(KeyboardInterrupt):
         run.perform(compared)
     monkeypatch.setattr(runs.Trainer, "advance", advance)
+    evaluate = train.evaluate
+    monkeypatch.setattr(train, "evaluate", stop)
+    with pytest.raises(KeyboardInterrupt):  # after its training
+        run.perform(compared)
+    monkeypatch.setattr(train, "evaluate", evaluate)
     run.perform(compared)
     assert same_weights(whole / "model.pt", kept / "model.pt")
     assert without_times(whole / "metrics.jsonl") == without_times(kept / "metrics.jsonl")
@@ -588,6 +600,23 @@ def test_what_goes_wrong_is_one_change_each():
     assert len(caught) == 4
     for test, mutant in caught:
         assert hasattr(test_score, test) and (not mutant or mutant in test_score.MUTANTS)
+
+
+def test_a_run_that_goes_wrong_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    import wrong
+
+    commands = []
+    monkeypatch.setattr(subprocess, "run", lambda command, **how: commands.append(command))
+    before = tmp_path / "habit" / "seed0" / "base"
+    before.mkdir(parents=True)
+    (before / "model.pt").touch()
+    wrong.train(wrong.CASES["no_kl1"], "no_kl1", tmp_path)
+    stopped = tmp_path / "wrong" / "no_kl1" / "puzzle" / "stage1"
+    stopped.mkdir()
+    (stopped / "state.pt").touch()
+    wrong.train(wrong.CASES["no_kl1"], "no_kl1", tmp_path)
+    assert [command[-1] for command in commands] == ["500", "--resume"]
 
 
 def test_curves_are_drawn_of_any_run(trained, tmp_path, monkeypatch, capsys):
