@@ -287,20 +287,18 @@ def run_stage(
     title, folder = job.stage.title, job.folder
     if job.is_init:
         return print_once(f"base: using {job.run.init}")
-    if job.saved is None:
-        if job.has_model:
-            return print_once(f"{title}: using {folder}/model.pt")
-        if number < last.number:
-            print_once(
-                f"{last.title} needs the {title} model, which {folder} does not have yet: "
-                "training it"
-            )
-    elif job.finished:
+    if job.has_model:
+        return print_once(f"{title}: using {folder}/model.pt")
+    if job.finished:
         return print_once(f"{title}: using {folder}, finished after {job.step} steps")
-    elif not resume:
+    if job.saved is not None and not resume:
         raise ValueError(
             f"{folder} holds an unfinished run (step {job.step} of {job.run.steps}): "
             "add --resume to continue it, or choose another --out"
+        )
+    if job.saved is None and number < last.number:
+        print_once(
+            f"{last.title} needs the {title} model, which {folder} does not have yet: training it"
         )
     if number == 0:
         policy, ref = new_model(job, task, device), None
@@ -442,8 +440,10 @@ def eval_command(given: dict, folder: Path | None) -> None:
 def ask_command(given: dict, problems: list[str]) -> None:
     """Prints attempts at the problems given, or at each line of the standard input. The first of
     them is the folder of a stage, unless the model is that of --init, untouched."""
-    temperature = evaluation_temperature(given)
-    folder, problems = (None, problems) if "init" in given else (Path(problems[0]), problems[1:])
+    temperature, folder = evaluation_temperature(given), None
+    # With a folder, too, --init may be given: where the stage's pretrained model was moved to.
+    if "init" not in given or (problems and Path(problems[0], "model.pt").exists()):
+        folder, problems = Path(problems[0]), problems[1:]
     job = load_job(STAGES, folder, given)
     run = job.run
     device, task = device_for(run.device, run.dtype), load_task(run)

@@ -395,5 +395,8 @@ def test_an_export_copies_plain_files_by_name(chatty, tmp_path, capsys):
     assert f"{init} has no config.json" in capsys.readouterr().err
     assert not (stage / "pretrained" / "model.safetensors").exists()
     assert train.main(["--export", str(stage), "--init", str(moved)]) == 0
+    capsys.readouterr()
+    assert train.main(["--ask", str(stage), "12+34=", "--init", str(moved)]) == 0
+    assert capsys.readouterr().out.count("problem ") == 1
     names = {path.name for path in (stage / "pretrained").iterdir()}
     assert names == {path.name for path in chatty.iterdir()} and victim.read_text() == "{}"

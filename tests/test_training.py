@@ -301,13 +301,18 @@ def test_a_later_stage_does_not_change_what_is_known_of_a_stage_without_its_stat
     """With the later stage's number of steps it was unfinished, and was trained again."""
     folder = shutil.copytree(trained, tmp_path / "puzzle") / "stage1"
     shutil.rmtree(tmp_path / "puzzle" / "stage2")
-    (folder / "state.pt").unlink()
+    for stage in ("base", "stage1"):
+        (tmp_path / "puzzle" / stage / "state.pt").unlink()
     before = (folder / "model.pt").read_bytes()
     for _ in range(2):
         assert run("--stage", 2, "--steps", 8, "--out", tmp_path) == 0
         assert f"Stage I: using {folder}/model.pt" in capsys.readouterr().out
         assert json.loads((folder / "results.json").read_text())["config"]["steps"] == 6
     assert (folder / "model.pt").read_bytes() == before
+    assert run("--stage", 2, "--steps", 8, "--seed", 1, "--out", tmp_path) == 2
+    assert "base was made with seed 0, not 1" in capsys.readouterr().err
+    assert run("--stage", 1, "--lr", 0.5, "--out", tmp_path) == 2
+    assert "stage1 was made with lr" in capsys.readouterr().err
 
 
 def test_a_stage_is_not_trained_below_one_that_started_from_another(
@@ -512,7 +517,7 @@ def test_other_results_are_kept_under_a_plain_name(trained, tmp_path):
     victim = tmp_path / "victim"
     victim.write_text("whole")
     (folder / "results-subjects=.._.._x.json").symlink_to(victim)
-    for subjects in ("../../x", "y" * 1000):
+    for subjects in ("../../x", "数" * 90, "y" * 1000):
         old = json.loads((folder / "results.json").read_text())
         old["evaluation"] = dict.fromkeys(settings.EVALUATION) | {"subjects": subjects}
         old["evaluation"] |= {"attempts": 2, "history": "all", "split": "test", "seed": 0}

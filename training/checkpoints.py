@@ -110,9 +110,10 @@ def keep_other_results(folder: Path, evaluation: dict, usual: dict) -> None:
     if before == evaluation:
         return
     unusual = [f"{name}={before.get(name)}" for name in usual if before.get(name) != usual[name]]
-    ending = re.sub(r"[^\w=,.-]", "_", ",".join(unusual) or "defaults")
+    differs = ",".join(unusual) or "defaults"
+    ending = re.sub(r"[^\w=,.-]", "_", differs, flags=re.ASCII)
     if len(ending) > 100:  # file names have a limit
-        ending = f"{ending[:80]}-{hashlib.sha256(ending.encode()).hexdigest()[:16]}"
+        ending = f"{ending[:80]}-{hashlib.sha256(ascii(differs).encode()).hexdigest()[:16]}"
     for path in (folder / "results.json", *folder.glob("samples.jsonl")):
         keep(path, path.with_stem(f"{path.stem}-{ending}"))
 

@@ -201,19 +201,13 @@ class Job:
 
     @property
     def has_model(self) -> bool:
-        """Whether there is a finished model without a state.pt. One without a log was copied here
-        by hand; otherwise the log must have at least as many steps as results.json says."""
-        if not (self.folder / "model.pt").exists():
-            return False
-        if not (self.folder / "metrics.jsonl").exists():
-            return True
-        known = evaluated(self.folder)
-        return bool(known) and len(read_log(self.folder)) >= known.get("steps", 0)
+        """Whether there is a finished model without a state.pt."""
+        return self.saved is None and without_state(self.folder) is not None
 
     @property
-    def begins(self) -> bool:
-        """Whether this stage would be trained, and from its beginning."""
-        return self.saved is None and not (self.is_init or self.has_model)
+    def is_done(self) -> bool:
+        """Whether nothing is to be trained."""
+        return self.finished or self.is_init or self.has_model
 
     @property
     def is_init(self) -> bool:
@@ -237,20 +231,20 @@ def jobs_up_to(stages: tuple[Stage, ...], given: dict, last: int) -> list[Job]:
     asked = Run(**pick(given, {"data", "task", "out"}))
     folders = [Path(asked.out, asked.name, stage.folder) for stage in stages[: last + 1]]
     found = [read_progress(folder) for folder in folders]
-    shared = pick(given, SHARED)
+    shared, known = pick(given, SHARED), []
     for folder, (saved, _) in zip(folders, found):
-        if saved is not None:
-            check_settings_match(folder, saved, shared)
-            shared |= pick(saved, SHARED)
+        known.append(without_state(folder) or {} if saved is None else saved)
+        check_settings_match(folder, known[-1], shared)
+        shared |= pick(known[-1], SHARED)
     jobs = []
-    for stage, folder, (saved, step) in zip(stages, folders, found):
-        check_settings_match(folder, saved or {}, {"stage": stage.number})
+    for stage, folder, (saved, step), trained in zip(stages, folders, found, known):
+        check_settings_match(folder, trained, {"stage": stage.number})
         wanted = given if stage.number == last else pick(given, given.keys() - {"steps", "lr"})
-        run, cfg = resolve(stage, shared | (saved or {}) | wanted)
+        run, cfg = resolve(stage, shared | trained | wanted)
         job = Job(stage, run, cfg, folder, saved, step, requested=stage.number == last)
-        if not job.finished or job.requested:
-            check_settings_match(folder, saved or {}, wanted)
-        if job.begins:
+        if job.requested or not job.is_done:
+            check_settings_match(folder, trained, wanted)
+        if saved is None and not job.is_done:
             refuse_later(job, stages)
         jobs.append(job)
     check_applies(given, jobs[0].run)
@@ -263,10 +257,12 @@ def jobs_up_to(stages: tuple[Stage, ...], given: dict, last: int) -> list[Job]:
 
 
 def refuse_later(job: Job, stages: tuple[Stage, ...]) -> None:
-    """Raises ValueError if a later stage is there already: it started from another model than the
-    one that `job` would train."""
-    for later in stages[job.stage.number + 1 :]:
-        folder = job.folder.with_name(later.folder)
+    """Raises ValueError if a later stage is there already, or below a base anything else: it
+    started from another model than the one that `job` would train."""
+    later = [job.folder.with_name(stage.folder) for stage in stages[job.stage.number + 1 :]]
+    if job.stage.number == 0:
+        later = [folder for folder in sorted(job.folder.parent.glob("*")) if folder != job.folder]
+    for folder in later:
         if any((folder / name).exists() for name in ("model.pt", "state.pt")):
             raise ValueError(
                 f"{folder} did not start from the {job.stage.title} model that would now be "
@@ -304,6 +300,18 @@ def evaluated(folder: Path) -> dict:
     return checked(results, known)
 
 
+def without_state(folder: Path) -> dict | None:
+    """Of a finished model whose state.pt is gone, the settings in results.json, if its log has as
+    many steps as they say; of one without a log, which was copied here by hand, {}. Otherwise
+    None."""
+    if not (folder / "model.pt").exists():
+        return None
+    if not (folder / "metrics.jsonl").exists():
+        return {}
+    known = evaluated(folder)
+    return known if known and len(read_log(folder)) >= known.get("steps", 0) else None
+
+
 def read_progress(folder: Path) -> tuple[dict | None, int]:
     """The settings in a folder's state.pt, None if it has none, and the step that it is at."""
     refuse_pipes(folder.glob("*"))
@@ -335,8 +343,8 @@ def check_shares(jobs: list[Job]) -> None:
     """Raises ValueError if the processes cannot share a step evenly."""
     processes = number_of_processes()
     for job in jobs:
-        if job.finished or (job.saved is None and not job.begins):
-            continue  # nothing is trained
+        if job.is_done:
+            continue
         shares = {"transcripts": job.run.transcripts}
         if job.stage.returns is not None:
             offline = round(job.cfg.offline * job.cfg.problems)
