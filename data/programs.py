@@ -215,11 +215,15 @@ def extract_code(response: str, entry_point: str) -> str:
 
 
 def only_defines(code: str, entry_point: str) -> bool:
-    """A block of imports, functions, classes and constants, none of them the entry point."""
-    nodes = statements(code)
-    kinds = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign)
-    whole = nodes is not None and all(isinstance(node, kinds) for node in nodes)
-    return whole and not defines(code, entry_point)
+    """A block of imports, functions, classes and constants, none of them the entry point. An
+    example, which assigns what the entry point returns or what is typed in, is none."""
+    nodes, values = statements(code), (ast.Assign, ast.AnnAssign)
+    kinds = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, *values)
+    if nodes is None or not all(isinstance(node, kinds) for node in nodes):
+        return False
+    constants = [node for node in nodes if isinstance(node, values)]
+    used = {x.id for node in constants for x in ast.walk(node) if isinstance(x, ast.Name)}
+    return used.isdisjoint({entry_point, "input"}) and not defines(code, entry_point)
 
 
 def statements(code: str) -> list[ast.stmt] | None:

@@ -447,6 +447,8 @@ OLD = "def f(x):\n    return x\n"
         "```python\n    return x + 1\n```", "1. Code:\n   ```python\n       return x + 1\n   ```",
         "```python\n    def f(x):\n        return x + 1\n```",
         "```python\nK: int = 1\n```\n```python\ndef f(x):\n    return x + K\n```",
+        f"Example:\n```python\ny = f(1) + 1\n```\n```python\n{WHOLE}```",
+        f"```python\nn = int(input())\n```\n```python\n{WHOLE}```",
         f"from __future__ import (\n    annotations,\n)\n{WHOLE}",
         # Right by the rule, though the text around it says or does otherwise.
         f"WRONG:\n```python\n{WHOLE}```\nRight:\n```python\n{OLD}```",

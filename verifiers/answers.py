@@ -75,7 +75,7 @@ NAME = re.compile(rf'{VARIABLE}(?:{VARIABLES})?|{VARIABLES}|"\w+"')
 # What else may stand there: ∠ABC, AB, P(A), f(2), |z|, [ABC], det A.
 LABEL = re.compile(
     r"(?:m?\\angle |\\det |\\overline |\\vec )\{?[A-Za-z]{1,3}\}?|[A-Z]{2,3}|\[[A-Z]{3,}\]"
-    r"|\|[A-Za-z]\||[A-Za-z](?:\^\{?-1\}?)?\((?:[0-9A-Za-z,-])+\)"
+    r"|\|[A-Za-z]\||[A-Za-z](?:\^\{?-1\}?)?\(-?(?:[0-9]+|[A-Za-z])(?:,-?(?:[0-9]+|[A-Za-z]))*\)"
 )
 NEGATIONS = ("not", "wrong", "false", "no")  # never a name
 SHORT_WORDS = {"no", "yes", "odd", "one", "two", "six", "ten"}  # not products of variables
@@ -90,8 +90,8 @@ NOT_UNITS = frozenset(
     " cos tan log left right up down north south east west january february march april may june"
     " july august september october november december squared cubed factorial below above negative"
     " positive divided multiplied halves thirds quarters fourths fifths sixths eighths tenths"
-    " hundredths score gross pairs bn mn kilo mega milli grand teen fewer bigger smaller excluded"
-    " nope".split()
+    " hundredths score gross pairs bn mn mil mill kilo mega milli grand teen fewer bigger smaller"
+    " excluded nope".split()
 )
 MAGNITUDE = re.compile(  # more of such words
     r"tens?|dozens?|googol|hundreds|thousands|(?!mill?i?onth)[a-z]+illions?"
@@ -219,6 +219,8 @@ def classify_relation(sides: list[list[str]], signs: list[str]) -> Reading:
     """The reading of a relation. An equation solved for a name, x = 5, is "named"; so is an
     inequality, as an interval."""
     names = [join(side) if is_name(side) else None for side in sides]
+    if signs != ["="] or all(names):  # |x| < 3 is no interval of x, and f(x) = |x| has one name
+        names = [None if name and name[0] == "|" else name for name in names]
     if names[0] and len(sides) > 2 and all(sign == "=" for sign in signs):
         values = [classify(side) for side in sides[1:]]  # x = 6/8 = 3/4, worked out
         if all(is_constant(value) and same(values[0], value) for value in values):
@@ -296,10 +298,11 @@ def classify_scalar(tokens: list[str]) -> Reading:
 
 
 def as_text(tokens: list[str]) -> Reading:
-    """The tokens as text, regardless of case unless it is a symbol: one or two letters, or three
-    capitals."""
+    """The tokens as text, regardless of case unless it is a symbol: one or two letters, three
+    capitals, or a formula."""
     text = re.sub(r"\{(\w)\}", r"\1", join(tokens).replace('"', ""))  # \pmod{5} is \pmod 5
-    is_symbol = len(text) < 3 or "\\" in text or len(text) == 3 and text.isupper()
+    is_formula = re.search(r"[\\!^_+*/=]", text)
+    is_symbol = is_formula or len(text) < 3 or len(text) == 3 and text.isupper()
     keeps_case = is_symbol and text.lower() not in SHORT_WORDS
     return Reading("text", text if keeps_case else text.casefold())
 

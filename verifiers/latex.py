@@ -22,8 +22,8 @@ POINTS = 8  # points at which an expression is evaluated; at least three must ha
 
 PLAIN_FUNCTIONS = "arcsin arccos arctan sin cos tan cot sec csc log ln".split()
 TOKEN_NAMES = {  # a token → its other names; those of "" are dropped
-    "": r"\left \right \big \Big \bigg \Bigg \bigl \bigr \Bigl \Bigr \displaystyle \textstyle"
-    r" \limits \boxed \fbox \text \mbox \rm \bf \( \) \[ \]",
+    "": r"\left \right \big \Big \bigg \Bigg \bigl \bigr \Bigl \Bigr \biggl \biggr \Biggl \Biggr"
+    r" \displaystyle \textstyle \limits \boxed \fbox \text \mbox \rm \bf \( \) \[ \]",
     r"\frac": r"\dfrac \tfrac \cfrac \nicefrac \sfrac",
     r"\binom": r"\dbinom \tbinom",
     r"\sqrt": "√ sqrt",
@@ -60,12 +60,12 @@ FONTS = (
     "text|textbf|textit|textrm|textnormal|mbox|hbox|mathrm|mathbf|mathit|mathsf|emph|boldsymbol|bm"
 )
 UNIT = (
-    "(?:inch(?:es)?|(?<= )in|feet|foot|ft|yards?|yd|miles?|[cmk]?meters?|[cmk]m|kg|grams?|pounds?"
-    "|lbs?|ounces?|oz|liters?|ml|gallons?|seconds?|secs?|minutes?|mins?|hours?|hrs?|days?|weeks?"
+    "(?:inch(?:es)?|(?<= )in|feet|foot|ft|yards?|yd|miles?|(?:centi|milli|kilo)?meters?|[cmk]m|kg"
+    "|(?:kilo)?grams?|pounds?|lbs?|ounces?|oz|(?:milli)?liters?|ml|gallons?|seconds?|secs?|minutes?|mins?|hours?|hrs?|days?|weeks?"
     "|months?|years?|degrees?|radians?|percent|dollars?|cents?|units?|mph|kph|square|sq|cubic|cu"
     "|km/h|m/s|per|pm|am)(?![A-Za-z])"
 )
-UNIT_LETTERS = "mgshLJNWVKCF"  # \text{m} after a number is a unit, \text{A} is a letter
+UNIT_LETTERS = "mgshLJNWVCF"  # \text{m} after a number is a unit, \text{A} is a letter
 
 
 def quote_words(match: re.Match) -> str:
@@ -136,12 +136,17 @@ REWRITES = [
     (re.compile(r"(\\begin ?\{array\}) ?\{[^{}]*\}"), r"\1"),
     # 6:30 p.m. → 6:30 pm
     (re.compile(r"\b([AaPp])\. ?([Mm])\b\.?"), r"\1\2"),
+    # \textbf{\text{(C)}} → \text{(C)}
+    (re.compile(rf"\\(?:{FONTS}) ?\{{(\\(?:{FONTS}) ?\{{[^{{}}]*\}})\}}"), r"\1"),
     # \text{navy blue} → "navy" "blue"
     (re.compile(rf"\\(?:{FONTS}) ?\{{([^{{}}]*)\}}"), quote_words),
     # 12 miles per hour → 12 "miles" "per" "hour"
-    (re.compile(rf"(?<=[0-9}})°]) {{0,3}}({UNIT}(?:[ /.]{UNIT})*)", re.I), quote_words),
+    (
+        re.compile(rf"(?:(?<=[0-9}})°])|(?<=\\pi)) {{0,3}}({UNIT}(?:[ /.]{UNIT})*)", re.I),
+        quote_words,
+    ),
     # 42 students → 42 "students": behind a number that is all there is, a noun needs no command
-    (re.compile(r"^(-?[0-9][0-9.,/]*)( [a-z]{4,}(?: [a-z]{3,}){0,2})$"), quote_words),
+    (re.compile(r"^ ?(-?[0-9][0-9.,/]*) {0,2}( [a-z]{4,}(?: [a-z]{3,}){0,2})$"), quote_words),
     # 1 4/5 → 1\frac{4}{5}
     (re.compile(r"(?<=[0-9]) ([0-9]+) ?/ ?([0-9]+)"), r"\\frac{\1}{\2}"),
     # 3, 5, ∧ 7 → 3, 5∧7
