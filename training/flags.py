@@ -79,7 +79,7 @@ def make_parser(stages: tuple[Stage, ...], description: str) -> Parser:
         "--ask",
         nargs="*",
         metavar=("DIR", "PROBLEM"),
-        help="print attempts at problems given here, or typed line by line; no DIR: of --init",
+        help="print attempts at problems given or typed in; without DIR, by the model of --init",
     )
     what.add_argument(
         "--export", metavar="DIR", help="write DIR/pretrained, a folder that transformers can load"
