@@ -231,11 +231,14 @@ def jobs_up_to(stages: tuple[Stage, ...], given: dict, last: int) -> list[Job]:
     asked = Run(**pick(given, {"data", "task", "out"}))
     folders = [Path(asked.out, asked.name, stage.folder) for stage in stages[: last + 1]]
     found = [read_progress(folder) for folder in folders]
-    shared, known = pick(given, SHARED), []
-    for folder, (saved, _) in zip(folders, found):
-        known.append(without_state(folder) or {} if saved is None else saved)
-        check_settings_match(folder, known[-1], shared)
-        shared |= pick(known[-1], SHARED)
+    known = [
+        without_state(folder) or {} if saved is None else saved
+        for folder, (saved, _) in zip(folders, found)
+    ]
+    shared = pick(given, SHARED)
+    for folder, trained in zip(folders, known):
+        check_settings_match(folder, trained, shared)
+        shared |= pick(trained, SHARED)
     jobs = []
     for stage, folder, (saved, step), trained in zip(stages, folders, found, known):
         check_settings_match(folder, trained, {"stage": stage.number})
