@@ -217,8 +217,8 @@ class Attention(nn.Module):
             RMSNorm(self.D, config) if config.qk_norm else None for _ in range(2)
         )
 
-    def forward(self, x: Tensor, inputs: AttentionInputs, layer: int, last_only: bool) -> Tensor:
-        """x (B, T, C) → (B, T, C), or with last_only (B, 1, C), of the last token."""
+    def forward(self, x: Tensor, inputs: AttentionInputs, layer: int, last_token: bool) -> Tensor:
+        """x (B, T, C) → (B, T, C), or with last_token (B, 1, C), of the last token."""
         B, T, _ = x.shape
         # Under autocast, too, queries and keys are normed and rotated in x's dtype.
         qkv = self.qkv(x).to(x.dtype).view(B, T, self.H + 2 * self.G, self.D).transpose(1, 2)
@@ -233,7 +233,7 @@ class Attention(nn.Module):
         if inputs.bias is not None:
             return self.out(attend_one(q, k, v, inputs.bias, self.scale))
         mask = inputs.mask
-        if last_only:
+        if last_token:
             q, mask = q[:, :, -1:], mask[:, -1:]
         return self.out(attend(q, k, v, mask, self.scale))
 
@@ -268,10 +268,10 @@ class Block(nn.Module):
         self.norm1, self.attention = make_norm(config), Attention(config)
         self.norm2, self.mlp = make_norm(config), MLP(config)
 
-    def forward(self, x: Tensor, inputs: AttentionInputs, layer: int, last_only: bool) -> Tensor:
-        """x (B, T, C) → (B, T, C), or with last_only (B, 1, C), of the last token."""
-        attended = self.attention(self.norm1(x), inputs, layer, last_only)
-        x = (x[:, -1:] if last_only else x) + attended
+    def forward(self, x: Tensor, inputs: AttentionInputs, layer: int, last_token: bool) -> Tensor:
+        """x (B, T, C) → (B, T, C), or with last_token (B, 1, C), of the last token."""
+        attended = self.attention(self.norm1(x), inputs, layer, last_token)
+        x = (x[:, -1:] if last_token else x) + attended
         return x + self.mlp(self.norm2(x))
 
 
@@ -388,7 +388,7 @@ class GPT(nn.Module):
         the last token's state, (B, C)."""
         mask = cache.append(ok)
         bias = as_bias(mask, cache.layers[0][0]) if tokens.shape[1] == 1 else None
-        return self._blocks(tokens, mask, cache, bias, last_only=True)[:, 0]
+        return self._blocks(tokens, mask, cache, bias, last_token=True)[:, 0]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden (…, C) → (…, V), at least float32, also where the blocks ran in less."""
@@ -409,7 +409,7 @@ class GPT(nn.Module):
         mask: Tensor,
         cache: Cache | SharedPrefix | None = None,
         bias: Tensor | None = None,
-        last_only: bool = False,
+        last_token: bool = False,
     ) -> Tensor:
         """tokens (B, T), which attend to mask (B, T, S) → their final states after the last norm,
         (B, T, C), or the last token's alone, (B, 1, C)."""
@@ -424,9 +424,9 @@ class GPT(nn.Module):
             rotation = angle.cos(), angle.sin()  # (B, 1, T, D/2) each
         inputs = AttentionInputs(mask, bias, rotation, cache)
         # The shared prefix is written once, so it must not be recomputed.
-        again = self.recompute and not last_only and (cache is None or len(cache.layers) > 0)
+        again = self.recompute and not last_token and (cache is None or len(cache.layers) > 0)
         for layer, block in enumerate(self.blocks):
-            args = x, inputs, layer, last_only and layer == config.layers - 1
+            args = x, inputs, layer, last_token and layer == config.layers - 1
             x = checkpoint(block, *args, use_reentrant=False) if again else block(*args)
         return self.norm(x)
 

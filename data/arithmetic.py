@@ -125,12 +125,12 @@ class Puzzle:
         evenly among several). A mistake flips one of them: "slip" any, "habit" the largest digit's.
         Every step is computed without a mistake."""
         solutions = self.solutions(prompt)
-        score = [rng.random() for _ in solutions]
+        closeness = [rng.random() for _ in solutions]
         if previous is not None:
             before = [-1 if sign == "-" else 1 for sign in STEP.findall(previous)]
             for n, signs in enumerate(solutions):
-                score[n] += sum(map(mul, signs, before))  # two apart for every sign that agrees
-        signs = solutions[score.index(max(score))].copy()
+                closeness[n] += sum(map(mul, signs, before))  # two apart for every sign that agrees
+        signs = solutions[closeness.index(max(closeness))].copy()
         if mistake == "habit":
             signs[prompt.index(max(prompt[: self.difficulty]))] *= -1
         elif mistake == "slip":

@@ -94,7 +94,7 @@ def main() -> int:
         parts.run(f"stage{stage}", *TRAIN, *where, *settings)
 
     def evaluate(name: str) -> None:
-        parts.run(f"eval-{name}", *TRAIN, "--eval", stages / name, *places, *precision(flags))
+        parts.run(f"eval-{name}", *TRAIN, "--eval", stages / name, *places, *dtype_flag(flags))
 
     for name in ("base", "stage1", "stage2"):
         evaluate(name)
@@ -110,7 +110,7 @@ def main() -> int:
     return 0
 
 
-def precision(flags: list[str]) -> list[str]:
+def dtype_flag(flags: list[str]) -> list[str]:
     """The flag of the dtype among train.py's, which an evaluation takes, too."""
     parser = ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--dtype")

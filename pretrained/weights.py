@@ -17,7 +17,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-FAMILIES = ("gpt2", "llama", "qwen2", "qwen3")  # config.json's model_type
+MODEL_TYPES = ("gpt2", "llama", "qwen2", "qwen3")  # config.json's model_type
 KNOWN = "GPT-2, Llama 3, SmolLM2, Qwen2, Qwen2.5 and Qwen3"  # models of these families
 
 
@@ -77,7 +77,7 @@ def read_shape(folder: str | Path) -> dict:
 def shape_from_json(raw: dict) -> dict:
     """The shape that config.json's content describes. Raises ValueError, naming the field."""
     family = raw.get("model_type")
-    if family not in FAMILIES:
+    if family not in MODEL_TYPES:
         raise ValueError(f"model_type {family!r} is not supported; {KNOWN} are")
     for name, unused in UNUSED.items():
         if raw.get(name, unused) not in (unused, None):

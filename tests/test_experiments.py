@@ -279,8 +279,8 @@ def test_parts_on_a_gpu_are_stopped_in_time(tmp_path, capsys):
     assert on_gpu.steps_that_fit(tmp_path / "log", 100) == 50
     assert on_gpu.steps_that_fit(tmp_path / "log", 1) == 1
     for flags in (["--dtype=bfloat16", "--lr", "1e-5"], ["--micro", "1", "--dtype", "bfloat16"]):
-        assert on_gpu.precision(flags) == ["--dtype", "bfloat16"]
-    assert on_gpu.precision(["--micro", "1"]) == []
+        assert on_gpu.dtype_flag(flags) == ["--dtype", "bfloat16"]
+    assert on_gpu.dtype_flag(["--micro", "1"]) == []
 
 
 def test_baselines_of_an_open_model_lie_beside_its_stages(chatty, tmp_path, monkeypatch, capsys):

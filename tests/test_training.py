@@ -1359,7 +1359,7 @@ def test_warnings_come_again_in_the_report(tmp_path, few_steps, monkeypatch, cap
     """And are not printed anew where a run goes on."""
     always = ("loss", lambda mean: True, "as always")
     monkeypatch.setattr(report, "LIMITS", (always,))
-    monkeypatch.setattr(report, "LEAST", 1)
+    monkeypatch.setattr(report, "LEAST_ROWS", 1)
     advance = train.Trainer.advance
 
     def interrupted(trainer: train.Trainer) -> dict:

@@ -34,7 +34,8 @@ LIMITS = (  # a metric, whether its mean is bad, and the warning
 )  # fmt: skip
 
 
-LEAST, MOST = 10, 50  # rows that a mean is taken over: a quarter of a stage's steps, within these
+# Rows that a mean is taken over: a quarter of a stage's steps, within these.
+LEAST_ROWS, MOST_ROWS = 10, 50
 
 
 def warnings(rows: list[dict], steps: int, since: int = 1) -> dict[str, str]:
@@ -42,7 +43,7 @@ def warnings(rows: list[dict], steps: int, since: int = 1) -> dict[str, str]:
     looks at means over the last rows."""
     if not rows or rows[0].get("reward") is None:  # of the base model
         return {}
-    window, found = min(MOST, max(LEAST, steps // 4)), {}
+    window, found = min(MOST_ROWS, max(LEAST_ROWS, steps // 4)), {}
     for end in range(max(window, since), len(rows) + 1):
 
         def mean(name: str, last: int = end) -> float:
