@@ -72,10 +72,11 @@ NUMERAL = re.compile(r"\(?([0-9A-Z]*[0-9][0-9A-Z]*)\)?")  # a numeral with a bas
 VARIABLE = r"(?:[A-Za-z]|\\[a-z]+ )(?:_\{?\w+\}?)?"
 VARIABLES = rf"\({VARIABLE}(?:,{VARIABLE})*\)"
 NAME = re.compile(rf'{VARIABLE}(?:{VARIABLES})?|{VARIABLES}|"\w+"')
-# What else may stand there: ∠ABC, AB, P(A), f(2), |z|, [ABC], det A.
+# What else may stand there: ∠ABC, AB, P(A), f(2), |z|, [ABC], det A. But x(x-1) is a product.
+ARGUMENT = "-?(?:[0-9]+|[A-Za-z])"
 LABEL = re.compile(
     r"(?:m?\\angle |\\det |\\overline |\\vec )\{?[A-Za-z]{1,3}\}?|[A-Z]{2,3}|\[[A-Z]{3,}\]"
-    r"|\|[A-Za-z]\||[A-Za-z](?:\^\{?-1\}?)?\(-?(?:[0-9]+|[A-Za-z])(?:,-?(?:[0-9]+|[A-Za-z]))*\)"
+    rf"|\|[A-Za-z]\||[A-Za-z](?:\^\{{?-1\}}?)?\({ARGUMENT}(?:,{ARGUMENT})*\)"
 )
 NEGATIONS = ("not", "wrong", "false", "no")  # never a name
 SHORT_WORDS = {"no", "yes", "odd", "one", "two", "six", "ten"}  # not products of variables

@@ -61,9 +61,9 @@ FONTS = (
 )
 UNIT = (
     "(?:inch(?:es)?|(?<= )in|feet|foot|ft|yards?|yd|miles?|(?:centi|milli|kilo)?meters?|[cmk]m|kg"
-    "|(?:kilo)?grams?|pounds?|lbs?|ounces?|oz|(?:milli)?liters?|ml|gallons?|seconds?|secs?|minutes?|mins?|hours?|hrs?|days?|weeks?"
-    "|months?|years?|degrees?|radians?|percent|dollars?|cents?|units?|mph|kph|square|sq|cubic|cu"
-    "|km/h|m/s|per|pm|am)(?![A-Za-z])"
+    "|(?:kilo)?grams?|pounds?|lbs?|ounces?|oz|(?:milli)?liters?|ml|gallons?|seconds?|secs?|minutes?"
+    "|mins?|hours?|hrs?|days?|weeks?|months?|years?|degrees?|radians?|percent|dollars?|cents?"
+    "|units?|mph|kph|square|sq|cubic|cu|km/h|m/s|per|pm|am)(?![A-Za-z])"
 )
 UNIT_LETTERS = "mgshLJNWVCF"  # \text{m} after a number is a unit, \text{A} is a letter
 
