@@ -73,6 +73,7 @@ def main() -> int:
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--device", default="cuda")
+    parser.add_argument("--dtype", default="float32")
     args, flags = parser.parse_known_args()
     for folder in (args.init, args.data_dir):
         if not folder.is_dir():
@@ -80,7 +81,7 @@ def main() -> int:
     out, device = args.out.resolve(), ["--device", args.device]
     out.mkdir(parents=True, exist_ok=True)
     places = ["--data", "humaneval", "--init", args.init.resolve()]
-    places += ["--data-dir", args.data_dir.resolve(), *device]
+    places += ["--data-dir", args.data_dir.resolve(), *device, "--dtype", args.dtype]
     settings, stages = [*places, *STEP, *flags], out / "humaneval"
     parts = Parts(out, args.seconds)
 
@@ -94,7 +95,7 @@ def main() -> int:
         parts.run(f"stage{stage}", *TRAIN, *where, *settings)
 
     def evaluate(name: str) -> None:
-        parts.run(f"eval-{name}", *TRAIN, "--eval", stages / name, *places, *dtype_flag(flags))
+        parts.run(f"eval-{name}", *TRAIN, "--eval", stages / name, *places)
 
     for name in ("base", "stage1", "stage2"):
         evaluate(name)
@@ -108,14 +109,6 @@ def main() -> int:
     parts.run("rollouts", bench, "rollouts", *low, *rows, *kept, "h200")
     parts.run("updates", bench, "updates", *low, *kept, "h200-updates")
     return 0
-
-
-def dtype_flag(flags: list[str]) -> list[str]:
-    """The flag of the dtype among train.py's, which an evaluation takes, too."""
-    parser = ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--dtype")
-    dtype = parser.parse_known_args(flags)[0].dtype
-    return ["--dtype", dtype] if dtype else []
 
 
 if __name__ == "__main__":

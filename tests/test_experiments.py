@@ -278,9 +278,24 @@ def test_parts_on_a_gpu_are_stopped_in_time(tmp_path, capsys):
     (tmp_path / "log").write_text('{"seconds": 9.0}\n{"seconds": 2.0}\n')
     assert on_gpu.steps_that_fit(tmp_path / "log", 100) == 50
     assert on_gpu.steps_that_fit(tmp_path / "log", 1) == 1
-    for flags in (["--dtype=bfloat16", "--lr", "1e-5"], ["--micro", "1", "--dtype", "bfloat16"]):
-        assert on_gpu.dtype_flag(flags) == ["--dtype", "bfloat16"]
-    assert on_gpu.dtype_flag(["--micro", "1"]) == []
+
+
+def test_parts_on_a_gpu_train_and_evaluate_in_one_dtype(tmp_path, monkeypatch):
+    """However the flag is written."""
+    commands = []
+
+    def run(parts, name, *command) -> bool:
+        commands.append([*map(str, command)])
+        return True
+
+    monkeypatch.setattr(on_gpu.Parts, "run", run)
+    monkeypatch.setattr(on_gpu, "steps_that_fit", lambda log, seconds: 1)
+    places = ["--init", str(tmp_path), "--data-dir", str(tmp_path), "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["on_gpu.py", *places, "--dtype=bfloat16"])
+    assert on_gpu.main() == 0
+    ours = [command for command in commands if "humaneval" in command]
+    dtypes = [command[command.index("--dtype") + 1] for command in ours]
+    assert dtypes == ["bfloat16"] * 8
 
 
 def test_baselines_of_an_open_model_lie_beside_its_stages(chatty, tmp_path, monkeypatch, capsys):
