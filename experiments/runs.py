@@ -98,6 +98,7 @@ class Run:
                 path.unlink()  # large, and of use to a stopped run alone
 
     def train(self, job: Job, task: ArithmeticTask, out: Path) -> None:
+        """Trains, from the beginning or where it was stopped."""
         device = torch.device("cpu")
         if self.start is None:
             policy, ref = train.new_model(job, task, device), None

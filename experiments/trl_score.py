@@ -165,10 +165,7 @@ def make_trainer(stage: settings.Stage, given: dict, own: dict) -> ScoreTrainer:
         raise ValueError(f"Stage II starts from {start}, which Stage I has not written yet")
     task = train.load_task(run)
     rows = cfg.samples * cfg.revisions  # of a problem
-    number = processes.number_of_processes()
-    if cfg.problems % number:
-        raise ValueError(f"{number} processes cannot share {cfg.problems} problems evenly")
-    share = cfg.problems // number  # of a process, in problems
+    share = processes.share(cfg.problems, "problems")
     micro = cfg.micro or share
     if share % micro:
         raise ValueError(f"a process has {share} problems, which are no parts of {micro}")

@@ -26,6 +26,14 @@ def number_of_processes() -> int:
     return int(size)
 
 
+def share(count: int, name: str) -> int:
+    """A process's part of `count` things of that name. Raises ValueError if parts are not equal."""
+    processes = number_of_processes()
+    if count % processes:
+        raise ValueError(f"{processes} processes cannot share {count} {name} evenly")
+    return count // processes
+
+
 class Diverged(ValueError):
     """Training diverged, perhaps in this process alone, which then has to say so."""
 

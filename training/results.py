@@ -8,7 +8,7 @@ from pathlib import Path
 import data
 import score
 from training.checkpoints import keep_other_results, read_state, write_json, write_lines
-from training.settings import EVALUATION, Job, Run, evaluated, pick
+from training.settings import EVALUATION, Job, Run, pick, without_state
 
 
 def write_results(
@@ -17,9 +17,6 @@ def write_results(
     """Writes results.json, with the cost of the training from state.pt, if there is one, and the
     answers."""
     run, folder, state = job.run, job.folder, read_state(job.folder, mmap=True) or {}
-    config = state.get("settings", job.settings())
-    if not state and (folder / "metrics.jsonl").exists():  # trained here, and state.pt deleted
-        config = evaluated(folder) or config
     evaluation = pick(asdict(run), EVALUATION) | {"temperature": temperature}
     default = data.FAMILIES[run.task].default if run.data == "arithmetic" else None
     usual = pick(asdict(Run()), EVALUATION) | {"temperature": 0.0, "difficulty": default}
@@ -39,7 +36,7 @@ def write_results(
         "steps": state.get("step"),
         "samples": state.get("samples"),
         "evaluation": evaluation,
-        "config": config,
+        "config": state.get("settings") or without_state(folder) or job.settings(),
         "command": shlex.join(["python"] + sys.argv),
     }
     write_json(folder / "results.json", content)

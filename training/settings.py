@@ -12,7 +12,7 @@ import data
 import score
 from pretrained.weights import read_json
 from training.checkpoints import read_log, read_state
-from training.processes import number_of_processes, one_line
+from training.processes import one_line, share
 
 LARGEST = 10**12  # larger than any setting that makes sense
 IN_WORDS = "arithmetic with --init"  # a kind of data: arithmetic in words, for a pretrained model
@@ -260,8 +260,8 @@ def jobs_up_to(stages: tuple[Stage, ...], given: dict, last: int) -> list[Job]:
 
 
 def refuse_later(job: Job, stages: tuple[Stage, ...]) -> None:
-    """Raises ValueError if a later stage is there already, or below a base anything else: it
-    started from another model than the one that `job` would train."""
+    """Raises ValueError if a later stage is there already, since it started from another model than
+    the one that `job` would train. All that lies beside a base, baselines too, comes after it."""
     later = [job.folder.with_name(stage.folder) for stage in stages[job.stage.number + 1 :]]
     if job.stage.number == 0:
         later = [folder for folder in sorted(job.folder.parent.glob("*")) if folder != job.folder]
@@ -344,17 +344,14 @@ def checked(path: Path, settings: dict) -> dict:
 
 def check_shares(jobs: list[Job]) -> None:
     """Raises ValueError if the processes cannot share a step evenly."""
-    processes = number_of_processes()
     for job in jobs:
         if job.is_done:
             continue
-        shares = {"transcripts": job.run.transcripts}
-        if job.stage.returns is not None:
-            offline = round(job.cfg.offline * job.cfg.problems)
-            shares = {"problems": job.cfg.problems, "offline problems": offline}
-        for name, count in shares.items():
-            if count % processes:
-                raise ValueError(f"{processes} processes cannot share {count} {name} evenly")
+        if job.stage.returns is None:
+            share(job.run.transcripts, "transcripts")
+        else:
+            share(job.cfg.problems, "problems")
+            share(round(job.cfg.offline * job.cfg.problems), "offline problems")
 
 
 # ---------------------------------------------------------------------------------------------
