@@ -244,36 +244,55 @@ def test_mutants_fail_the_oracle(name):
         assert relative_error(mutant, stage, K, M) > 1e-3
 
 
-def step_error(code) -> float:
-    """How far one update of the module `code`, of plain gradient descent, is from the gradient of
-    the mean loss of first attempts and that of second ones, which the oracle is about."""
+def step_error(code, clip: float) -> float:
+    """How far one step of the module `code`, of plain gradient descent, is from the clipped
+    gradient of the loss which the oracle is about: the mean of the policy's own first attempts plus
+    that of all second ones, some of them after offline first attempts. And how far its KLs are."""
     policy, ref = ragged_gpt(), freeze(ragged_gpt())
     with torch.no_grad():
-        ref.blocks[0].mlp.up.weight.add_(0.1)  # so that the KL is not 0
-    cfg = code.Config(samples=3, revisions=2, micro=2, clip=1e9)
-    rolled = code.rollout(policy, Toy(), toy_problems(RAGGED), cfg, seed=1)
-    scores = code.attempt_scores(policy, ref, rolled, cfg.temperature)
-    losses = code.policy_loss(*scores, rolled, code.stage2_returns, cfg)
-    sum(part.mean() for part in losses).backward()
+        ref.blocks[0].mlp.up.weight.mul_(1.5)  # so that the KL is not 0
+    cfg = code.Config(samples=3, revisions=2, micro=2, offline=0.4, temperature=0.7, clip=clip)
+    task, problems, returns = Toy(), toy_problems(RAGGED), score.stage2_returns
+    rollouts = [score.rollout(policy, task, problems, cfg, seed=1)]
+    rollouts.append(score.rollout(policy, task, problems[:2], cfg, seed=1, first_by=ref))
+    scores = [score.attempt_scores(policy, ref, rolled, 0.7) for rolled in rollouts]
+    firsts, seconds = zip(
+        *(score.policy_loss(*s, rolled, returns, cfg) for s, rolled in zip(scores, rollouts))
+    )
+    (firsts[0].mean() + torch.cat(seconds).mean()).backward()
     weights = list(policy.parameters())
     wanted = torch.cat([weight.grad.flatten() for weight in weights])
+    wanted *= min(1.0, clip / wanted.norm().item())
     before = torch.nn.utils.parameters_to_vector(weights).detach().clone()
     optimizer = torch.optim.SGD(weights, lr=1.0)
-    code.update(policy, ref, optimizer, [rolled], code.stage2_returns, cfg)
+    optimizer.zero_grad(set_to_none=False)
+    for weight in weights:
+        weight.grad += 1.0  # of an earlier step
+    metrics = code.train_step(policy, ref, optimizer, task, problems, returns, cfg, seed=1)
     moved = before - torch.nn.utils.parameters_to_vector(weights).detach()
-    return ((moved - wanted).norm() / wanted.norm()).item()
+    kls = [kl.sum(1).mean().item() for kl in scores[0][1]]
+    off = [abs(metrics[f"kl_{n}"] - kl) / kl for n, kl in enumerate(kls, 1)]
+    return max(((moved - wanted).norm() / wanted.norm()).item(), *off)
 
 
 @pytest.mark.parametrize("old, new", [
     ("second.sum() / seconds", "second.sum() / firsts"),
     ("first.sum() / firsts + second.sum() / seconds", "(first.sum() + second.sum()) / firsts"),
     ("first.sum() / firsts + second.sum() / seconds", "first.mean() + second.mean()"),
+    ("len(rollouts[0].r1), sum", "sum(len(rolled.r1) for rolled in rollouts), sum"),
     ("optimizer.zero_grad()", "pass"),
+    ("optimizer, rollouts, returns", "optimizer, rollouts[:1], returns"),
+    ("first_by=ref", "first_by=None"),
+    ("if part.on_policy:", "if True:"),
+    ("ref, part, cfg.temperature", "ref, part, 1.0"),
+    ("policy.parameters(), clip)", "policy.parameters(), 1e9)"),
+    ("policy.parameters(), clip)", "policy.parameters(), 0.1)"),
 ])  # fmt: skip
-def test_an_update_follows_that_gradient(old, new):
-    assert step_error(score) < 1e-5
+def test_a_step_follows_that_gradient(old, new):
+    """Offline first attempts, the temperature, and the clipping included."""
+    assert max(step_error(score, clip) for clip in (1e9, 0.1)) < 1e-5
     with mutant_of_score(old, new) as mutant:
-        assert step_error(mutant) > 1e-2
+        assert max(step_error(mutant, clip) for clip in (1e9, 0.1)) > 1e-2
 
 
 def test_returns_by_hand():
@@ -804,7 +823,7 @@ def test_saving_memory_gives_the_same_gradient(micro, recompute, start):
         policy, ref = ragged_gpt(), freeze(ragged_gpt())
         policy.recompute = again
         with torch.no_grad():
-            ref.blocks[0].mlp.up.weight.add_(0.1)  # so that the KL is not 0
+            ref.blocks[0].mlp.up.weight.mul_(1.5)  # so that the KL is not 0
         optimizer = torch.optim.SGD(policy.parameters(), lr=1.0)
         cfg = score.Config(samples=3, revisions=2, offline=0.6, micro=size, clip=1e9)
         before = torch.nn.utils.parameters_to_vector(policy.parameters()).detach()
