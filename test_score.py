@@ -19,6 +19,7 @@ import statistics
 import subprocess
 import sys
 import types
+import zlib
 from collections.abc import Iterator
 
 import pytest
@@ -802,6 +803,83 @@ def test_a_cut_attempt_earns_nothing():
     whole = rolled.first.ended
     assert (begins_evenly & ~whole).any() and (rolled.r1[~whole] == 0).all()
     assert torch.equal(rolled.r1.bool(), begins_evenly & whole & (rolled.first.tokens[:, 0] > 0))
+
+
+class Picky(Toy):
+    """What is right, and where an answer is over, depends on the problem."""
+
+    runs_on = True
+
+    def reward(self, problem, response):
+        return float(zlib.crc32(f"{problem.prompt}={response}".encode()) % 2)
+
+    def over(self, problem, response):
+        return problem.prompt.split()[-1] in response.split()
+
+
+def counted(r1: list, r2: list, changed: list) -> dict:
+    """The paper's metrics, pair by pair."""
+    pairs, n = list(zip(r1, r2)), len(r1)
+    counts = {"acc_t1": sum(r1), "acc_t2": sum(r2), "delta": sum(r2) - sum(r1)}
+    counts |= {"fixed": pairs.count((0, 1)), "broken": pairs.count((1, 0))}
+    return {name: count / n for name, count in (counts | {"changed": sum(changed)}).items()}
+
+
+def test_a_rollout_s_answers_belong_to_their_problems():
+    """Each is graded, ended and counted by its own, and a step reports what can be counted."""
+    gpt, task, K, M = ragged_gpt(), Picky(), 4, 3
+    cfg, problems = score.Config(samples=K, revisions=M), toy_problems(RAGGED)
+    rolled = score.rollout(gpt, task, problems, cfg, seed=2)
+    texts, rewards, ended = [], [], []
+    for attempt, each in ((rolled.first, K), (rolled.second, K * M)):
+        ends = attempt.ended.tolist()
+        said = [" ".join(str(t) for t in y if t != 0) for y in answers(attempt)]
+        for n, (y, end) in enumerate(zip(said, ends)):
+            word = problems[n // each].prompt.split()[-1]
+            assert word not in y.split()[:-1]
+        right = [
+            task.reward(problems[n // each], y) * end for n, (y, end) in enumerate(zip(said, ends))
+        ]
+        texts.append(said), rewards.append(right), ended.append(ends)
+    assert rolled.r1.tolist() == rewards[0] and rolled.r2.tolist() == rewards[1]
+
+    r1, r2 = score.repeat(rewards[0], M), rewards[1]
+    changed = [a != b for a, b in zip(score.repeat(texts[0], M), texts[1])]
+    groups = [set(r2[n : n + M]) for n in range(0, len(r2), M)]
+    wanted = counted(r1, r2, changed) | {
+        "reward": sum(r1) / len(r1) + sum(r2) / len(r2),
+        "truncated": 1 - statistics.mean(ended[0] + ended[1]),
+        "no_signal": sum(len(group) == 1 for group in groups) / len(groups),
+    }
+    metrics = score.rollout_metrics(rolled, score.stage2_returns, cfg)
+    entropy = metrics.pop("entropy")
+    assert metrics == pytest.approx(wanted, abs=1e-6) and 0 < min(map(abs, wanted.values())) < 1
+    drawn = torch.cat([x.logprobs[x.mask] for x in (rolled.first, rolled.second)])
+    assert entropy == pytest.approx(-drawn.mean().item())
+
+
+def test_an_evaluation_reports_what_can_be_counted():
+    gpt, task = ragged_gpt(), Picky()
+    problems = toy_problems(list(itertools.product(range(1, 11), repeat=2)))
+    found = score.evaluate(gpt, task, problems, attempts=3, temperature=1.0, batch=30)
+    for said, rewards, ended in zip(found.responses, found.rewards, found.ended):
+        right = [task.reward(x, y) * end for x, y, end in zip(problems, said, ended.tolist())]
+        assert rewards.tolist() == right
+    r1, r2, _ = found.rewards.tolist()
+    changed = [a != b for a, b in zip(*found.responses[:2])]
+    wanted = counted(r1, r2, changed)
+    assert {name: found.metrics[name] for name in wanted} == pytest.approx(wanted, abs=1e-6)
+    assert 0 < min(map(abs, wanted.values())) and 0 < found.metrics["truncated"] < 1
+    assert found.metrics["truncated"] == pytest.approx(1 - found.ended.float().mean().item())
+    assert found.metrics["acc"] == pytest.approx(found.rewards.mean(1).tolist())
+    assert found.metrics["cut"] == pytest.approx((1 - found.ended.float().mean(1)).tolist())
+    for name, values in (
+        ("acc_t1", r1),
+        ("changed", changed),
+        ("delta", [b - a for a, b in zip(r1, r2)]),
+    ):
+        error = statistics.pstdev(values) / len(values) ** 0.5
+        assert found.metrics["se"][name] == pytest.approx(error, rel=1e-5)
 
 
 def test_verdicts_may_be_booleans(monkeypatch):
