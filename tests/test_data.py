@@ -367,6 +367,22 @@ def test_prompts_that_do_not_fit_are_skipped_and_counted(chatty, tmp_path):
         data.load("math", source=source(chatty, folder, context=600))
 
 
+def test_more_attempts_do_not_change_the_training_problems(chatty, tmp_path):
+    """In a context that holds three attempts at some, all at two."""
+    folder = write_math(tmp_path)
+    two = data.load("math", source=source(chatty, folder))
+    prompts = [len(two.prompt(x)) for split in two.splits.values() for x in split]
+    context = max(prompts) + two.room(2)
+    assert min(prompts) + two.room(3) > context
+    assert data.load("math", source=source(chatty, folder, context=context)).splits == two.splits
+    with pytest.raises(ValueError, match="12 of 12 test problems are skipped: .* 3 attempts"):
+        data.load("math", source=source(chatty, folder, context=context, attempts=3))
+    # where there is no test problem to complain of
+    shutil.rmtree(folder / "test")
+    three = data.load("math", source=source(chatty, folder, context=context, attempts=3))
+    assert three.splits["train"] == two.splits["train"]
+
+
 @pytest.mark.parametrize(
     "content, named",
     [

@@ -136,7 +136,8 @@ def test_defaults_of_a_task_are_in_help_and_spelt_right(words, capsys):
         settings.resolve(train.STAGES[2], {"data": "words"})
 
 
-def test_missing_files_of_a_task_are_named(chatty, words, capsys):
+def test_missing_files_of_a_task_are_named(chatty, words, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
     command = ["--eval", str(words / "base"), "--data", WORDS, "--init", str(chatty), "--data-dir"]
     for folder, named in (
         ("nowhere", "--data-dir nowhere: no such folder"),

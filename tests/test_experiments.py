@@ -414,9 +414,7 @@ def test_every_method_runs_and_leaves_what_the_tables_need(name, compared, few_u
 
 
 def test_the_comparison_s_score_is_the_command_line_s(compared, few_updates, monkeypatch):
-    """Stage I by compare.py is `python train.py --stage 1`, weight for weight."""
-    run = runs.Run("stage1", 0)
-    run.perform(compared)
+    """Both stages by compare.py are those of `python train.py`, weight for weight."""
     stages = [
         dataclasses.replace(stage, own={"arithmetic": methods.METHODS[stage.folder].own})
         for stage in train.STAGES
@@ -424,8 +422,14 @@ def test_the_comparison_s_score_is_the_command_line_s(compared, few_updates, mon
     monkeypatch.setattr(train, "STAGES", tuple(stages))
     again = compared / "again"
     shutil.copytree(runs.Run("base", 0).folder(compared), again / "puzzle" / "base")
-    assert train.main(["--stage", "1", "--out", str(again), "--device", "cpu"]) == 0
-    assert same_weights(run.folder(compared) / "model.pt", again / "puzzle" / "stage1" / "model.pt")
+    for number, name in enumerate(("stage1", "stage2"), 1):
+        run = runs.Run(name, 0)
+        run.perform(compared)
+        assert train.main(["--stage", str(number), "--out", str(again), "--device", "cpu"]) == 0
+        ours = again / "puzzle" / name / "model.pt"
+        assert same_weights(run.folder(compared) / "model.pt", ours)
+        base = runs.Run("base", 0).folder(compared) / "model.pt"
+        assert not same_weights(base, ours)
 
 
 def test_a_pair_that_is_imitated_once_is_in_one_update(compared, few_updates, monkeypatch):
@@ -439,6 +443,7 @@ def test_a_pair_that_is_imitated_once_is_in_one_update(compared, few_updates, mo
     monkeypatch.setattr(train, "base_step", watched)
     monkeypatch.setattr(runs.Trainer, "collect", keeping(runs.Trainer.collect, rounds))
     runs.Run("star_once", 0).perform(compared)
+    assert len(rounds) == 3
     for number, collected in enumerate(rounds[:2]):
         imitated = [tuple(row) for rows in batches[3 * number : 3 * number + 3] for row in rows]
         assert len(imitated) == len(set(imitated)) > 3

@@ -239,22 +239,33 @@ def test_sharded_checkpoints_and_bfloat16(tmp_path):
     assert torch.equal(again(tokens), half(tokens))
 
 
+LOADED = """
+import pathlib, re, sys, torch
+from model import GPT, GPTConfig
+
+def peak():  # not ru_maxrss, which begins at that of the process that started this one
+    status = pathlib.Path("/proc/self/status").read_text()
+    return int(re.search(r"VmHWM:\\s+(\\d+) kB", status)[1]) * 1024
+
+with torch.device("meta"):
+    GPT(GPTConfig(vocab_size=10))  # what torch loads for the first such tensor
+before = peak()
+gpt = GPT.from_pretrained(sys.argv[1])
+size = sum(weight.numel() * weight.element_size() for weight in gpt.parameters())
+print((peak() - before) / size)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_loading_does_not_hold_two_copies(tmp_path):
     """The peak of a process that loads a model of 26 M parameters, in copies of the weights."""
     shape = {"family": "llama", "gated": True, "rms_norm": True, "activation": "silu"}
     bare = {"qkv_bias": False, "out_bias": False, "mlp_bias": False, "norm_eps": 1e-6}
     config = GPTConfig(vocab_size=8000, layers=6, width=512, rope=1e4, **shape, **bare)
     GPT(config).save_pretrained(tmp_path)
-    program = (
-        "import resource, sys; from model import GPT\n"
-        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024\n"
-        "before = peak(); gpt = GPT.from_pretrained(sys.argv[1])\n"
-        "size = sum(w.numel() * w.element_size() for w in gpt.parameters())\n"
-        "print((peak() - before) / size)"
-    )
-    command = [sys.executable, "-c", program, str(tmp_path)]
+    command = [sys.executable, "-c", LOADED, str(tmp_path)]
     copies = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert float(copies) < 1.3
+    assert 0.8 < float(copies) < 1.3
 
 
 def weights_edited(change):

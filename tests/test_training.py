@@ -511,6 +511,22 @@ def test_evaluation_is_repeatable(trained, tmp_path):
         assert {len(json.loads(line)["attempts"]) for line in lines} == {wanted[0]}
 
 
+def test_the_temperature_and_the_split_asked_for_are_those_used(trained, tmp_path, monkeypatch):
+    asked, evaluate = [], score.evaluate
+
+    def watched(model, task, problems, **how):
+        asked.append((how["temperature"], [x.prompt for x in problems]))
+        return evaluate(model, task, problems, **how)
+
+    monkeypatch.setattr(score, "evaluate", watched)
+    folder = shutil.copytree(trained / "stage1", tmp_path / "stage1")
+    flags = "--temperature", "0.7", "--split", "val", "--eval-problems", "1", "--device", "cpu"
+    assert train.main(["--eval", str(folder), *flags]) == 0
+    assert run("--temperature", 0.6, "--ask", folder, "29=11") == 0
+    held_out = [x.prompt for x in data.load("puzzle", 2).held_out("val", 1)]
+    assert asked == [(0.7, held_out), (1.0, held_out), (0.6, ["29=11"])]
+
+
 def test_other_results_are_kept_under_a_plain_name(trained, tmp_path):
     """Whatever a results.json says, and not through a link that somebody put there."""
     folder = shutil.copytree(trained / "stage1", tmp_path / "stage1")
@@ -623,16 +639,31 @@ def test_every_attempt_and_answer_is_kept_and_shown(trained, tmp_path, monkeypat
     assert (max(shares[2:]) > 0.1) == ("are cut after attempt 2" in out)
 
 
-def test_an_attempt_may_read_the_last_alone():
+@pytest.mark.parametrize("last_only", [False, True])
+def test_an_attempt_reads_all_before_it_or_the_last_alone(last_only):
     gpt, problems = ragged_gpt(), toy_problems(RAGGED)
     prompts, keys = [Toy().prompt(x) for x in problems], [x.key for x in problems]
-    _, second, third = score.conversation(gpt, Toy(), problems, 3, last_only=True)
-    after = score.try_again(Toy(), prompts, score.answers(second))
+    said = score.conversation(gpt, Toy(), problems, 3, last_only=last_only)
+    first, second, third = said
+    before = prompts if last_only else score.try_again(Toy(), prompts, score.answers(first))
+    after = score.try_again(Toy(), before, score.answers(second))
     again = score.respond(gpt, Toy(), problems, after, keys, 1, 0.0, 0)
     assert score.answers(third) == score.answers(again)
-    result = score.evaluate(gpt, Toy(), problems, attempts=3, last_only=True)
+    result = score.evaluate(gpt, Toy(), problems, attempts=3, last_only=last_only)
     assert result.responses[2] == score.texts(Toy(), third)
-    assert settings.Run(attempts=9, history="last").in_context == 2
+    run = settings.Run(attempts=9, history="last" if last_only else "all")
+    assert run.in_context == (2 if last_only else 9)
+
+
+def test_sampled_attempts_of_an_evaluation_draw_independently():
+    keys = []
+
+    def respond(*args):
+        keys.extend(torch.as_tensor(args[4]).tolist())
+        return score.respond(*args)
+
+    list(score.conversation(ragged_gpt(), Toy(), toy_problems(RAGGED), 3, 1.0, respond=respond))
+    assert len(set(keys)) == 3 * len(RAGGED)
 
 
 def test_the_bar_of_an_evaluation_counts_answers_and_right_ones(monkeypatch, capsys):
@@ -740,19 +771,18 @@ def test_a_damaged_state_is_not_kept_as_the_one_before(unfinished, tmp_path):
     assert (tmp_path / "state.pt").read_bytes() == good
 
 
-def test_adam_s_settings_are_the_run_s_own(unfinished, few_steps):
-    job = train.jobs_up_to(train.STAGES, {"out": str(unfinished.parent), "difficulty": 2}, 1)[1]
+def test_adam_s_settings_are_the_run_s_own(unfinished, tmp_path, few_steps):
+    shutil.copytree(unfinished, tmp_path / "puzzle")
+    job = train.jobs_up_to(train.STAGES, {"out": str(tmp_path), "difficulty": 2}, 1)[1]
     task = train.load_task(job.run)
     policy = train.stage_model(job, task, torch.device("cpu"))
     trainer = train.Trainer(job, task, policy, None)
     own = [group | {"params": None} for group in trainer.optimizer.param_groups]
     path = job.folder / "state.pt"
-    whole = path.read_bytes()
     state = torch.load(path, weights_only=True)
     state["optimizer"]["param_groups"][0] |= {"lr": 9.0, "betas": (0.0, 0.0), "maximize": True}
     torch.save(state, path)
     trainer.restore()
-    path.write_bytes(whole)
     assert [group | {"params": None} for group in trainer.optimizer.param_groups] == own
 
 
@@ -789,7 +819,7 @@ def test_saves_go_by_time_and_take_a_small_share_of_it(tmp_path, few_steps, monk
 
 @pytest.mark.parametrize("bad", [math.nan, 1e30])
 def test_weights_stay_as_they_were_where_a_step_is_not_finite(bad, unfinished, tmp_path, capsys):
-    """And the line says which stage, step and attempt."""
+    """And the line says which stage and step, and which attempt if it cannot be sampled."""
     shutil.copytree(unfinished, tmp_path / "puzzle")
     path = tmp_path / "puzzle" / "stage1" / "state.pt"
     state = torch.load(path, weights_only=True)
@@ -799,6 +829,7 @@ def test_weights_stay_as_they_were_where_a_step_is_not_finite(bad, unfinished, t
     assert run("--stage", 1, "--steps", 6, "--resume", "--out", tmp_path) == 2
     [line] = capsys.readouterr().err.strip().splitlines()[-1:]
     assert "Stage I diverged at step 4: " in line and "try a lower --lr" in line
+    assert "the logits of attempt 1 are not finite" in line or not math.isnan(bad)
     assert path.read_bytes() == before
 
 
@@ -1501,6 +1532,57 @@ def test_best_checkpoint_is_the_one_with_the_highest_mean_reward():
     rewards[30] += 0.5
     steps = [step for step, reward in enumerate(rewards, start=1) if best.add(step, 200, reward)]
     assert steps == [50, 60, 70, 80, 90, 100, 110, 120]
+
+
+def test_a_stage_steps_at_its_rates_and_keeps_its_best_weights(trained, tmp_path, monkeypatch):
+    """Its mean reward is highest at step 3 of 6. All seeds are different: of steps, stages, runs.
+    Stage II goes on from Stage I's best weights, and its reference is the base model."""
+    monkeypatch.setattr(checkpoints.Best, "WINDOW", 1)
+    monkeypatch.setattr(checkpoints.Best, "EVERY", 1)
+    monkeypatch.setattr(train, "STAGES", six_steps())
+    seeds, rates, models, after = [], [], [], []
+    train_step = score.train_step
+
+    def step(policy, ref, optimizer, task, problems, returns, cfg, seed):
+        seeds.append(seed)
+        rates.append(optimizer.param_groups[0]["lr"])
+        models.append([gpt.norm.weight.detach().clone() for gpt in (policy, ref)])
+        assert policy.recompute == (len(after) < 6)
+        metrics = train_step(policy, ref, optimizer, task, problems, returns, cfg, seed)
+        with torch.no_grad():
+            policy.norm.weight += 0.1  # so that weights differ, whatever the rewards were
+        after.append(policy.norm.weight.detach().clone())
+        return metrics | {"reward": -abs(3 - len(after) % 6)}
+
+    monkeypatch.setattr(score, "train_step", step)
+    shutil.copytree(trained / "base", tmp_path / "puzzle" / "base")
+    flags = "--lr", 0.5, "--warmup", 2, "--recompute"
+    assert run("--stage", 1, *flags, "--out", tmp_path) == 0
+    assert rates == [train.learning_rate(n, 6, 2, 0.5) for n in range(1, 7)]
+    kept = weights(tmp_path / "puzzle" / "stage1" / "model.pt")["norm.weight"]
+    assert torch.equal(kept, after[2]) and not torch.equal(kept, after[5])
+    assert run("--stage", 2, "--out", tmp_path) == 0
+    base = weights(trained / "base" / "model.pt")["norm.weight"]
+    assert torch.equal(models[0][0], base) and torch.equal(models[0][1], base)
+    assert torch.equal(models[6][0], kept) and torch.equal(models[6][1], base)
+    shutil.rmtree(tmp_path / "puzzle")
+    assert run("--stage", 1, "--seed", 1, "--out", tmp_path) == 0
+    assert len(set(seeds)) == len(seeds) == 18
+
+
+def test_the_base_reads_the_transcripts_of_its_progress(tmp_path, few_steps, monkeypatch):
+    """Which decides how much it copies."""
+    asked, transcripts = [], data.ArithmeticTask.transcripts
+
+    def watched(task, seed, step, count, progress):
+        asked.append((seed, step, progress))
+        return transcripts(task, seed, step, count, progress)
+
+    monkeypatch.setattr(data.ArithmeticTask, "transcripts", watched)
+    assert run("--stage", 0, "--out", tmp_path) == 0
+    seeds, steps, progress = zip(*asked)
+    assert len(set(seeds)) == 1 and steps == (1, 2, 3, 4, 5, 6)
+    assert list(progress) == pytest.approx([n / 6 for n in steps])
 
 
 def test_learning_rate_rises_and_falls():
