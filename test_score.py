@@ -41,6 +41,7 @@ from data import Problem
 from fast import linear
 from fast.linear import freeze
 from model import GPT, GPTConfig, generate, row_keys
+from score import answers
 from training import report
 
 HERE = pathlib.Path(__file__).parent
@@ -446,10 +447,6 @@ def test_impossible_shapes_are_named(field, value):
         GPTConfig(vocab_size=10, rope=1e4, **{field: value})
 
 
-def answers(generation: model_module.Generation) -> list[list[int]]:
-    return [row[mask].tolist() for row, mask in zip(generation.tokens, generation.mask)]
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
 def test_sampler_is_scorer(temperature, dtype):
@@ -834,9 +831,8 @@ def test_a_rollout_s_answers_belong_to_their_problems():
     for attempt, each in ((rolled.first, K), (rolled.second, K * M)):
         ends = attempt.ended.tolist()
         said = [" ".join(str(t) for t in y if t != 0) for y in answers(attempt)]
-        for n, (y, end) in enumerate(zip(said, ends)):
-            word = problems[n // each].prompt.split()[-1]
-            assert word not in y.split()[:-1]
+        for n, y in enumerate(said):  # over at the problem's last word
+            assert problems[n // each].prompt.split()[-1] not in y.split()[:-1]
         right = [
             task.reward(problems[n // each], y) * end for n, (y, end) in enumerate(zip(said, ends))
         ]

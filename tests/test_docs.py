@@ -16,10 +16,10 @@ import transcripts
 import data
 import score
 import train
+from tests.helpers import ROOT
 from training import settings
 from training.flags import parse
 
-ROOT = pathlib.Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 

@@ -30,7 +30,7 @@ import test_score
 import train
 from data.task import text_hash
 from model import GPT
-from test_score import odd_start
+from test_score import RAGGED, Picky, Toy, odd_start, ragged_gpt, toy_problems
 from tests.helpers import ROOT, same_weights, source, without_times, write_math
 from training import checkpoints, settings
 
@@ -430,6 +430,37 @@ def test_the_comparison_s_score_is_the_command_line_s(compared, few_updates, mon
         assert same_weights(run.folder(compared) / "model.pt", ours)
         base = runs.Run("base", 0).folder(compared) / "model.pt"
         assert not same_weights(base, ours)
+
+
+def test_imitated_answers_belong_to_their_problems():
+    """All that a rollout has, each with its reward and its problem's."""
+    gpt, task, problems = ragged_gpt(), Picky(), toy_problems(RAGGED)
+    cfg = score.Config(samples=3, revisions=2)
+    rolled = score.rollout(gpt, task, problems, cfg, seed=1)
+    ended = [dict(zip(score.texts(task, x), x.ended)) for x in (rolled.first, rolled.second)]
+    seen = [[], []]
+    for problem, both in zip(problems, runs.answers_by_problem(task, rolled, problems, cfg)):
+        for said, ends, kept in zip(both, ended, seen):
+            assert [r for _, r in said] == [task.reward(problem, y) * ends[y] for y, _ in said]
+            kept += [y for y, _ in said]
+    assert seen == [score.texts(task, x) for x in (rolled.first, rolled.second)]
+
+
+def test_a_vote_is_for_the_most_frequent_answer(monkeypatch):
+    """Of the first K answers, or of the second ones to K/2 of them, to each problem."""
+    said = iter(["abbbaabc", "baaabbaa"])  # four answers to each of two problems
+    monkeypatch.setattr(score, "respond", lambda *args: list(next(said)))
+    monkeypatch.setattr(score, "try_again", lambda task, prompts, attempts: None)
+    monkeypatch.setattr(score, "answers", lambda attempt: None)
+    monkeypatch.setattr(score, "texts", lambda task, attempt: attempt)
+    monkeypatch.setattr(Toy, "rewards", lambda task, problems, texts: [y == "b" for y in texts])
+    found = runs.votes(None, Toy(), toy_problems([[1], [2]]), most=4)
+    assert found == {"samples": [1, 2, 4], "parallel": [0, 0, 0.5], "corrected": [None, 1, 1]}
+
+
+@pytest.mark.parametrize("seed, split", [(0, "test"), (runs.TUNING_SEED, "val")])
+def test_rates_are_chosen_on_validation_problems(seed, split, tmp_path):
+    assert runs.Run("naive", seed).job(tmp_path).run.split == split
 
 
 def test_a_pair_that_is_imitated_once_is_in_one_update(compared, few_updates, monkeypatch):

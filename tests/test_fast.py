@@ -14,7 +14,8 @@ from fast.attention import attend_one
 from fast.graphs import GraphCache
 from fast.head import HeadScores
 from model import GPT, GPTConfig, generate
-from test_score import DEVICE, RAGGED, Toy, answers, needs_cuda, ragged_gpt, toy_problems
+from score import answers
+from test_score import DEVICE, RAGGED, Toy, needs_cuda, ragged_gpt, toy_problems
 
 
 def naive_scores(hidden, weight, ref_hidden, ref_weight, tokens, temperature):

@@ -83,12 +83,6 @@ def qwen(tmp_path_factory) -> pathlib.Path:
     return folder
 
 
-def padded_left(rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    T = max(map(len, rows))
-    tokens = torch.tensor([[0] * (T - len(row)) + row for row in rows])
-    return tokens, torch.tensor([[False] * (T - len(row)) + [True] * len(row) for row in rows])
-
-
 @torch.no_grad()
 @pytest.mark.parametrize("name", CHECKPOINTS)
 def test_parity_with_transformers(name, tmp_path):
@@ -97,7 +91,7 @@ def test_parity_with_transformers(name, tmp_path):
     theirs.save_pretrained(tmp_path / "theirs")
     ours = GPT.from_pretrained(tmp_path / "theirs")
     rows = [torch.randint(1, 97, (n,)).tolist() for n in (30, 7, 19)]
-    tokens, ok = padded_left(rows)
+    tokens, ok = model_module.pad_left(rows, torch.device("cpu"))
     place = (ok.cumsum(1) - 1).clamp(min=0)
     expected = theirs(tokens, attention_mask=ok.long(), position_ids=place).logits
     assert (ours(tokens, ok) - expected)[ok].abs().max() < 1e-4

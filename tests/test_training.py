@@ -150,6 +150,16 @@ def test_a_half_trained_model_is_not_a_base(tmp_path, few_steps, monkeypatch):
     assert results["steps"] == 6
 
 
+def test_results_may_be_without_a_number_of_steps(trained, tmp_path):
+    """As somebody may have written them: then the model beside them is taken for a finished one."""
+    folder = shutil.copytree(trained / "stage1", tmp_path / "stage1")
+    (folder / "state.pt").unlink()
+    results = json.loads((folder / "results.json").read_text())
+    results["config"]["steps"] = None
+    (folder / "results.json").write_text(json.dumps(results))
+    assert settings.without_state(folder) is not None
+
+
 def test_a_full_disk_is_one_line_and_keeps_what_was_there(trained, tmp_path, monkeypatch, capsys):
     folder = shutil.copytree(trained / "stage1", tmp_path / "stage1")
     before = (folder / "results.json").read_bytes()

@@ -312,7 +312,7 @@ def without_state(folder: Path) -> dict | None:
     if not (folder / "metrics.jsonl").exists():
         return {}
     known = evaluated(folder)
-    return known if known and len(read_log(folder)) >= known.get("steps", 0) else None
+    return known if known and len(read_log(folder)) >= (known.get("steps") or 0) else None
 
 
 def read_progress(folder: Path) -> tuple[dict | None, int]:
