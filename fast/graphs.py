@@ -40,9 +40,9 @@ class GraphCache:
     """A cache for decoding by CUDA graphs.
 
     A graph launches all of a step's kernels at once, on the addresses that it was captured with. So
-    the cache and the inputs of a step have fixed storage, which the model keeps between calls. Rows
-    and slots (at least 64) are rounded up to powers of two, slots at most to all there are, and a
-    step is captured once for each pair of them and temperature.
+    the cache and the inputs of a step have fixed storage, which the model keeps between calls. A
+    step uses the next power of two of rows, and of slots (at least 64, at most all); it is captured
+    once for each such pair and temperature.
     """
 
     def __init__(self, model: nn.Module, rows: int, slots: int, dtype: torch.dtype):

@@ -10,6 +10,7 @@ text, so the text of a problem never turns into one.
 """
 
 import itertools
+import re
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -133,8 +134,16 @@ def style_of(tokenizer: Tokenizer) -> str:
         return "plain"
     for name, style in STYLES.items():
         if style.end in tokenizer.chat and style.end in tokenizer.encoding.special_tokens_set:
-            tuned = tokenizer.encoding.encode_single_token(style.end) == tokenizer.eos
-            return name if tuned else "plain"
+            if tokenizer.encoding.encode_single_token(style.end) != tokenizer.eos:
+                return "plain"
+            if re.search(
+                r"assistant(\\n|\n)<think>", tokenizer.chat
+            ):  # \n as Jinja spells it, or one
+                raise ValueError(
+                    "the model's chat template begins every answer with a thought, which is not "
+                    f"supported; --layout {name} does without it"
+                )
+            return name
     raise ValueError(
         "the model's chat template is neither ChatML nor Llama 3's; --layout plain does without it"
     )

@@ -2,8 +2,8 @@
 vocab.json and merges.txt.
 
 Byte-level BPE only: GPT-2, Llama 3, SmolLM2, Qwen. tiktoken merges in the order of token ids, the
-files list merges in an order of their own; a tokenizer is refused if the two differ. Llama 2 and
-Gemma have SentencePiece models, which split text by other rules and are refused.
+files list merges in an order of their own; a tokenizer whose ids are not in that order is refused.
+Llama 2 and Gemma have SentencePiece models, which split text by other rules and are refused.
 """
 
 import unicodedata
@@ -37,7 +37,7 @@ class ByteLevel(tiktoken.Encoding):
     def prepare(self, text: str) -> str:
         """The text to cut into tokens. Raises ValueError if it is long or a byte has no token."""
         if len(text) > LONGEST:
-            raise ValueError(f"its {len(text):,} characters are more than {LONGEST:,}")
+            raise ValueError(f"a text of {len(text):,} characters is longer than {LONGEST:,}")
         if not self.lacking:
             return text
         # Replace half a surrogate pair as tiktoken does.
@@ -50,9 +50,6 @@ class ByteLevel(tiktoken.Encoding):
                 f"the model's tokenizer has no token for the byte {byte} of {character!r}"
             )
         return text
-
-    def encode(self, text: str, **options) -> list[int]:
-        return super().encode(self.prepare(text), **options)
 
     def encode_ordinary(self, text: str) -> list[int]:
         try:
@@ -96,12 +93,12 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
             raise ValueError(not_byte_level(folder / "tokenizer.model"))
         else:
             raise FileNotFoundError(f"no tokenizer.json, nor vocab.json and merges.txt in {folder}")
-        first = first_of_every_text(whole)
+        first, adds_bos = first_of_every_text(whole), settings.get("add_bos_token")
         made = Tokenizer(
             encoding,
             eos=end_of_text(encoding, settings, folder),
             bos=token_named(encoding, first or settings.get("bos_token")),
-            adds_bos=first is not None or settings.get("add_bos_token", False),
+            adds_bos=first is not None if adds_bos is None else adds_bos,
             chat=chat_template(settings, folder),
         )
         if made.adds_bos and made.bos is None:
@@ -169,8 +166,9 @@ def split_pattern(steps: list[dict], path: Path) -> str:
         if before and by_gpt2 and cuts_out_digits(before[0]):
             return DIGITS_PATTERN
         if before and not by_gpt2 and cuts_by_pattern(before[0]):
-            # tiktoken drops text that the pattern does not match
-            return before[0]["pattern"]["Regex"] + r"|[\s\S]"
+            pattern = before[0]["pattern"]["Regex"]
+            # tiktoken drops text that the pattern does not match; here it is a piece of its own
+            return rf"{pattern}|(?:(?!{pattern})[\s\S])+"
     kinds = ", ".join(step["type"] for step in steps)
     raise ValueError(f"{path}: splitting by {kinds} with these settings is not supported")
 
@@ -191,6 +189,8 @@ def from_vocab_and_merges(folder: Path, settings: dict) -> ByteLevel:
     merges = [line.split(" ") for line in lines if line and not line.startswith("#version")]
     special = read_if_there(folder / "added_tokens.json")
     for token_id, token in settings.get("added_tokens_decoder", {}).items():
+        if not token_id.isdecimal():
+            raise ValueError(f"{folder}/tokenizer_config.json: the token id {token_id!r}")
         special[token["content"]] = int(token_id)
     if "<|endoftext|>" in vocab:
         special["<|endoftext|>"] = vocab["<|endoftext|>"]
@@ -223,7 +223,7 @@ def build(
             ranks[bytes(byte_of[character] for character in token)] = token_id
         except KeyError:
             raise ValueError(not_byte_level(path)) from None
-    if min(vocab.values()) < 0:
+    if min(vocab.values(), default=0) < 0:
         raise ValueError(f"{path} has a negative token id")
     if len({*ranks.values(), *special.values()}) < len(ranks) + len(special):
         raise ValueError(f"{path} gives two tokens the same id")

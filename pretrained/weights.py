@@ -10,6 +10,7 @@ import math
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -43,7 +44,7 @@ UNUSED = {
     "reorder_and_upcast_attn": False,
     "add_cross_attention": False,
     "use_sliding_window": False,
-    "use_bidirectional_attention": None,
+    "is_causal": True,
     "partial_rotary_factor": 1.0,
 }
 ACTIVATION_NAMES = {  # config.json's → ours
@@ -106,9 +107,11 @@ def value(raw: dict, name: str, kind: type, default=REQUIRED):
     fits = type(found) is kind or (kind is float and type(found) is int)
     if fits and kind in (int, float):
         fits = 0 < found < math.inf
+    if kind is float and fits:  # a whole number may be larger than any float
+        fits = found <= sys.float_info.max
     if not fits:
         raise ValueError(f"{name} must be {KINDS[kind]}, not {found!r}")
-    return found
+    return float(found) if kind is float else found
 
 
 def activation(raw: dict, name: str, default: str) -> str:
@@ -133,7 +136,8 @@ def gpt2_shape(raw: dict) -> dict:
 
 def llama_shape(raw: dict, family: str) -> dict:
     """The shape of Llama and the families derived from it."""
-    bias = value(raw, "attention_bias", bool, False)
+    # Of Qwen2 transformers does not read it: there q, k and v have a bias, the output has none.
+    bias = family != "qwen2" and value(raw, "attention_bias", bool, False)
     return rope_shape(raw) | {
         "context": value(raw, "max_position_embeddings", int),
         "layers": value(raw, "num_hidden_layers", int),
@@ -150,16 +154,16 @@ def llama_shape(raw: dict, family: str) -> dict:
         "qk_norm": family == "qwen3",
         "qkv_bias": bias or family == "qwen2",
         "out_bias": bias,
-        "mlp_bias": value(raw, "mlp_bias", bool, False),
+        "mlp_bias": family == "llama" and value(raw, "mlp_bias", bool, False),
     }
 
 
 def rope_shape(raw: dict) -> dict:
     """Rotary positions: in transformers 5 from rope_parameters, in older files from rope_theta and
-    rope_scaling."""
+    rope_scaling, which counts if a file has both."""
     new, old = (value(raw, name, dict, None) for name in ("rope_parameters", "rope_scaling"))
     rope = {"rope_theta": raw["rope_theta"]} if "rope_theta" in raw else {}
-    rope |= new or old or {}
+    rope |= old or new or {}
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind not in ("default", "llama3"):
         raise ValueError(f"rope type {kind!r} is not supported")
@@ -182,7 +186,7 @@ def rope_shape(raw: dict) -> dict:
 
 def shape_to_json(shape: dict) -> dict:
     """The config.json from which the family's own tools build a model of this shape. If the family
-    has no such model, and only then, `shape_from_json` of it is another shape."""
+    has no such model, and only then, `shape_from_json` refuses it or gives another shape."""
     raw = {
         "model_type": shape["family"],
         "vocab_size": shape["vocab_size"],
@@ -307,6 +311,9 @@ def load_tensors(model: nn.Module, folder: Path) -> None:
     """Fills the model from the folder's *.safetensors, with one tensor in memory at a time. Raises
     ValueError or OSError, in one line that names file and tensor, if they do not fit."""
     wanted = checkpoint_tensors(model)
+    head = "lm_head.weight"
+    if model.config.tied:  # some files repeat it
+        wanted[head] = torch.empty_like(model.head.weight)
     found: set[str] = set()
     for path in safetensors_files(folder):
         header, start = read_header(path)
@@ -314,8 +321,6 @@ def load_tensors(model: nn.Module, folder: Path) -> None:
             for name, (dtype, shape, begin, end) in header.items():
                 if name.split(".")[0] in ("wte", "wpe", "h", "ln_f"):
                     name = "transformer." + name  # missing in GPT-2's first files
-                if name == "lm_head.weight" and model.config.tied:
-                    continue  # some files repeat it
                 if name not in wanted or name in found:
                     which = "twice" if name in found else "which config.json has no place for"
                     raise ValueError(f"{path} holds {name}, {which}")
@@ -329,10 +334,14 @@ def load_tensors(model: nn.Module, folder: Path) -> None:
                 file.readinto(raw.numpy())
                 wanted[name].copy_(raw.view(dtype).view(shape))
                 found.add(name)
-    missing = sorted(wanted.keys() - found)
+    if model.config.tied and head in found and not torch.equal(wanted[head], model.head.weight):
+        raise ValueError(
+            f"{folder}: {head} differs from the embeddings; should tie_word_embeddings be false?"
+        )
+    missing = sorted(wanted.keys() - found - ({head} if model.config.tied else set()))
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        tie = "; should tie_word_embeddings be true?" if missing == ["lm_head.weight"] else ""
+        tie = "; should tie_word_embeddings be true?" if missing == [head] else ""
         raise ValueError(f"{folder} lacks the tensor {missing[0]}{more}{tie}")
 
 
@@ -422,8 +431,8 @@ COMPANIONS += ("chat_template.jinja", "chat_template.json", "generation_config.j
 
 
 def companions(source: Path, target: Path) -> list[Path]:
-    """The files of `source` to copy. Raises ValueError if it is no model's folder, for a link in
-    either folder, since it may lead anywhere, and for a folder in place of a file."""
+    """The files of `source` to copy. Raises ValueError if it is no model's folder, for a link among
+    them or in `target`, since it may lead anywhere, and for a folder in place of a file."""
     if not (source / "config.json").is_file():
         raise ValueError(f"{source} has no config.json; if it was moved, --init tells where")
     paths = [path for path in map(source.joinpath, COMPANIONS) if os.path.lexists(path)]

@@ -141,6 +141,13 @@ def test_old_settings_of_llama3_load(tmp_path):
     assert torch.allclose(GPT.from_pretrained(tmp_path)(tokens), theirs(tokens).logits, atol=1e-4)
 
 
+def test_rope_scaling_counts_beside_rope_parameters():
+    """As a recipe for longer contexts has one add it to a file of transformers 5."""
+    raw = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}
+    with pytest.raises(ValueError, match="yarn"):
+        rope_shape(raw | {"rope_scaling": {"type": "yarn", "factor": 4.0}})
+
+
 def test_a_base_of_the_rotary_frequencies_beside_rope_parameters_counts():
     raw = {"rope_theta": 1e6, "rope_parameters": {"rope_type": "default"}}
     assert rope_shape(raw)["rope"] == 1e6
@@ -154,6 +161,7 @@ def test_a_base_of_the_rotary_frequencies_beside_rope_parameters_counts():
         ("hidden_size", 32.0), ("vocab_size", True), ("rms_norm_eps", "1e-6"), ("rms_norm_eps", 0),
         ("rope_parameters", "x"), ("rope_parameters", {"rope_theta": -1.0}), ("hidden_act", "relu"),
         ("rope_parameters", STRETCH | {"low_freq_factor": 4.0}),
+        ("rope_parameters", {"rope_theta": 10**400}), ("is_causal", False),
         ("tie_word_embeddings", "false"), ("num_key_value_heads", 3), ("model_type", []),
     ],
 )  # fmt: skip
@@ -260,6 +268,33 @@ def test_loading_does_not_hold_two_copies(tmp_path):
     command = [sys.executable, "-c", LOADED, str(tmp_path)]
     copies = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert 0.8 < float(copies) < 1.3
+
+
+def test_a_head_beside_tied_embeddings_must_repeat_them(qwen, tmp_path):
+    """Else the model was trained with two, whatever config.json says of it."""
+    safetensors = pytest.importorskip("safetensors.torch")
+    tokens, whole = torch.randint(97, (2, 9)), GPT.from_pretrained(qwen)
+    assert whole.config.tied
+    folder = shutil.copytree(qwen, tmp_path / "copy")
+    tensors = safetensors.load_file(folder / "model.safetensors")
+    head = tensors["model.embed_tokens.weight"].clone()
+    safetensors.save_file(tensors | {"lm_head.weight": head}, folder / "model.safetensors")
+    assert torch.equal(GPT.from_pretrained(folder)(tokens), whole(tokens))
+    head[3, 5] += 0.1
+    safetensors.save_file(tensors | {"lm_head.weight": head}, folder / "model.safetensors")
+    with pytest.raises(ValueError, match="lm_head.weight differs from the embeddings"):
+        GPT.from_pretrained(folder)
+
+
+@torch.no_grad()
+def test_biases_that_qwen2_always_has_or_lacks(qwen, tmp_path):
+    """Whatever its config.json says of them, which transformers does not read."""
+    transformers = pytest.importorskip("transformers", reason="equality is with transformers")
+    folder = shutil.copytree(qwen, tmp_path / "copy")
+    config_edited(lambda c: c.update(attention_bias=True, mlp_bias=True))(folder)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    tokens = torch.randint(97, (2, 9))
+    assert torch.allclose(GPT.from_pretrained(folder)(tokens), theirs(tokens).logits, atol=1e-4)
 
 
 def weights_edited(change):
@@ -373,12 +408,12 @@ def same_tokens(theirs, encoding) -> None:
     """Equal ids for every text whose bytes all have a token; for others one line that says so."""
     texts = spelled(encoding)
     for text in set(awkward_texts()) - set(texts):
-        for encode in (encoding.encode, encoding.encode_ordinary):
-            with pytest.raises(ValueError, match="no token for the byte") as error:
-                encode(text)
-            assert "\n" not in str(error.value)
+        with pytest.raises(ValueError, match="no token for the byte") as error:
+            encoding.encode_ordinary(text)
+        assert "\n" not in str(error.value)
     for text in texts:
-        assert encoding.encode(text, allowed_special="all") == theirs.encode(text).ids, text
+        special = encoding.encode(encoding.prepare(text), allowed_special="all")
+        assert special == theirs.encode(text).ids, text
         ids = encoding.encode_ordinary(text)
         assert not set(ids) & {theirs.token_to_id(token) for token in CONTROLS}
         if not any(token in text for token in CONTROLS):
@@ -490,6 +525,20 @@ def test_a_text_begins_as_the_tokenizer_begins_it(tmp_path):
     layout = pick_layout(load_tokenizer(tmp_path))
     assert layout.prompt("", "", plain="Hello") == theirs.encode("Hello").ids
     assert layout.prompt("", "", plain="Hello")[0] == bos
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"add_bos_token": False}))
+    assert pick_layout(load_tokenizer(tmp_path)).prompt("", "", plain="Hello")[0] != bos
+
+
+def test_text_that_a_pattern_does_not_match_is_one_piece(tmp_path):
+    """Here all but digits: so merges go across words."""
+    theirs = their_tokenizer("qwen")
+    theirs.save(str(tmp_path / "tokenizer.json"))
+    raw = json.loads((tmp_path / "tokenizer.json").read_text())
+    raw["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = r"\p{N}{1,3}"
+    (tmp_path / "tokenizer.json").write_text(json.dumps(raw))
+    same_tokens(
+        type(theirs).from_file(str(tmp_path / "tokenizer.json")), load_tokenizer(tmp_path).encoding
+    )
 
 
 def test_whole_words_need_no_merges_where_the_file_says_so(tmp_path):
@@ -515,6 +564,7 @@ def test_whole_words_need_no_merges_where_the_file_says_so(tmp_path):
         ({"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True}}, "ByteLevel"),
         ({"normalizer": {"type": "Lowercase"}}, "Lowercase"),
         ({"model": None}, "malformed"),
+        ({"model": {"type": "BPE", "vocab": {}, "merges": []}}, "tokenizer.json"),
     ],
 )
 def test_other_tokenizers_are_refused(change, named, tmp_path):
@@ -578,7 +628,7 @@ def test_a_text_of_a_million_blanks_is_one_line(tmp_path):
     """tiktoken panics at it, also with SmolLM2's own tokenizer."""
     edited(tmp_path, lambda raw: None)
     encoding = load_tokenizer(tmp_path).encoding
-    with pytest.raises(ValueError, match="its 1,000,000 characters are more than 200,000"):
+    with pytest.raises(ValueError, match="a text of 1,000,000 characters is longer than 200,000"):
         encoding.encode_ordinary(" " * 1_000_000)
     for text in (" " * 200_000, " " * 199_999 + "1", "a" * 200_000, "\n" * 200_000):
         assert encoding.encode_ordinary(text)
@@ -669,6 +719,11 @@ def test_a_template_does_not_make_a_base_model_chat(tmp_path):
         layout("<|endoftext|>", "<start_of_turn>{{ m.role }}")
     with pytest.raises(ValueError, match="think"):  # this tokenizer has no such tokens
         layout("<|im_end|>", CHAT_TEMPLATES["chatml"] + "{% if enable_thinking %}")
+    for end in ("\n", r"\n"):  # of the last line; the second is for Jinja to read
+        text = CHAT_TEMPLATES["chatml"].replace("assistant\n", f"assistant{end}<think>{end}")
+        with pytest.raises(ValueError, match="begins every answer with a thought.*--layout chatml"):
+            layout("<|im_end|>", text)
+        assert layout("<|endoftext|>", text).style == "plain"
 
 
 def test_plain_layout_is_text(tmp_path):
