@@ -68,7 +68,7 @@ def number_reward(prompt: str, response: str) -> float:
     return float(response == str(value))
 
 
-STATED = re.compile(r"(?:[^=]*=)*\s*(-?[0-9]{1,40})\s*\.?\s*")
+STATED = re.compile(r"(?:[^=]*=)*\s*(-?[0-9]{1,40})\s*(?:\.\s*)?")
 
 
 def stated_number_reward(prompt: str, response: str) -> float:

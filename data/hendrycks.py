@@ -82,8 +82,7 @@ class MathTask(FileTask):
 def read_math(folder: Path) -> tuple[dict[str, list[MathProblem]], list[str]]:
     """Problems by split, and notes for the user on how the split was made."""
     folders = {name: read_folder(folder, name) for name in ("train", "test")}
-    seen: dict[str, str] = {}
-    train, test = (read_jsonl(folder / f"{name}.jsonl", seen) for name in ("train", "test"))
+    train, test = (read_jsonl(folder / f"{name}.jsonl") for name in ("train", "test"))
     if not any((*folders.values(), train, test)):
         raise ValueError(
             f"no MATH problems in {folder}: bring train/SUBJECT/N.json and test/SUBJECT/N.json "
@@ -123,10 +122,11 @@ def read_folder(folder: Path, split: str) -> list[MathProblem]:
     return problems
 
 
-def read_jsonl(path: Path, seen: dict[str, str]) -> list[MathProblem]:
+def read_jsonl(path: Path) -> list[MathProblem]:
     """One problem per line, or none without the file. The answer is the field `answer`, or else the
-    solution's last box. `seen` maps each id to its place."""
+    solution's last box."""
     problems: list[MathProblem] = []
+    seen: dict[str, str] = {}  # each id's place
     if not path.exists():
         return problems
     with path.open(encoding="utf-8-sig") as opened:

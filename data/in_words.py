@@ -24,7 +24,7 @@ class ArithmeticInWords(TextTask):
 
     system, instruction = "You answer questions of arithmetic.", REVISE
     plain_revise = f"\n\n{REVISE}\nAnswer: "
-    spare = 5  # tokens allowed beyond the longest right answer, for its end and some blanks
+    spare = 5  # tokens allowed beyond a long right answer, for its end and some blanks
 
     def __init__(self, source: Source, family: type, difficulty: int | None = None):
         arithmetic = ArithmeticTask(family, difficulty, CORPUS)
@@ -36,10 +36,13 @@ class ArithmeticInWords(TextTask):
         shown = arithmetic.batch(0, 0, source.shots)
         self.examples = [(self.user(x), self.solved(x)) for x in shown]
         super().__init__(source)
-        longest = Problem("{0}{1}{0}=".format("9" * arithmetic.family.difficulty, self.operator))
+        # The most digits need not be the most tokens, so other problems are tried, too.
+        nines = "9" * arithmetic.family.difficulty
+        tried = [Problem(f"{nines}{self.operator}{nines}="), *arithmetic.batch(0, 0, 500)]
         if source.max_new_tokens is None:
-            self.max_new_tokens = len(self.encode(self.solved(longest))) + self.spare
-        needed = len(self.prompt(longest)) + self.room(source.attempts)
+            longest = max(len(self.encode(self.solved(x))) for x in tried)
+            self.max_new_tokens = longest + self.spare
+        needed = max(len(self.prompt(x)) for x in tried) + self.room(source.attempts)
         if needed > self.context:
             raise ValueError(
                 f"{source.shots} examples and {source.attempts} attempts take {needed} tokens, "

@@ -31,7 +31,9 @@ SHOTS = (2, 3, 4)  # Austin et al.'s prompt problems, shown solved to a base mod
 VALIDATION = range(511, 601)
 # The ends of a function's body in a base model's text (Chen et al. 2021).
 STOPS = re.compile(r"\n(?=class|def|#|if|print)")
-FENCE = re.compile(r"^([^`~\n]*)(```+|~~~+(?!~))([^`\n]*)$", re.MULTILINE)
+# A line's first fence, the text before it, which may hold inline code, and the text after it.
+FENCE = re.compile(r"^((?:[^`~\n]|`(?!``)|~(?!~~))*)(```+|~~~+(?!~))([^`\n]*)$", re.MULTILINE)
+LIST_MARKER = re.compile(r"\s*(?:[-*+]|\d{1,9}[.)])\s+")
 BEGIN, DONE = (re.compile(rf"^\[{word}\]", re.MULTILINE) for word in ("BEGIN", "DONE"))
 # What may precede an answer: a byte order mark, and a thought, which may be cut.
 PREFACE = re.compile(r"\ufeff?(?:\s*<think>.*?(?:</think>|\Z))?", re.DOTALL)
@@ -168,7 +170,8 @@ def fenced(text: str) -> list[tuple[str, int | None]]:
         alone = not before.strip()
         if opening is None:
             if alone or re.fullmatch(r"[\w+.-]*", language):
-                opening, indent = line, len(before) if alone else 0
+                opening = line
+                indent = len(before) if alone or LIST_MARKER.fullmatch(before) else 0
             continue
         if not fence.startswith(opening[2]) or (alone and len(before) > indent + 3):
             continue

@@ -53,7 +53,7 @@ class Task(ABC):
     @abstractmethod
     def held_out(self, split: str, count: int | None) -> list[Problem]:
         """The first `count` distinct problems of "val" or "test", the same for every seed; None for
-        the task's usual number. Raises ValueError if the split has fewer."""
+        the task's usual number, or all if there are fewer. Raises ValueError for a larger count."""
 
     def problem(self, text: str) -> Problem:
         """The problem that a user typed. Raises ValueError if it is not one of this task."""

@@ -20,9 +20,10 @@ class Words(FileTask):
         super().__init__(source, splits, notes=[])
 
     def read(self, path):
-        with path.open() as lines:
+        with path.open(encoding="utf-8-sig") as lines:
             pairs = [require(x, at, question=str, answer=str) for at, x in read_lines(path, lines)]
-        return [Problem(question, gold=bare(answer)) for question, answer in pairs]
+        # An empty answer would reward silence.
+        return [Problem(question, gold=bare(answer)) for question, answer in pairs if bare(answer)]
 
     def user(self, problem):
         return problem.prompt

@@ -48,7 +48,7 @@ def smoothed(values: list[float], window: int) -> list[float]:
 
 
 def draw(runs: dict[str, list[dict]], window: int):
-    """One figure; a run without rewards, of a base model, is drawn by its loss."""
+    """One figure: of rewards, or of the loss if all runs are of base models, which have none."""
     rewarded = any(row.get("reward") is not None for rows in runs.values() for row in rows)
     panels = PANELS if rewarded else LOSS
     n = math.ceil(math.sqrt(len(panels)))

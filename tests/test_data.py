@@ -19,6 +19,7 @@ import data
 import rewards
 from data import Problem, programs
 from data.arithmetic import SPLITS, STEP, Corpus
+from model import GPT, GPTConfig
 from rewards import number_reward, puzzle_reward
 from tests.helpers import (
     anything,
@@ -144,6 +145,19 @@ def test_splits_are_disjoint(name):
 def test_held_out_is_finite_and_says_so():
     with pytest.raises(ValueError, match="the test split of addition, difficulty 2, has about"):
         data.load("addition", 2).held_out("test", 5000)
+    assert 900 < len(data.load("addition", 2).held_out("test", None)) < 1100
+
+
+def test_a_right_answer_fits_whatever_the_tokenizer_merges(tmp_path):
+    """GPT-2 writes 999 in one token, and other numbers of three digits in two."""
+    for name in ("vocab.json", "merges.txt"):
+        shutil.copy(shared(f"gpt2/{name}"), tmp_path)
+    GPT(GPTConfig(vocab_size=50257, context=256, layers=1, heads=1, width=2)).save_pretrained(
+        tmp_path
+    )
+    task = data.load("addition", 9, source(tmp_path, tmp_path))
+    lengths = [len(task.encode(task.solved(x))) for x in task.batch(1, 1, 500)]
+    assert max(lengths) < task.max_new_tokens
 
 
 @pytest.mark.parametrize("name", data.FAMILIES)
@@ -289,6 +303,14 @@ def test_no_test_problem_is_trained_on_whatever_the_files(chatty, tmp_path):
     trained = {x.prompt for x in task.splits["train"]}
     assert not trained & {x.prompt for x in task.splits["test"]}
     assert any("other.jsonl is not read" in note for note in task.notes)
+    # ids are of one file: the same problem may be in both
+    records = [record | {"unique_id": str(n)} for n, record in enumerate(records)]
+    (folder / "train.jsonl").write_text("\n".join(map(json.dumps, records)))
+    records[3]["problem"] = "in other words"
+    (folder / "test.jsonl").write_text("\n".join(map(json.dumps, records[3:5])))
+    task = data.load("math", source=source(chatty, folder))
+    assert {name: len(x) for name, x in task.splits.items()} == {"train": 22, "test": 2}
+    assert not {"3", "4"} & {x.id for x in task.splits["train"]}
 
 
 def test_an_epoch_holds_every_problem_once(chatty, tmp_path):
@@ -315,7 +337,7 @@ def test_a_problem_longer_than_any_is_named(chatty, tmp_path):
     folder = write_math(tmp_path)
     record = {"problem": " " * 1_000_000, "solution": "$\\boxed{1}$"}
     (folder / "train" / "algebra" / "3.json").write_text(json.dumps(record))
-    with pytest.raises(ValueError, match="problem train/algebra/3.json: its 1,000,0.. characters"):
+    with pytest.raises(ValueError, match="problem train/algebra/3.json: a text of 1,000,0"):
         data.load("math", source=source(chatty, folder))
 
 
@@ -455,6 +477,9 @@ OLD = "def f(x):\n    return x\n"
         f"Use ``` or ~~~:\n```\n{WHOLE}```",
         "def f(x):\n    '[DONE] [BEGIN]'\n    return x + 1",
         f"```python\n{WHOLE}```\n```python\n{OLD}```",
+        f"Use `f`: ```python\n{WHOLE}```\nDone.", f"(~2 lines, ``f``): ~~~\n{WHOLE}~~~\nDone.",
+        "10. ```python\n    def f(x):\n        return x + 1\n    ```\nIt adds.",
+        "  - ```python\n    def f(x):\n        return x + 1\n    ```\nIt adds.",
         f"\ufeff{WHOLE}", f"```python\n\ufeff{WHOLE}```", f"\ufeff```python title=f.py\n{WHOLE}```",
         f"```python\n{OLD}\nNo, it must add 1:\n\n```python\n{WHOLE}```",
         f"<think>\nMaybe\n```python\n{OLD}```\n[DONE]\n</think>\n\n```python\n{WHOLE}```",
@@ -535,9 +560,9 @@ def test_a_chat_model_s_program_is_over_at_its_fence(whole, rest):
 
 def test_no_fence_hangs_the_trainer():
     blanks = " " * 200_000
-    tildes = "~" * 20_000 + "`"
-    for text in (f"```{blanks}`", "`" * 200_000, tildes, "~~~\n" * 50_000, f"{blanks}```",
-                 f"```\n{blanks}", f"```\n{blanks}x"):  # fmt: skip
+    tildes, marks = "~" * 20_000 + "`", "`a ~" * 50_000
+    for text in (f"```{blanks}`", "`" * 200_000, tildes, "~~~\n" * 50_000, f"{blanks}```", marks,
+                 f"{marks}```{marks}", f"```\n{blanks}", f"```\n{blanks}x"):  # fmt: skip
         started = time.process_time()
         chat_programs().completion(F, text)
         assert time.process_time() - started < 2  # it must not be quadratic
@@ -706,6 +731,12 @@ def test_a_stated_number_is_right(response):
 )
 def test_what_states_no_number_or_another_is_refused(response):
     assert rewards.stated_number_reward("47+85=", response) == 0.0
+
+
+def test_blanks_after_a_number_do_not_hang_the_trainer():
+    started = time.process_time()
+    assert rewards.stated_number_reward("47+85=", "132" + " " * 100_000 + "x") == 0.0
+    assert time.process_time() - started < 2  # it must not be quadratic
 
 
 def test_transcripts_of_a_warm_up_are_those_of_arithmetic_in_words(chatty, tmp_path):

@@ -379,9 +379,14 @@ def same(a: Reading, b: Reading) -> bool:
     comparable = len(kinds) == 1 or kinds == {",", r"\{\}"}
     if not comparable or a.kind == "text" or len(a.parts) != len(b.parts):
         return False
-    if a.kind in UNORDERED:
+    if a.kind in UNORDERED and has_names(a) == has_names(b):
         return same_members(a.parts, b.parts) or a.kind == "=" and in_proportion(a, b)
     return all(map(same, a.parts, b.parts)) or a.kind == ":" and in_proportion(a, b)
+
+
+def has_names(reading: Reading) -> bool:
+    """Whether members have different names, as in "x = 2, y = 1", which is "2, 1" in this order."""
+    return len({part.parts[0] for part in reading.parts if part.kind == "named"}) > 1
 
 
 def same_values(a: tuple, b: tuple) -> bool:
@@ -461,7 +466,8 @@ def math_equal(prediction: str, gold: str) -> bool:
 
     Policies; where two are possible, the one that accepts less:
 
-    accepted  list members in any order, and a set for a list; an unreduced fraction or ratio; an
+    accepted  list members in any order, and a set for a list; bare values for "x = 2, y = 1" in its
+              order; an unreduced fraction or ratio; an
               exact decimal; a mixed number, never as a product; an expression that is identical
               (unsimplified, too: the grader does not see what was asked); 10 for 10%, $10, 10 cm
               and 10°, which are not the same as one another; "x = 5" and "x ∈ [1, 2]" for the bare
