@@ -3,15 +3,15 @@
 A policy under reinforcement may learn to fool its verifier instead of solving the task. So each
 verifier is strict and total: any string gets a verdict, and nothing raises. There are three:
 
-    arithmetic    one spelling is right, and it is compared              `puzzle_reward`, …
+    arithmetic    a right answer has one spelling, which is compared     `puzzle_reward`, …
     MATH answers  the same value, however it is written                  `math_reward`
     programs      pass tests that they cannot see, in a sandbox          `run_tests`, `run_many`
 
 The first are here; verifiers/ has the grader (answers.py, latex.py) and the sandbox (sandbox.py,
 worker.py, confine.py).
 
-The built-in model's right answer has exactly one spelling, the verifier's own (`puzzle_reward`,
-`number_reward`). It rebuilds that spelling and compares; it never parses numbers out of the
+Each right answer of the built-in model has exactly one spelling (`puzzle_reward`, `number_reward`).
+The verifier rebuilds that spelling and compares; it never parses numbers out of the
 response, for that is where leniency creeps in (int() takes "1_3", " 13", "+13" and "１３"). For
 pretrained models `stated_number_reward` takes the number after the last "=", whatever stands before
 it. What the strict ones refuse, each tried in tests/test_data.py: a wrong step on the way to the

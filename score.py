@@ -4,7 +4,7 @@ A policy π_θ answers a problem x, reads an instruction p, "There might be an e
 answers again. A verifier r(y, y*) ∈ {0, 1} judges both answers during training; the policy never
 sees it.
 
-    y1 ~ π_θ(·|x),   y2 ~ π_θ(·|x, y1, p)
+    y1 ~ π_θ(·|x1),   y2 ~ π_θ(·|x2),   x1 = x,   x2 = [x, y1, p]
 
     Stage I   (Eq. 3)   max  E[ r2 − β1·KL2 − β2·KL1 ]          KLi = KL(π_θ(·|xi) ‖ π_ref(·|xi))
     Stage II  (Eq. 4)   max  E[ r1 − β1·KL1  +  r2 + b − β1·KL2 ],     b = α·(r2 − r1)
@@ -94,7 +94,7 @@ def check_ranges(settings, **ranges: tuple[float, float]) -> None:
     """Raises ValueError, naming the field, for a setting out of its range; None is not set."""
     for name, (low, high) in ranges.items():
         value = getattr(settings, name)
-        if value is not None and not low <= value <= high:  # nor is nan in any range
+        if value is not None and not low <= value <= high:  # nan is in no range
             raise ValueError(f"{name} must be from {low} to {high}: {value}")
 
 
@@ -540,12 +540,12 @@ def conversation(
 ) -> Iterator[Generation]:
     """Yields one attempt after another at all problems. Each reads all attempts before it, or with
     last_only the last one alone."""
-    first, keys = [task.prompt(x) for x in problems], [x.key for x in problems]
-    prompts = first
+    start, keys = [task.prompt(x) for x in problems], [x.key for x in problems]
+    prompts = start
     for _ in range(attempts):
         attempt = respond(policy, task, problems, prompts, keys, 1, temperature, seed)
         yield attempt
-        prompts = try_again(task, first if last_only else prompts, answers(attempt))
+        prompts = try_again(task, start if last_only else prompts, answers(attempt))
         keys = row_keys(keys, 1, seed)
 
 
@@ -594,26 +594,3 @@ def evaluate(
     metrics["acc"], metrics["cut"] = rewards.mean(1).tolist(), (1 - ended.mean(1)).tolist()
     metrics["se"] = {n: (x.var(correction=0) / len(x)).sqrt().item() for n, x in series.items()}
     return Evaluation(metrics, problems, responses, rewards, ended.bool())
-
-
-def diagnose(policy: GPT, task: Task, problems: list[Problem], **how) -> dict:
-    """Would reward on attempt 2 alone first teach this policy to edit or to copy?
-
-    Sampled at temperature 1, once a problem: p = P(y1 right), f = P(y2 right | y1 wrong) and
-    b = P(y2 wrong | y1 right). Editing earns (1 − p)·f more right answers than copying and p·b
-    fewer, so it pays where `ratio` f/b exceeds `odds` p/(1 − p) (arXiv 2604.22273). A quantity
-    without a value (f if nothing was wrong, f/b if nothing broke) is None. `how` is as in
-    `evaluate`.
-    """
-    sampled = evaluate(policy, task, problems, temperature=1.0, **how).metrics
-    p, fixed, broken = (sampled[name] for name in ("acc_t1", "fixed", "broken"))
-    f = fixed / (1 - p) if p < 1 else None
-    b = broken / p if p > 0 else None
-    return {
-        "p": p,
-        "f": f,
-        "b": b,
-        "ratio": f / b if f is not None and b else None,
-        "odds": p / (1 - p) if p < 1 else None,
-        "n": len(problems),
-    }

@@ -1104,7 +1104,7 @@ def test_the_diagnosis_is_of_what_the_policy_samples(puzzle, tiny, monkeypatch):
     """p, f and b of the same sampled attempts, counted one by one."""
     problems = puzzle.held_out("val", 50)
     monkeypatch.setattr(score, "grade", odd_start)
-    found = score.diagnose(tiny, puzzle, problems, seed=3)
+    found = report.diagnose(tiny, puzzle, problems, seed=3)
     r1, r2 = score.evaluate(tiny, puzzle, problems, temperature=1.0, seed=3).rewards.tolist()
     after = {right: [b for a, b in zip(r1, r2) if a == right] for right in (0, 1)}
     p, f, b = statistics.mean(r1), statistics.mean(after[0]), 1 - statistics.mean(after[1])
@@ -1125,7 +1125,7 @@ def test_a_diagnosis_without_cases_has_no_value(acc_t1, fixed, broken, wanted, m
     metrics = {"acc_t1": acc_t1, "fixed": fixed, "broken": broken}
     result = types.SimpleNamespace(metrics=metrics)
     monkeypatch.setattr(score, "evaluate", lambda *args, **options: result)
-    assert score.diagnose(None, None, [None] * 8) == wanted | {"n": 8}
+    assert report.diagnose(None, None, [None] * 8) == wanted | {"n": 8}
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@
     python train.py --stage 2            Stage II, training first what it needs
     python train.py --eval out/puzzle/stage2
     python train.py --ask out/puzzle/stage2 737152=11      two attempts at a problem of your own
-    python train.py --stage 1 --data math --init DIR       the same with a pretrained model on MATH
+    python train.py --stage 1 --data math --init DIR       Stage I from a pretrained model, on MATH
     python train.py --export out/math/stage1               a folder that transformers can load
 
 Each stage writes to OUT/TASK/{base,stage1,stage2}/: model.pt (the checkpoint with the highest
@@ -42,9 +42,9 @@ from model import GPT, GPTConfig, common_start
 from pretrained.weights import companions, copy_companions, read_shape
 from training import checkpoints, processes, settings
 from training.flags import evaluation_temperature, parse
-from training.memory import plan_step
+from training.memory import plan
 from training.processes import device_for, is_first, one_line, pick_device, precision, print_once
-from training.report import AnswersBar, Report, cost, dialogue, report
+from training.report import AnswersBar, Report, cost, diagnose, dialogue, report
 from training.results import write_results
 from training.settings import IN_WORDS, Job, Run, Stage, jobs_up_to, load_job, pick
 
@@ -72,7 +72,7 @@ STAGES = (
         IN_WORDS: WORDS | {"steps": 40, "lr": 5e-6, "warmup": 5, "beta1": 0.1},
     } | PAPER),
 )  # fmt: skip
-# --quick: in a folder of its own, since other runs would go on from models that they find.
+# --quick: in a folder of its own, so that no later run starts from its models.
 QUICK = {"steps": 20, "problems": 8, "transcripts": 32, "eval_problems": 50}
 QUICK_STAGES = tuple(replace(stage, always=QUICK) for stage in STAGES)
 
@@ -339,7 +339,7 @@ def evaluate(
         with precision(run.dtype, device), AnswersBar(desc=job.stage.title, **shown) as bar:
             how = {"seed": run.seed, "batch": run.eval_batch, "graded": bar.add, "respond": respond}
             result = score.evaluate(model, task, problems, temperature=temperature, **asked, **how)
-            diagnosis = score.diagnose(model, task, problems, **how)
+            diagnosis = diagnose(model, task, problems, **how)
         write_results(job, task, temperature, result, diagnosis)
     return result
 
@@ -407,19 +407,11 @@ def plan_command(given: dict, last: int) -> None:
         config = GPTConfig(**read_shape(Path(job.run.init)))
     else:
         config = new_config(job.run, task)
-    found, cfg = plan_step(config, task, job.run, job.cfg), job.cfg
+    cfg, memory = job.cfg, processes.memory_of(pick_device(job.run.device))
     print_once(
-        f"{job.stage.title}: {found.parameters:,} parameters; {cfg.problems} problems a step, "
-        f"{cfg.samples} first attempts, {cfg.revisions} second ones to each\n{found.table()}"
+        f"{job.stage.title}: {cfg.problems} problems a step, {cfg.samples} first attempts, "
+        f"{cfg.revisions} second ones to each\n{plan(config, task, job.run, cfg, memory)}"
     )
-    memory, micro = processes.memory_of(pick_device(job.run.device)), cfg.micro or cfg.problems
-    if found.peak > memory:
-        while found.peak > memory and micro > 1:
-            micro //= 2
-            found = plan_step(config, task, job.run, replace(cfg, micro=micro))
-        less = f"; --micro {micro} takes {found.peak / 2**20:,.0f} MiB"
-        less = less if found.peak <= memory else ", whatever --micro is"
-        print_once(f"more than the {memory / 2**20:,.0f} MiB of this machine{less}")
 
 
 def eval_command(given: dict, folder: Path | None) -> None:

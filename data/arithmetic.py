@@ -6,11 +6,11 @@ target: `3125=05`. An attempt writes each digit's sign and what then remains to 
 before the last can be seen. A wrong attempt ends with its error d, and flipping the sign of a digit
 |d|/2 may fix it: the first attempt shows the second what to change.
 
-**addition**, **multiplication** (difficulty: digits per number). `417+85=` → `502`. The habit in
-their transcripts is to forget the carry of the units, `492`.
+**addition**, **multiplication** (difficulty: digits per number). `417+85=` → `502`.
 
 A base model is trained on transcripts of two attempts, whose second attempts help as little as the
-paper found those of pretrained models to do: see `Corpus`.
+paper found those of pretrained models to do, and whose first attempts often show a *habit*, a
+mistake that reward can unlearn (in numbers, to forget the carry of the units: `492`): see `Corpus`.
 """
 
 import re

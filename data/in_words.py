@@ -74,7 +74,7 @@ class ArithmeticInWords(TextTask):
         return "".join(shown) + f"Question: {self.user(problem)}\nAnswer: "
 
     def over(self, problem: Problem, response: str) -> bool:
-        # A base model seldom ends its text; a chat model may work out a sum over several lines.
+        # A plain model seldom ends its text; a chat model may work out a sum over several lines.
         return not self.is_chat and "\n" in response.lstrip("\n")
 
     def batch(self, seed: int, step: int, count: int) -> list[Problem]:

@@ -5,7 +5,7 @@
 
 If both MBPP files exist, the full one is used. All of MBPP is for training, also its test problems,
 since HumanEval is the test here. Two parts are kept out: the three problems that are shown solved
-to a base model, and MBPP's validation problems, for --split val. With HumanEval alone, 100 of its
+to a plain model, and MBPP's validation problems, for --split val. With HumanEval alone, 100 of its
 164 problems are for training and the rest are the test. A chat model sees no solved problems.
 """
 
@@ -27,9 +27,9 @@ REVISE = (
     "Please correct the error, if any, and rewrite the solution. Only output the final correct "
     "Python program!"
 )
-SHOTS = (2, 3, 4)  # Austin et al.'s prompt problems, shown solved to a base model
+SHOTS = (2, 3, 4)  # Austin et al.'s prompt problems, shown solved to a plain model
 VALIDATION = range(511, 601)
-# The ends of a function's body in a base model's text (Chen et al. 2021).
+# The ends of a function's body in a plain model's text (Chen et al. 2021).
 STOPS = re.compile(r"\n(?=class|def|#|if|print)")
 # A line's first fence, the text before it, which may hold inline code, and the text after it.
 FENCE = re.compile(r"^((?:[^`~\n]|`(?!``)|~(?!~~))*)(```+|~~~+(?!~))([^`\n]*)$", re.MULTILINE)
@@ -56,7 +56,7 @@ class ProgramTask(FileTask):
     instruction = REVISE
     plain_revise = f"\n\n{REVISE}\n[BEGIN]\n"
     max_new_tokens = 768
-    shots = ""  # MBPP's worked examples, shown before a base model's problem
+    shots = ""  # MBPP's worked examples, shown before a plain model's problem
 
     def __init__(self, source: Source):
         test = read_humaneval(source.folder)
@@ -84,7 +84,7 @@ class ProgramTask(FileTask):
 
     def answer(self, problem: Program, response: str) -> str:
         """A response up to the end of its answer: up to [DONE], and up to where the function is
-        complete, which a chat model shows by closing a block and a base model by going on.
+        complete, which a chat model shows by closing a block and a plain model by going on.
 
         So the program of a chat model is the first closed block after its thought that defines the
         function, or all of the response if there is none. Prose is not read, even if it calls the
@@ -136,7 +136,7 @@ class ProgramTask(FileTask):
 
 
 def to_stop(text: str, entry_point: str) -> str:
-    """A base model's text up to the end of the function, be it the body alone or the whole."""
+    """A plain model's text up to the end of the function, be it the body alone or the whole."""
     if is_indented(text):
         return STOPS.split(text)[0]
     start = defined_at(text, entry_point)
@@ -321,7 +321,7 @@ def read_mbpp(folder: Path) -> tuple[dict[str, list[Program]], str, list[str]] |
             program = Program(question(text, tests), code, f"MBPP/{number}", test, entry_point)
             splits["val" if number in VALIDATION else "train"].append(program)
     found = sum(n in by_id for n in SHOTS)
-    return splits, shots, [f"training on {path.name}; a base model sees {found} worked examples"]
+    return splits, shots, [f"training on {path.name}; a plain model sees {found} worked examples"]
 
 
 def question(text: str, tests: list[str]) -> str:

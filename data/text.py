@@ -33,10 +33,10 @@ class Source:
 class TextTask(Task):
     """Problems laid out for a pretrained model. A subclass sets `system`, `instruction` (the user
     turn between two attempts), `plain_revise` and `max_new_tokens`, and defines the text of a
-    problem for a chat model (`user`) and for a base model (`plain`)."""
+    problem for a chat model (`user`) and for a plain model (`plain`)."""
 
     system: str  # system turn of a chat model
-    plain_revise: str  # p for a base model, in plain text
+    plain_revise: str  # p for a plain model, in plain text
     runs_on = True
     examples: list[tuple[str, str]] = []  # (user, assistant) turns before a chat model's problem
 
@@ -60,7 +60,7 @@ class TextTask(Task):
         raise NotImplementedError
 
     def plain(self, problem: Problem) -> str:
-        """The problem's text for a base model."""
+        """The problem's text for a plain model."""
         raise NotImplementedError
 
     def prompt(self, problem: Problem) -> list[int]:

@@ -11,7 +11,7 @@ class Words(FileTask):
     name = "words"
     system = "Answer with one word."
     instruction = "There might be an error in the answer above. Answer again, with one word."
-    plain_revise = f"\n{instruction}\nAnswer: "  # the instruction for base models, in plain text
+    plain_revise = f"\n{instruction}\nAnswer: "  # the instruction for plain models, in plain text
     max_new_tokens = 16
     defaults = {"steps": 100, "beta2": 2.0}  # short answers have a small KL; the rest as for MATH
 

@@ -2,7 +2,7 @@
 
     chatml   <|im_start|>user\\n…<|im_end|>\\n            Qwen, SmolLM2
     llama3   <|start_header_id|>user<|end_header_id|>\\n\\n…<|eot_id|>
-    plain    text alone, for base models
+    plain    text alone, for models not tuned to chat
 
 These are the families' own templates, with two exceptions: Llama 3.1's puts dates into the system
 turn, and Qwen3's drops the empty thoughts of an earlier answer. Control tokens are kept apart from
@@ -70,7 +70,7 @@ class Layout:
         self, system: str, user: str, plain: str, examples: list[tuple[str, str]] = ()
     ) -> list[int]:
         """[x]: the system turn, the turns of the examples, the user's turn and the opening of the
-        assistant's; for a base model `plain` alone."""
+        assistant's; for a plain model `plain` alone."""
         if self.style == "plain":
             bos = [self.tokenizer.bos] if self.tokenizer.adds_bos else []
             return bos + self.tokenizer.encoding.encode_ordinary(plain)
@@ -129,7 +129,7 @@ def pick_layout(tokenizer: Tokenizer, style: str = "auto") -> Layout:
 
 def style_of(tokenizer: Tokenizer) -> str:
     """The style of the folder's chat template, if the token that ends a turn is also the model's
-    end of text. Otherwise plain: a base model may have a template that it was not tuned to."""
+    end of text. Otherwise plain: a model may have a template that it was not tuned to."""
     if not tokenizer.chat:
         return "plain"
     for name, style in STYLES.items():

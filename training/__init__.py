@@ -1,3 +1,3 @@
-"""The rooms behind train.py: settings and flags, checkpoints and logs, results, reports, processes,
+"""The parts of train.py: settings and flags, checkpoints and logs, results, reports, processes,
 the memory of a step. None of them trains anything, so all may be skipped at first.
 """

@@ -2,7 +2,7 @@
 
 import types
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -66,6 +66,21 @@ class Plan:
             ("peak, without Python and torch", self.peak),
         ]
         return "\n".join(f"  {name:45}{size / 2**20:>10,.0f} MiB" for name, size in lines)
+
+
+def plan(config: GPTConfig, task: data.Task, run: Run, cfg: score.Config, memory: int) -> str:
+    """The plan of a step, to be printed, and where it exceeds a machine's memory, in bytes, the
+    largest --micro with which it does not."""
+    found, micro = plan_step(config, task, run, cfg), cfg.micro or cfg.problems
+    text = f"{found.parameters:,} parameters\n{found.table()}"
+    if found.peak <= memory:
+        return text
+    while found.peak > memory and micro > 1:
+        micro //= 2
+        found = plan_step(config, task, run, replace(cfg, micro=micro))
+    less = f"; --micro {micro} takes {found.peak / 2**20:,.0f} MiB"
+    less = less if found.peak <= memory else ", whatever --micro is"
+    return f"{text}\nmore than the {memory / 2**20:,.0f} MiB of this machine{less}"
 
 
 def plan_step(config: GPTConfig, task: data.Task, run: Run, cfg: score.Config) -> Plan:

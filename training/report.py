@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 import data
 import score
+from model import GPT
 from training.checkpoints import Log, read_log
 from training.processes import is_first, print_once
 from training.settings import Run, read_progress
@@ -194,8 +195,31 @@ def each_attempt(metrics: dict) -> str:
     return "\n".join(lines)
 
 
+def diagnose(policy: GPT, task: data.Task, problems: list[data.Problem], **how) -> dict:
+    """Would reward on attempt 2 alone first teach this policy to edit or to copy?
+
+    Sampled at temperature 1, once a problem: p = P(y1 right), f = P(y2 right | y1 wrong) and
+    b = P(y2 wrong | y1 right). Editing earns (1 − p)·f more right answers than copying and p·b
+    fewer, so it pays where `ratio` f/b exceeds `odds` p/(1 − p) (arXiv 2604.22273). A quantity
+    without a value (f if nothing was wrong, f/b if nothing broke) is None. `how` is as in
+    `score.evaluate`.
+    """
+    sampled = score.evaluate(policy, task, problems, temperature=1.0, **how).metrics
+    p, fixed, broken = (sampled[name] for name in ("acc_t1", "fixed", "broken"))
+    f = fixed / (1 - p) if p < 1 else None
+    b = broken / p if p > 0 else None
+    return {
+        "p": p,
+        "f": f,
+        "b": b,
+        "ratio": f / b if f is not None and b else None,
+        "odds": p / (1 - p) if p < 1 else None,
+        "n": len(problems),
+    }
+
+
 def diagnoses(folders: list[tuple[str, Path]]) -> str:
-    """The diagnosis (`score.diagnose`) of several stages, and what it means."""
+    """The diagnosis of several stages, and what it means."""
     width = max(10, *(len(title) + 1 for title, _ in folders))
     lines = [" " * width + "".join(f"{name:>9}" for name in ("p", "f", "b", "f/b", "p/(1−p)"))]
     for title, folder in folders:

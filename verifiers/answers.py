@@ -466,14 +466,13 @@ def math_equal(prediction: str, gold: str) -> bool:
 
     Policies; where two are possible, the one that accepts less:
 
-    accepted  list members in any order, and a set for a list; bare values for "x = 2, y = 1" in its
-              order; an unreduced fraction or ratio; an
-              exact decimal; a mixed number, never as a product; an expression that is identical
-              (unsimplified, too: the grader does not see what was asked); 10 for 10%, $10, 10 cm
-              and 10°, which are not the same as one another; "x = 5" and "x ∈ [1, 2]" for the bare
-              value; ± for both values; "x > 5" for (5, ∞) and "1 ≤ x < 2" for [1, 2); an equation
-              in several variables with terms moved to the other side; x^10 and 2^-1 for what their
-              authors mean
+    accepted  list members in any order, but "2, 1" for "x = 2, y = 1" in that one, and a set for a
+              list; an unreduced fraction or ratio; an exact decimal; a mixed number, never as a
+              product; an expression that is identical (unsimplified, too: the grader does not see
+              what was asked); 10 for 10%, $10, 10 cm and 10°, which are not the same as one
+              another; "x = 5" and "x ∈ [1, 2]" for the bare value; ± for both values; "x > 5" for
+              (5, ∞) and "1 ≤ x < 2" for [1, 2); an equation in several variables with terms moved
+              to the other side; x^10 and 2^-1 for what their authors mean
     refused   a rounded decimal; 0.1 for 10%; a member of a list, set or union missing, added or
               repeated; other brackets, (1, 2) for "1, 2", and "1 < x < 2" for (1, 2), which may be
               a point; a missing base, or a value for a numeral with one; one side of an equation;
