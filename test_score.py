@@ -886,6 +886,22 @@ def test_verdicts_may_be_booleans(monkeypatch):
     assert torch.equal(rolled.r1, rolled.first.ended.float()) and rolled.r1.any()
 
 
+def test_activations_are_computed_again(monkeypatch):
+    """In the backward pass, where asked for: each block then runs twice."""
+    calls, forward = [], model_module.Block.forward
+
+    def counted(*args):
+        calls.append(1)
+        return forward(*args)
+
+    monkeypatch.setattr(model_module.Block, "forward", counted)
+    for again in (False, True):
+        gpt = ragged_gpt()
+        gpt.recompute = again
+        gpt(torch.tensor([[1, 2, 3]])).sum().backward()
+    assert len(calls) == 2 + 4  # of two blocks
+
+
 @pytest.mark.parametrize("start", [[], [5, 6, 7]])
 @pytest.mark.parametrize("micro, recompute", [(1, False), (2, False), (4, False), (None, True)])
 def test_saving_memory_gives_the_same_gradient(micro, recompute, start):
@@ -1035,6 +1051,20 @@ def test_sampler_draws_from_the_softmax(temperature):
     assert chi2 < 22.5  # 6 degrees of freedom: exceeded once in a thousand
 
 
+def test_whole_answers_are_drawn_from_the_policy():
+    """Chi-square over the seven answers of the toy world, whose probabilities are products."""
+    gpt, N, n, temperature = toy_gpt(0).float(), 50_000, len(PROMPT), 3.0
+    made = answers(generate(gpt, [PROMPT], 2, samples=N, temperature=temperature, eos=END, seed=5))
+    expected = []
+    for y in ATTEMPTS:
+        logits = (gpt(torch.tensor([PROMPT + y]))[0, n - 1 : -1] / temperature).log_softmax(-1)
+        expected.append(N * logits.gather(1, torch.tensor([y]).T).sum().exp().item())
+    counts = [made.count(y) for y in ATTEMPTS]
+    assert sum(counts) == N and min(expected) > 100
+    chi2 = sum((count - mean) ** 2 / mean for count, mean in zip(counts, expected))
+    assert chi2 < 22.5  # 6 degrees of freedom: exceeded once in a thousand
+
+
 def test_logits_that_are_not_finite_still_give_a_token():
     """So that a step which has diverged ends in its loss, and in the line that says so."""
     for bad in (math.nan, math.inf, -math.inf):
@@ -1065,7 +1095,7 @@ def test_greedy_is_argmax_without_randomness():
      ([[1]], {"samples": 0}), ([[1]], {"keys": [1, 2]})],
 )  # fmt: skip
 def test_generate_refuses_what_it_cannot_do(prompts, options):
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="prompt|context|temperature|samples|keys"):
         generate(ragged_gpt(), prompts, 20, **options)
 
 

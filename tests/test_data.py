@@ -17,8 +17,10 @@ from hypothesis import strategies as st
 
 import data
 import rewards
+import score
 from data import Problem, programs
 from data.arithmetic import SPLITS, STEP, Corpus
+from data.hendrycks import REVISE, SOLVE
 from model import GPT, GPTConfig
 from rewards import number_reward, puzzle_reward
 from tests.helpers import (
@@ -256,7 +258,15 @@ def test_math_reads_hendrycks_folders(chatty, tmp_path):
     text = task.decode(task.prompt(first))
     assert text.startswith("<|im_start|>system\nYou are a math expert.")
     assert text.endswith("<|im_start|>user\nWhat is $1 + 7$?<|im_end|>\n<|im_start|>assistant\n")
-    assert "There might be an error in the solution above" in task.decode(task.revise)
+    assert task.decode(task.revise) == (
+        f"\n<|im_start|>user\n{REVISE}<|im_end|>\n<|im_start|>assistant\n"
+    )
+    said = "Final Answer: The final answer is $8$."
+    assert not task.over(first, said) and task.over(first, f"{said} I hope it is correct.")
+    plain = data.load("math", source=source(chatty, tmp_path, layout="plain"))
+    text = f"{SOLVE}\n\nProblem:\nWhat is $1 + 7$?\n\nSolution:\n"
+    assert plain.decode(plain.prompt(first)) == text
+    assert plain.decode(plain.revise) == f"\n\n{REVISE}\n\nSolution:\n"
     assert task.reward(first, "So it is $\\boxed{8}$.") == 1.0
     assert task.reward(first, "Final Answer: The final answer is $8$. I hope it is correct.") == 1
     assert task.reward(first, "It is 8.") == task.reward(first, "$\\boxed{18}$") == 0.0
@@ -291,6 +301,9 @@ def test_math_rebuilds_the_paper_s_split(chatty, tmp_path):
     trained = {x.prompt.replace(" ", "") for x in task.splits["train"]}
     assert not trained & {x.prompt.replace(" ", "") for x in task.splits["test"]}
     assert "test/algebra/1.json" not in {x.id for x in task.splits["train"]}
+    assert {(x.gold, x.level) for x in task.splits["test"]} == {("7", 2)}
+    # A context is never larger than the model's.
+    assert data.load("math", source=source(chatty, folder, context=10**6)).context == 4096
 
 
 def test_no_test_problem_is_trained_on_whatever_the_files(chatty, tmp_path):
@@ -572,6 +585,10 @@ def test_humaneval_alone_is_split(chatty, tmp_path):
     task = data.load("humaneval", source=source(chatty, write_programs(tmp_path, mbpp=False)))
     train_ids, test_ids = ({x.id for x in task.splits[name]} for name in ("train", "test"))
     assert len(train_ids) == 63 and len(test_ids) == 41 and not train_ids & test_ids
+    path = tmp_path / "HumanEval.jsonl"  # whose order does not matter
+    path.write_text("\n".join(reversed(path.read_text().splitlines())))
+    again = data.load("humaneval", source=source(chatty, tmp_path))
+    assert {x.id for x in again.splits["train"]} == train_ids
     assert any("a fixed part of HumanEval" in note for note in task.notes)
 
 
@@ -608,6 +625,8 @@ def test_base_models_end_where_their_answer_does(tmp_path):
     assert task.over(y, "    return 0\ndef") and not task.over(y, "    return 0\n    # more")
     again = f"    return 0\n\n\n{y.head}    return 0\n"
     assert task.over(y, again) and task.reward(y, again) == 1.0
+    assert all(task.over(y, f"    return 0\n{word}") for word in ("class", "#", "if", "print"))
+    assert not task.over(y, "def times0(\n    x\n):\n    return 0")
     whole = "import math\n\ndef times0(x):\n    return 0\n"
     assert not task.over(y, whole) and task.over(y, f"{whole}\nassert tim")
     assert task.reward(y, f"{whole}\nassert tim") == 1.0
@@ -687,9 +706,32 @@ def test_arithmetic_in_words_reads_like_a_conversation(chatty, tmp_path):
         "user\nWhat is 47 + 85?<|im_end|>\n",
         "assistant\n",
     ]
-    task = data.load("multiplication", 2, source(chatty, tmp_path, layout="plain"))
-    assert task.decode(task.prompt(Problem("4*5="))) == "Question: What is 4 * 5?\nAnswer: "
-    assert task.over(None, "4 * 5 = 20\n") and not task.over(None, "4 * 5")
+    assert not task.over(None, "4 + 5\n= 9")
+    plain = data.load("addition", 2, source(chatty, tmp_path, layout="plain", shots=1))
+    assert plain.decode(plain.prompt(Problem("4+5="))) == (
+        f"Question: What is {left} + {right}?\nAnswer: {left} + {right} = {total}\n\n"
+        "Question: What is 4 + 5?\nAnswer: "
+    )
+    assert plain.decode(plain.revise) == f"\n\n{data.in_words.REVISE}\nAnswer: "
+    assert plain.over(None, "4 + 5 = 9\n") and not plain.over(None, "4 + 5")
+    assert not plain.over(None, "\n4 + 5 = 9")
+    with pytest.raises(ValueError, match="500 attempts take"):
+        data.load("addition", 2, source(chatty, tmp_path, attempts=500))
+
+
+def test_a_cut_attempt_is_closed_and_all_attempts_fit(chatty, tmp_path):
+    """A chat model's turn always ends, and the room for attempts is what they take."""
+    task = data.load("addition", 2, source(chatty, tmp_path))
+    x, y = task.prompt(Problem("47+85=")), task.encode("47 + 85 = 1")
+    task.max_new_tokens = len(y)
+    [second] = score.try_again(task, [x], [y])
+    assert task.decode(second[len(x) :]) == (
+        "47 + 85 = 1<|im_end|>\n<|im_start|>user\n"
+        f"{data.in_words.REVISE}<|im_end|>\n<|im_start|>assistant\n"
+    )
+    [third] = score.try_again(task, [second], [y])
+    for number, before in enumerate((x, second, third), 1):
+        assert len(before) + len(y) - len(x) == task.room(number)
 
 
 def test_arithmetic_in_words_has_the_problems_of_arithmetic(chatty, tmp_path):

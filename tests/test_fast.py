@@ -71,7 +71,10 @@ def test_bfloat16_does_not_round_logits():
     logits = hidden.double() @ weight.double().T
     assert logits.mean() < -90
     exact = logits.log_softmax(1).gather(1, tokens[:, None])[:, 0]
+    head = model_module.Head(64, 50, bias=False)
+    head.weight.data = weight
     with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert (head(hidden) - logits).abs().max() < 1e-4
         auto, _ = HeadScores.apply(*(hidden, weight) * 2, tokens, 1.0)
     heads = [x.bfloat16() for x in (hidden, weight)] * 2
     low, _ = HeadScores.apply(*heads, tokens, 1.0)
@@ -208,13 +211,16 @@ def test_scores_of_a_bfloat16_cache_are_not_rounded():
     assert (y.double() - exact.view(6, 1, 64)).abs().max() < 0.02
 
 
-def test_packed_weights_sample_the_same_tokens(monkeypatch):
+@pytest.mark.parametrize(
+    "shape", [{}, {"activation": "gelu_tanh"}, {"activation": "silu", "gated": True}]
+)
+def test_packed_weights_sample_the_same_tokens(shape, monkeypatch):
     """oneDNN's product against F.linear, whose log-probabilities differ by rounding only; under
     bfloat16 by what SPEED.md says; and no packed weight outlives the call."""
     if not linear.has_onednn(torch.float32):
         pytest.skip("this torch has no oneDNN product")
     torch.manual_seed(0)
-    gpt = GPT(GPTConfig(vocab_size=300, context=40, layers=2, heads=4, width=256))
+    gpt = GPT(GPTConfig(vocab_size=300, context=40, layers=2, heads=4, width=256, **shape))
     layers = list(gpt.modules())
     with linear.decoding(gpt):
         assert not any(isinstance(layer, torch.nn.Linear) for layer in gpt.modules())

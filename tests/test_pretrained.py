@@ -50,8 +50,8 @@ CHECKPOINTS = {
     "gpt2, exact GELU, narrow MLP": (
         "GPT2Config", {"vocab_size": 97, "n_positions": 64, "n_embd": 32, "n_layer": 1,
                        "n_head": 2, "n_inner": 40, "activation_function": "gelu",
-                       "bos_token_id": 0, "eos_token_id": 0}),
-    "llama, ungrouped": ("LlamaConfig", LLAMA | {"num_key_value_heads": 4, "rms_norm_eps": 1e-5}),
+                       "layer_norm_epsilon": 1e-2, "bos_token_id": 0, "eos_token_id": 0}),
+    "llama, ungrouped": ("LlamaConfig", LLAMA | {"num_key_value_heads": 4, "rms_norm_eps": 1e-2}),
     "llama 3": ("LlamaConfig", LLAMA | {"rope_parameters": STRETCH, "head_dim": 32}),
     "llama with biases": ("LlamaConfig", LLAMA | {"attention_bias": True, "mlp_bias": True}),
     "smollm2": ("LlamaConfig", LLAMA | {"tie_word_embeddings": True, "num_key_value_heads": 1}),
@@ -162,6 +162,9 @@ def test_a_base_of_the_rotary_frequencies_beside_rope_parameters_counts():
         ("rope_parameters", "x"), ("rope_parameters", {"rope_theta": -1.0}), ("hidden_act", "relu"),
         ("rope_parameters", STRETCH | {"low_freq_factor": 4.0}),
         ("rope_parameters", {"rope_theta": 10**400}), ("is_causal", False),
+        ("scale_attn_weights", False), ("scale_attn_by_inverse_layer_idx", True),
+        ("reorder_and_upcast_attn", True), ("add_cross_attention", True),
+        ("use_sliding_window", True), ("partial_rotary_factor", 0.5),
         ("tie_word_embeddings", "false"), ("num_key_value_heads", 3), ("model_type", []),
     ],
 )  # fmt: skip
@@ -622,6 +625,12 @@ def test_a_bos_that_the_tokenizer_lacks_is_one_line(tmp_path):
     settings |= {"add_bos_token": False, "bos_token": None, "chat_template": template}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
     assert None not in pick_layout(load_tokenizer(tmp_path)).prompt("s", "u", "")
+    settings |= {"bos_token": "<|begin_of_text|>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    layout = pick_layout(load_tokenizer(tmp_path))
+    begin = layout.tokenizer.encoding.encode_single_token("<|begin_of_text|>")
+    assert layout.prompt("s", "u", "")[0] == begin
+    assert layout.prompt("s", "u", "").count(begin) == 1
 
 
 def test_a_text_of_a_million_blanks_is_one_line(tmp_path):
