@@ -1,6 +1,7 @@
 """The comparison of methods: budgets, what is imitated, and that its tables are its runs'."""
 
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -409,6 +410,10 @@ def test_every_method_runs_and_leaves_what_the_tables_need(name, compared, few_u
     assert len(found["attempts"]) == 10 and found["votes"]["samples"][-1] == 32
     [curve] = tables.curves([runs.Run(name, 0)], compared)
     assert [point[0] for point in curve["val"]] == [2, 4, 6]
+    log = checkpoints.read_log(folder)
+    seen = [[row["val"][x] for x in ("acc_t1", "acc_t2", "changed")] for row in log if "val" in row]
+    assert [point[1:] for point in curve["val"]] == [pytest.approx(x, abs=1e-4) for x in seen]
+    assert curve["clipped"] == pytest.approx(sum(x["grad_norm"] > 1 for x in log) / 7, abs=1e-4)
     samples = json.loads((folder / "results.json").read_text())["samples"]
     assert samples == pytest.approx(7 * samples_a_step(name), rel=0.04)  # 5 offline problems of 4.8
 
@@ -448,14 +453,20 @@ def test_imitated_answers_belong_to_their_problems():
 
 def test_a_vote_is_for_the_most_frequent_answer(monkeypatch):
     """Of the first K answers, or of the second ones to K/2 of them, to each problem."""
-    said = iter(["abbbaabc", "baaabbaa"])  # four answers to each of two problems
-    monkeypatch.setattr(score, "respond", lambda *args: list(next(said)))
-    monkeypatch.setattr(score, "try_again", lambda task, prompts, attempts: None)
+    said, asked = iter(["abbbaabc", "baaabbaa"]), []  # four answers to each of two problems
+
+    def respond(model, task, problems, prompts, keys, samples, temperature, seed):
+        asked.append((prompts, samples, temperature))
+        return list(next(said))
+
+    monkeypatch.setattr(score, "respond", respond)
+    monkeypatch.setattr(score, "try_again", lambda task, prompts, attempts: "again")
     monkeypatch.setattr(score, "answers", lambda attempt: None)
     monkeypatch.setattr(score, "texts", lambda task, attempt: attempt)
     monkeypatch.setattr(Toy, "rewards", lambda task, problems, texts: [y == "b" for y in texts])
     found = runs.votes(None, Toy(), toy_problems([[1], [2]]), most=4)
     assert found == {"samples": [1, 2, 4], "parallel": [0, 0, 0.5], "corrected": [None, 1, 1]}
+    assert asked == [([[1], [2]], 4, 0.7), ("again", 1, 0.7)]
 
 
 @pytest.mark.parametrize("seed, split", [(0, "test"), (runs.TUNING_SEED, "val")])
@@ -519,7 +530,82 @@ def samples_a_step(name: str) -> float:
     return cfg.problems * (1 + cfg.offline) * cfg.samples * (1 + cfg.revisions)
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if not name.endswith("_stage1")])
+def test_offline_first_attempts_are_the_base_s(compared, few_updates, monkeypatch):
+    authors, rollout = [], score.rollout
+
+    def watched(policy, *args, first_by=None):
+        authors.append((policy, first_by))
+        return rollout(policy, *args, first_by=first_by)
+
+    monkeypatch.setattr(score, "rollout", watched)
+    base = checkpoints.load_model(runs.Run("base", 0).folder(compared), None, torch.device("cpu"))
+    for run in compare.planned_with_starts([runs.Run("offline_only", 0)])[1:]:
+        authors.clear()
+        run.perform(compared)
+    assert len(authors) == 7
+    for policy, author in authors:
+        assert author is not policy and torch.equal(author.norm.weight, base.norm.weight)
+
+
+@pytest.mark.parametrize("name", ["star", "star_plus", "star_online", "pair_sft", "pair_sft_plus"])
+def test_a_method_imitates_what_it_says(name, compared, few_updates, monkeypatch):
+    learns, step = methods.METHODS[name].learns, train.base_step
+    rounds, mixed, asked = [], [], []
+    monkeypatch.setattr(runs.Trainer, "collect", keeping(runs.Trainer.collect, rounds))
+    monkeypatch.setattr(runs, "mixed_pairs", keeping(runs.mixed_pairs, mixed))
+
+    def watched(model, optimizer, task, rows, clip, both):
+        asked.append((len(rows), both))
+        return step(model, optimizer, task, rows, clip, both)
+
+    monkeypatch.setattr(train, "base_step", watched)
+    runs.Run(name, 0).perform(compared)
+    task = data.load("puzzle", 3)
+
+    def reward(text: str) -> float:  # as odd_start grades
+        return task.encode(text)[0] % 2
+
+    pairs = [pair for collected in rounds for pair in collected["pairs"]]
+    assert pairs and all(learns.keep(reward(y1), reward(y2)) for _, y1, y2 in pairs)
+    assert bool(mixed) == learns.paired and len(rounds) == min(7, learns.rounds)
+    assert len(asked) == 7 and all(n <= 16 and both is learns.both for n, both in asked)
+
+
+def test_a_run_is_of_its_own_seed_base_and_budget(small_base, few_updates, tmp_path):
+    run = runs.Run("stage2", 3, "flat", times=3)
+    assert run.start == runs.Run("stage1", 3, "flat", times=3)
+    assert run.start.start == runs.Run("base", 3, "flat")
+    chain = (run, run.start, run.start.start)
+    assert [each.settings["steps"] for each in chain] == [21, 21, 7]
+    for name, seed in (("base", 0), ("base", 1), ("naive", 1)):
+        runs.Run(name, seed, "flat").perform(tmp_path)  # no other base is there
+    flat, habit = tmp_path / "flat", small_base / "habit"
+    bases = flat / "seed0", flat / "seed1", habit / "seed0"
+    for one, other in itertools.combinations(bases, 2):
+        assert not same_weights(one / "base" / "model.pt", other / "base" / "model.pt")
+
+
+def test_curves_are_of_test_seeds(monkeypatch):
+    """What the figures and some tables show; rates are tuned on others."""
+    seen = []
+    for name in ("perform_all", "gather", "tables"):
+        monkeypatch.setattr(compare, name, lambda *args, **options: [])
+    monkeypatch.setattr(compare, "tables", lambda *args: {})
+    monkeypatch.setattr(compare, "curves", lambda some, out: seen.extend(some))
+    monkeypatch.setattr(sys, "argv", ["compare.py"])
+    compare.main()
+    assert len(seen) > 50 and all(x.seed < runs.TUNING_SEED and x.lr is None for x in seen)
+
+
+def test_ablations_change_alpha_alone():
+    found = {
+        name: settings.resolve(train.STAGES[2], methods.METHODS[name].own)[1].alpha
+        for name in ("no_bonus", "alpha1", "alpha1_alone", "no_stage1", "stage2")
+    }
+    assert found == {"no_bonus": 0, "alpha1": 1, "alpha1_alone": 1, "no_stage1": 10, "stage2": 10}
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "rloo_stage1"])
 def test_budgets_are_equal(name):
     """As many updates as SCoRe's two stages, and as many samples but for 5 per cent."""
     chain = compare.planned_with_starts([runs.Run(name, 0)])[1:]  # without the base
@@ -619,8 +705,22 @@ def test_a_run_that_another_process_makes_is_left_to_it(compared, few_updates):
 def test_comparison_refuses_runs_with_other_settings(compared, few_updates, monkeypatch):
     monkeypatch.setattr(tables, "EVALUATED", {"n": 20, "temperature": 0.0})
     [row] = tables.gather([runs.Run("base", 0)], compared)
-    own = methods.METHODS["base"].own
+    own, folder = methods.METHODS["base"].own, runs.Run("base", 0).folder(compared)
     assert (row["arm"], row["seed"], row["n"], row["lr"]) == ("base", 0, 20, own["lr"])
+    results, found = (
+        json.loads((folder / f"{name}.json").read_text()) for name in ("results", "details")
+    )
+    percent = {name: results[name] for name in tables.COLUMNS}
+    percent |= {"edit_ratio": found["edit_ratio"]}
+    assert {name: row[name] for name in percent} == pytest.approx(
+        {name: 100 * share for name, share in percent.items()}, abs=0.01
+    )
+    assert row["diagnosis"] == results["diagnosis"]
+    for name, other in {"n": 19, "split": "val", "temperature": 0.7}.items():
+        (folder / "results.json").write_text(json.dumps(results | {name: other}))
+        with pytest.raises(SystemExit, match=f"was made with {name}"):
+            tables.gather([runs.Run("base", 0)], compared)
+    (folder / "results.json").write_text(json.dumps(results))
     monkeypatch.setitem(own, "lr", own["lr"] / 2)
     with pytest.raises(SystemExit, match="was made with lr"):
         tables.gather([runs.Run("base", 0)], compared)

@@ -1181,6 +1181,11 @@ def test_processes_need_equal_shares(monkeypatch, tmp_path, capsys):
     assert run("--eval", tmp_path) == 2
     assert "only --stage runs in several processes" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+    base = {"out": str(tmp_path), "transcripts": 9}
+    for given, said in (({"problems": 8}, "8 problems"), ({"offline": 0.5}, "4 offline problems")):
+        jobs = settings.jobs_up_to(train.STAGES, base | {"problems": 9} | given, 1)
+        with pytest.raises(ValueError, match=f"cannot share {said}"):
+            settings.check_shares(jobs)
     # Of what is not trained nothing is shared.
     given = {"data": "math", "init": str(tmp_path), "problems": 9, "out": str(tmp_path)}
     settings.check_shares(settings.jobs_up_to(train.STAGES, given, 1))
@@ -1503,6 +1508,10 @@ def test_settings_of_a_folder_need_not_be_said_again(tmp_path, few_steps, capsys
     assert train.main(["--stage", "1", "--beta2", "0.3", *out, *small]) == 2
     assert "stage1 was made with beta2 0.7, not 0.3" in capsys.readouterr().err
     assert train.main(["--stage", "2", "--beta2", "0.3", *out, *small]) == 0
+    new = {"out": str(tmp_path / "new"), "steps": 7, "lr": 0.5}
+    jobs = train.jobs_up_to(six_steps(), new, 2)
+    assert [job.run.steps for job in jobs] == [6, 6, 7]
+    assert [job.run.lr for job in jobs] == [4e-3, 2e-3, 0.5]
     assert train.main(["--stage", "2", "--seed", "0", *out, *small]) == 2
     assert "base was made with seed 3, not 0" in capsys.readouterr().err
 
