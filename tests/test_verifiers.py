@@ -7,6 +7,7 @@ import os
 import pathlib
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -21,7 +22,7 @@ import train
 from rewards import math_equal, math_reward
 from tests import try_grader, try_sandbox
 from tests.helpers import PLAIN_JSON, ROOT, anything, shared, source, write_programs
-from verifiers import sandbox, worker
+from verifiers import confine, sandbox, worker
 
 
 def test_tables_are_read_whole():
@@ -196,11 +197,138 @@ def test_a_worker_that_cannot_start_is_a_verdict_and_ends_a_run(chatty, tmp_path
         task.rewards(task.splits["test"][:1], ["    return 0"])
 
 
+ONE = "def check(candidate):\n    assert candidate() == 1\n"
+RIGHT = ("def f(): return 1", ONE, "f")
+
+
+def test_each_watchdog_works_by_itself(monkeypatch):
+    """The tester's alarm, before the trainer's later deadline; the deadline, where the worker has
+    stopped; and one more try, but no second, for a task whose worker has died."""
+    slow = "import time\ndef f():\n    time.sleep(1)\n    return 1"
+    assert rewards.run_tests(slow, ONE, "f", 0.5).reason == "timeout"
+    assert rewards.run_tests(*RIGHT).passed
+    os.kill(sandbox.POOL.idle[-1].process.pid, signal.SIGSTOP)
+    verdict = rewards.run_tests(*RIGHT, 0.5)
+    assert verdict.reason == "timeout" and verdict.seconds < 10
+    assert rewards.run_tests(*RIGHT).passed
+    exchange, deaths = sandbox.Worker.exchange, [1]
+    monkeypatch.setattr(
+        sandbox.Worker,
+        "exchange",
+        lambda x: "died" if x.index >= 0 and deaths and deaths.pop() else exchange(x),
+    )
+    assert rewards.run_tests(*RIGHT).passed
+    deaths += [1, 1]
+    assert rewards.run_tests(*RIGHT).reason == "error"
+
+
+def test_an_interrupted_run_leaves_no_process():
+    """Not even that of a program which sleeps for ever."""
+    rewards.run_tests(*RIGHT)
+    worker, left = sandbox.POOL.idle[-1].process.pid, []
+
+    def interrupt(*args):
+        children = pathlib.Path(f"/proc/{worker}/task/{worker}/children").read_text().split()
+        left.extend(pathlib.Path(f"/proc/{pid}/stat") for pid in children)
+        raise KeyboardInterrupt
+
+    sleeps = "import time\ndef f():\n    while True:\n        time.sleep(1)"
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.7)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            rewards.run_tests(sleeps, ONE, "f", 30.0)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert len(left) == 2
+    deadline = time.monotonic() + 5
+    while any(map(lives, left)) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not any(map(lives, left))
+
+
+def lives(stat: pathlib.Path) -> bool:
+    """A dead process may wait for whoever reaps it."""
+    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] not in "ZX"
+
+
+def test_the_limits_hold_inside_of_a_program():
+    program = """
+import os, resource
+def f():
+    limits = [getattr(resource, f"RLIMIT_{x}") for x in "FSIZE NOFILE CORE NPROC CPU".split()]
+    scratch = os.statvfs(".")
+    room = [scratch.f_blocks * scratch.f_frsize, scratch.f_files]
+    return [resource.getrlimit(x)[1] for x in limits], room, os.access(".", os.W_OK)
+"""
+    test = """
+def check(candidate):
+    (size, files, core, threads, seconds), room, writes = candidate()
+    assert 0 < size <= 4 << 20 and 0 < files <= 64 and core == 0
+    assert threads > 0 and 0 < seconds <= 4
+    assert not writes or room == [64 << 20, 4096]
+"""
+    assert rewards.run_tests(program, test, "f", 3.0).passed
+
+
+WITHOUT_SECCOMP = """
+import json, sys
+from verifiers import confine
+confine.call_filter = lambda *args: None
+from verifiers import worker
+worker.main(json.loads(sys.argv[1]))
+"""
+
+
+def test_without_seccomp_nothing_runs_unless_asked(monkeypatch):
+    start = sandbox.subprocess.Popen
+
+    def unfiltered(command, **options):
+        assert command[-3:-1] == ["-m", "verifiers.worker"]
+        return start([*command[:-3], "-c", WITHOUT_SECCOMP, command[-1]], **options)
+
+    monkeypatch.setattr(sandbox.subprocess, "Popen", unfiltered)
+    monkeypatch.setattr(sandbox, "POOL", sandbox.Pool())
+    with pytest.raises(rewards.SandboxError, match="seccomp is missing"):
+        rewards.sandbox_status()
+    assert re.search("missing: .*seccomp", rewards.sandbox_status(unsafe=True))
+    sandbox.POOL.stop()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="tries Linux' protections")
+def test_each_layer_holds_by_itself(tmp_path):
+    """Where it works at all. Attacks meet all at once, and one hides the loss of another."""
+    (tmp_path / "secret").touch()
+    paths = confine.python_paths([])
+
+    def restrict() -> None:
+        confine.restrict_files(confine.landlock_rules(paths, None))
+
+    def reads_python_alone(protect) -> None:
+        protect()
+        open(os.__file__).close()
+        with pytest.raises(OSError):
+            (tmp_path / "secret").open()
+
+    tried = 0
+    for protect in (restrict, lambda: confine.enter_private_root(paths)):
+        if confine.works_in_child(protect):
+            assert confine.works_in_child(reads_python_alone, protect)
+            tried += 1
+
+    def no_calls() -> None:
+        confine.forbid_calls(confine.call_filter(True, True, True))
+        for call in (socket.socket, lambda: os.kill(os.getpid(), 0), os.fork):
+            with pytest.raises(OSError):
+                call()
+
+    assert tried and confine.works_in_child(no_calls)
+
+
 def test_programs_run_in_parallel_and_in_order():
     """Half a second each on two workers is half the time on one; verdicts keep their places."""
-    test = "def check(candidate):\n    assert candidate() == 1\n"
     programs = [f"import time\ndef f():\n    time.sleep(0.5)\n    return {n % 2}" for n in range(6)]
-    items = [(program, test, "f") for program in programs]
+    items = [(program, ONE, "f") for program in programs]
     rewards.run_many(items[:2], workers=2)  # starts the workers
     started = time.monotonic()
     verdicts = rewards.run_many(items, workers=6)
@@ -264,8 +392,7 @@ def check(candidate):
 def test_a_verdict_is_never_another_program_s():
     """A tester or runner that is killed while it waits costs no program the verdict of the one
     before, though worker and trainer speak through a pipe that outlives them."""
-    test = "def check(candidate):\n    assert candidate() == 1\n"
-    right, wrong = ("def f(): return 1", test, "f"), ("def f(): return 2", test, "f")
+    right, wrong = RIGHT, ("def f(): return 2", ONE, "f")
     for which in (0, 1):
         rewards.run_many([right, wrong], workers=1)
         worker = sandbox.POOL.idle[-1].process.pid
