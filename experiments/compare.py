@@ -149,6 +149,9 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="keep the figures and the tables")
     parser.add_argument("--perform", help=SUPPRESS)
     args = parser.parse_args()
+    for name in ("seeds", "workers"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name} must be at least 1: {getattr(args, name)}")
     usual = HERE.parent / "out" / ("compare-quick" if args.quick else "compare")
     out = (args.out or usual).resolve()
     if args.perform:

@@ -62,8 +62,7 @@ def test_growth_is_measured_with_what_bounds_a_step(here, tmp_path):
         quantity for quantity in ("rows", "context", "parameters") for _ in range(2)
     ]
     for row in rows:
-        shares = [row[name] for name in ("products", "weights", "cache", "overhead")]
-        assert sum(shares) == pytest.approx(1) and row["seconds"] > 0
+        assert min(row[name] for name in ("products", "weights", "cache", "seconds")) > 0
     assert [math.isfinite(row.get("slope", math.inf)) for row in rows] == [False, True] * 3
 
 

@@ -32,6 +32,7 @@ from tests.helpers import (
     write_math,
     write_programs,
 )
+from training import results, settings
 
 PUZZLE = "3725=13"  # 3 + 7 − 2 + 5 = 13; what remains after each: 10, 3, 5, 0
 
@@ -590,6 +591,27 @@ def test_humaneval_alone_is_split(chatty, tmp_path):
     again = data.load("humaneval", source=source(chatty, tmp_path))
     assert {x.id for x in again.splits["train"]} == train_ids
     assert any("a fixed part of HumanEval" in note for note in task.notes)
+
+
+def test_a_cut_program_is_none_for_the_reference_evaluator(chatty, tmp_path):
+    task = data.load("humaneval", source=source(chatty, write_programs(tmp_path)))
+    (tmp_path / "samples_t3.jsonl").touch()  # of an evaluation with more attempts
+    x, said = humaneval(task, 0), ["    return 0\n"] * 2
+    ended = torch.tensor([[True, False], [False, True]])
+    result = score.Evaluation({}, [x, x], [said, said], torch.ones(2, 2), ended)
+    results.write_answers(tmp_path, task, result)
+    for number, wanted in ((1, [said[0], ""]), (2, ["", said[1]])):
+        lines = (tmp_path / f"samples_t{number}.jsonl").read_text().splitlines()
+        assert list(map(json.loads, lines)) == task.samples([x, x], wanted)
+    assert not (tmp_path / "samples_t3.jsonl").exists()
+
+
+def test_the_source_of_a_task_is_what_the_flags_say(chatty, tmp_path):
+    asked = {"levels": "1-2,5", "subjects": "algebra,geometry", "limit": 7, "context": 99}
+    asked |= {"max_new_tokens": 5, "layout": "plain", "attempts": 4}
+    run = settings.Run(data="math", init=str(chatty), data_dir=str(tmp_path), **asked)
+    asked |= {"levels": frozenset({1, 2, 5}), "subjects": frozenset({"algebra", "geometry"})}
+    assert settings.source(run) == source(chatty, tmp_path, shots=run.shots, **asked)
 
 
 def test_samples_are_the_reference_evaluator_s(chatty, tmp_path):

@@ -138,11 +138,26 @@ def test_trl_takes_the_same_step(stage, chatty, tmp_path, monkeypatch):
     ])  # fmt: skip
     written = tmp_path / "trl" / "stage1"
     shutil.copytree(chatty, written)
+    start = GPT.from_pretrained(chatty)
+    with torch.no_grad():
+        start.norm.weight.mul_(1.5)  # Stage I has moved, and the reference has not
+    start.save_pretrained(written)
+    shutil.copy(chatty / "config.json", written)  # with its token ids
     given = {"task": "addition", "difficulty": 2, "init": str(chatty), "shots": 1, "steps": 1}
     given |= {"max_new_tokens": 7, "problems": 4, "samples": 2, "revisions": 2, "beta1": 0.3}
-    given |= {"beta2": 0.7, "device": "cpu", "out": str(tmp_path), "micro": 2 * stage}
+    given |= {
+        "beta2": 0.7,
+        "temperature": 0.7,
+        "device": "cpu",
+        "out": str(tmp_path),
+        "micro": 2 * stage,
+    }
     plain = {"optim": "sgd", "learning_rate": 1.0, "warmup_steps": 0, "max_grad_norm": 1e9}
     without_kl = given | {"beta1": 0.0, "beta2": 0.0}
+    own = given | {"lr": 0.25, "warmup": 3, "clip": 0.5, "seed": 9}
+    args = trl_score.make_trainer(train.STAGES[stage], own, {}).args
+    made = args.learning_rate, args.warmup_steps, args.max_grad_norm, args.seed, args.temperature
+    assert made == (0.25, 3, 0.5, 9, 0.7)
     assert trl_score.make_trainer(train.STAGES[stage], without_kl, plain).ref_model is not None
     trainer = trl_score.make_trainer(train.STAGES[stage], given, plain)
     generator = torch.Generator().manual_seed(0)
@@ -595,6 +610,14 @@ def test_curves_are_of_test_seeds(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["compare.py"])
     compare.main()
     assert len(seen) > 50 and all(x.seed < runs.TUNING_SEED and x.lr is None for x in seen)
+
+
+@pytest.mark.parametrize("flag", ["--workers", "--seeds"])
+def test_no_workers_or_seeds_are_refused(flag, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["compare.py", flag, "0"])
+    with pytest.raises(SystemExit, match="2"):
+        compare.main()
+    assert f"{flag} must be at least 1: 0" in capsys.readouterr().err
 
 
 def test_ablations_change_alpha_alone():

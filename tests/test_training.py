@@ -8,6 +8,7 @@ import math
 import os
 import pathlib
 import random
+import re
 import resource
 import shutil
 import signal
@@ -93,7 +94,6 @@ def test_finished_stages_are_reused_and_named(trained, few_steps, capsys):
     said = capsys.readouterr().out
     assert f"base: using {trained / 'base'}" in said
     assert f"Stage II: using {trained / 'stage2'}, finished after 6 steps" in said
-    assert "Stage II" in said and "fixed" in said and "broken" in said
     assert (trained / "stage2" / "model.pt").stat().st_mtime_ns == before
 
 
@@ -522,20 +522,39 @@ def test_evaluation_is_repeatable(trained, tmp_path):
         assert {len(json.loads(line)["attempts"]) for line in lines} == {wanted[0]}
 
 
-def test_the_temperature_and_the_split_asked_for_are_those_used(trained, tmp_path, monkeypatch):
+def test_an_evaluation_is_what_its_flags_ask_for(trained, tmp_path, monkeypatch):
+    """So is an answer. The diagnosis has a temperature and two attempts of its own."""
     asked, evaluate = [], score.evaluate
 
     def watched(model, task, problems, **how):
-        asked.append((how["temperature"], [x.prompt for x in problems]))
+        options = [how.get(name) for name in ("temperature", "attempts", "last_only", "seed")]
+        low = torch.is_autocast_enabled("cpu")
+        asked.append([[x.prompt for x in problems], *options, low])
         return evaluate(model, task, problems, **how)
 
     monkeypatch.setattr(score, "evaluate", watched)
     folder = shutil.copytree(trained / "stage1", tmp_path / "stage1")
-    flags = "--temperature", "0.7", "--split", "val", "--eval-problems", "1", "--device", "cpu"
+    flags = "--split val --eval-problems 1 --device cpu --attempts 3 --history last --seed 5"
+    flags = [*flags.split(), "--dtype", "bfloat16", "--temperature", "0.7"]
     assert train.main(["--eval", str(folder), *flags]) == 0
-    assert run("--temperature", 0.6, "--ask", folder, "29=11") == 0
+    assert train.main([*flags[4:], "--ask", str(folder), "29=11"]) == 0
     held_out = [x.prompt for x in data.load("puzzle", 2).held_out("val", 1)]
-    assert asked == [(0.7, held_out), (1.0, held_out), (0.6, ["29=11"])]
+    assert asked == [
+        [held_out, 0.7, 3, True, 5, True],
+        [held_out, 1.0, None, None, 5, True],
+        [["29=11"], 0.7, 3, True, 5, True],
+    ]
+
+
+def test_results_of_every_kind_are_kept(trained, tmp_path):
+    folder = shutil.copytree(trained / "stage1", tmp_path / "stage1")
+    few = ["--eval", str(folder), "--device", "cpu", "--eval-problems", "1"]
+    for more in (["--split", "val"], ["--history", "last"], ["--seed", "5"], []):
+        assert train.main([*few, *more]) == 0
+    ends = ["eval_problems=20", "split=val,eval_problems=1"]
+    ends += ["history=last,eval_problems=1", "seed=5,eval_problems=1"]
+    kept = {frozenset(path.stem.split("-", 1)[1].split(",")) for path in folder.glob("results-*")}
+    assert kept == {frozenset(["difficulty=2", *end.split(",")]) for end in ends}
 
 
 def test_other_results_are_kept_under_a_plain_name(trained, tmp_path):
@@ -574,7 +593,8 @@ def other_end(task: data.Task) -> data.Task:
 
 @pytest.mark.parametrize("changed, calls_again", [
     ("nothing", 5), ("a file", 6), ("another evaluation", 4 + 5),
-    ("the model", 12), ("the task", 12), ("the end token", 12),
+    ("the model", 12), ("the task", 12), ("the end token", 12), ("the dtype", 12),
+    ("the code", 12),
 ])  # fmt: skip
 def test_no_answer_is_asked_for_twice(changed, calls_again, trained, tmp_path, monkeypatch):
     """An evaluation makes 12 calls: greedy and sampled, of three batches, two attempts. What a
@@ -597,6 +617,10 @@ def test_no_answer_is_asked_for_twice(changed, calls_again, trained, tmp_path, m
     stop_after = math.inf
     if changed == "the model":
         edit(folder / "model.pt", lambda content: next(iter(content["model"].values())).mul_(0.5))
+    elif changed == "the dtype":
+        command += ["--dtype", "bfloat16"]
+    elif changed == "the code":
+        monkeypatch.setattr(checkpoints.inspect, "getfile", lambda code: __file__)
     elif changed in ("the task", "the end token"):
         load, alter = train.load_task, shortened if changed == "the task" else other_end
         monkeypatch.setattr(train, "load_task", lambda run: alter(load(run)))
@@ -644,6 +668,10 @@ def test_every_attempt_and_answer_is_kept_and_shown(trained, tmp_path, monkeypat
         assert f"{name:10}" + "".join(f"{100 * share:8.1f}" for share in shares) in out
     assert "greedy, each attempt after the last one alone" in out
     wrong = next(row for row in rows if row["rewards"][:2] == [0, 0])
+    names = "acc_t1 acc_t2 delta fixed broken changed".split()
+    assert re.findall(r"-?[\d.]+ ± [\d.]+", out.splitlines()[3]) == [
+        f"{100 * results[name]:.1f} ± {100 * results['se'][name]:.1f}" for name in names
+    ]
     assert f"wrong   {wrong['problem']}  {wrong['attempts'][0]}<|" in out
     cut = sum(shares) / 3
     assert out.splitlines()[3].endswith(f"{100 * cut:8.1f}")
