@@ -53,11 +53,12 @@ WORDS = {"transcripts": 32, "problems": 8, "beta2": 2.0, "eval_problems": 500}
 # The paper's settings. It gives the number of steps of both stages together, of which each gets
 # half. Long texts take gigabytes: so one problem per backward pass, and the few longest problems
 # are left out.
-LONG = {"micro": 1, "context": 2048}
 PAPER = {
-    "math": LONG | {"steps": 1500, "lr": 5e-6, "beta1": 0.01, "beta2": 0.1},
-    "humaneval": LONG | {"steps": 750, "lr": 1e-5, "beta1": 0.01, "beta2": 0.25},
-}
+    "math": {"steps": 1500, "lr": 5e-6, "beta1": 0.01, "beta2": 0.1, "micro": 1, "context": 3072},
+    "humaneval": {
+        "steps": 750, "lr": 1e-5, "beta1": 0.01, "beta2": 0.25, "micro": 1, "context": 2048
+    },
+}  # fmt: skip
 STAGES = (
     Stage(0, "base", "base", None, {
         "arithmetic": {"steps": 3000, "lr": 4e-3},

@@ -45,7 +45,7 @@ class MathTask(FileTask):
     name = "math"
     system, instruction = SOLVE, REVISE
     plain_revise = f"\n\n{REVISE}\n\nSolution:\n"
-    max_new_tokens = 512
+    max_new_tokens = 1024
 
     def __init__(self, source: Source):
         splits, notes = read_math(source.folder)

@@ -130,7 +130,7 @@ def test_defaults_of_a_task_are_in_help_and_spelt_right(words, capsys):
     assert "humaneval 750; words 100]" in " ".join(capsys.readouterr().out.split())
     assert parse(["--stage", "2", "--data", WORDS], train.STAGES, "")[1] == {"data": "words"}
     run, cfg = settings.resolve(train.STAGES[2], {"data": "words"})
-    assert (run.steps, cfg.beta2, run.lr, run.context) == (100, 2.0, 5e-6, 2048)
+    assert (run.steps, cfg.beta2, run.lr, run.context) == (100, 2.0, 5e-6, 3072)
     data.OPEN["words"].defaults = {"step": 100}
     with pytest.raises(ValueError, match="words has a default for step, which is no setting"):
         settings.resolve(train.STAGES[2], {"data": "words"})
