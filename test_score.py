@@ -249,7 +249,8 @@ def test_mutants_fail_the_oracle(name):
 def step_error(code, clip: float) -> float:
     """How far one step of the module `code`, of plain gradient descent, is from the clipped
     gradient of the loss which the oracle is about: the mean of the policy's own first attempts plus
-    that of all second ones, some of them after offline first attempts. And how far its KLs are."""
+    that of all second ones, some of them after offline first attempts. Or how far its KLs are from
+    those of the policy's own rollout: the largest relative error."""
     policy, ref = ragged_gpt(), freeze(ragged_gpt())
     with torch.no_grad():
         ref.blocks[0].mlp.up.weight.mul_(1.5)  # so that the KL is not 0
@@ -836,7 +837,9 @@ def test_a_rollout_s_answers_belong_to_their_problems():
         right = [
             task.reward(problems[n // each], y) * end for n, (y, end) in enumerate(zip(said, ends))
         ]
-        texts.append(said), rewards.append(right), ended.append(ends)
+        texts.append(said)
+        rewards.append(right)
+        ended.append(ends)
     assert rolled.r1.tolist() == rewards[0] and rolled.r2.tolist() == rewards[1]
 
     r1, r2 = score.repeat(rewards[0], M), rewards[1]
@@ -890,11 +893,11 @@ def test_activations_are_computed_again(monkeypatch):
     """In the backward pass, where asked for: each block then runs twice."""
     calls, forward = [], model_module.Block.forward
 
-    def counted(*args):
+    def watched(*args):
         calls.append(1)
         return forward(*args)
 
-    monkeypatch.setattr(model_module.Block, "forward", counted)
+    monkeypatch.setattr(model_module.Block, "forward", watched)
     for again in (False, True):
         gpt = ragged_gpt()
         gpt.recompute = again

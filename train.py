@@ -42,7 +42,7 @@ from model import GPT, GPTConfig, common_start
 from pretrained.weights import companions, copy_companions, read_shape
 from training import checkpoints, processes, settings
 from training.flags import evaluation_temperature, parse
-from training.memory import plan
+from training.memory import plan_text
 from training.processes import device_for, is_first, one_line, pick_device, precision, print_once
 from training.report import AnswersBar, Report, cost, diagnose, dialogue, report
 from training.results import write_results
@@ -411,7 +411,7 @@ def plan_command(given: dict, last: int) -> None:
     cfg, memory = job.cfg, processes.memory_of(pick_device(job.run.device))
     print_once(
         f"{job.stage.title}: {cfg.problems} problems a step, {cfg.samples} first attempts, "
-        f"{cfg.revisions} second ones to each\n{plan(config, task, job.run, cfg, memory)}"
+        f"{cfg.revisions} second ones to each\n{plan_text(config, task, job.run, cfg, memory)}"
     )
 
 

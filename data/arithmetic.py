@@ -247,9 +247,9 @@ class ArithmeticTask(Task):
             prompt = self._draw(split, rng)
             repeats = repeats + 1 if prompt in prompts else 0
             prompts[prompt] = None
-            if repeats > 1000 and count is None:
-                break
             if repeats > 1000:
+                if count is None:
+                    break
                 raise ValueError(
                     f"the {split} split of {self.name}, difficulty {self.family.difficulty}, has "
                     f"about {len(prompts)} problems, not {count}"

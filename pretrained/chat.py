@@ -30,6 +30,10 @@ def turn(style: str, role: str, text: str | None) -> list[str]:
     return header + (["\n\n"] if text is None else ["\n\n" + text.strip(), Control("<|eot_id|>")])
 
 
+# The line end may be spelt as in Jinja's strings.
+BEGINS_WITH_THOUGHT = re.compile(r"assistant(\\n|\n)<think>")
+
+
 class Style(NamedTuple):
     """The parts of a layout that are not turns."""
 
@@ -136,9 +140,7 @@ def style_of(tokenizer: Tokenizer) -> str:
         if style.end in tokenizer.chat and style.end in tokenizer.encoding.special_tokens_set:
             if tokenizer.encoding.encode_single_token(style.end) != tokenizer.eos:
                 return "plain"
-            if re.search(
-                r"assistant(\\n|\n)<think>", tokenizer.chat
-            ):  # \n as Jinja spells it, or one
+            if BEGINS_WITH_THOUGHT.search(tokenizer.chat):
                 raise ValueError(
                     "the model's chat template begins every answer with a thought, which is not "
                     f"supported; --layout {name} does without it"

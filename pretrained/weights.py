@@ -308,12 +308,13 @@ BUFFERS = re.compile(r".*\.attn\.(masked_)?bias|.*rotary_emb\.inv_freq")
 
 
 def load_tensors(model: nn.Module, folder: Path) -> None:
-    """Fills the model from the folder's *.safetensors, with one tensor in memory at a time. Raises
-    ValueError or OSError, in one line that names file and tensor, if they do not fit."""
+    """Fills the model from the folder's *.safetensors, with one tensor in memory at a time, besides
+    a tied head that a file repeats. Raises ValueError or OSError, in one line that names file and
+    tensor, if they do not fit."""
     wanted = checkpoint_tensors(model)
     head = "lm_head.weight"
-    if model.config.tied:  # some files repeat it
-        wanted[head] = torch.empty_like(model.head.weight)
+    if tied := model.config.tied:
+        wanted[head] = torch.empty_like(model.head.weight, device="cpu")
     found: set[str] = set()
     for path in safetensors_files(folder):
         header, start = read_header(path)
@@ -334,11 +335,11 @@ def load_tensors(model: nn.Module, folder: Path) -> None:
                 file.readinto(raw.numpy())
                 wanted[name].copy_(raw.view(dtype).view(shape))
                 found.add(name)
-    if model.config.tied and head in found and not torch.equal(wanted[head], model.head.weight):
+    if tied and head in found and not torch.equal(wanted[head], model.head.weight.cpu()):
         raise ValueError(
             f"{folder}: {head} differs from the embeddings; should tie_word_embeddings be false?"
         )
-    missing = sorted(wanted.keys() - found - ({head} if model.config.tied else set()))
+    missing = sorted(wanted.keys() - found - ({head} if tied else set()))
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         tie = "; should tie_word_embeddings be true?" if missing == [head] else ""

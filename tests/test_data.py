@@ -303,8 +303,11 @@ def test_math_rebuilds_the_paper_s_split(chatty, tmp_path):
     assert not trained & {x.prompt.replace(" ", "") for x in task.splits["test"]}
     assert "test/algebra/1.json" not in {x.id for x in task.splits["train"]}
     assert {(x.gold, x.level) for x in task.splits["test"]} == {("7", 2)}
-    # A context is never larger than the model's.
-    assert data.load("math", source=source(chatty, folder, context=10**6)).context == 4096
+
+
+def test_a_context_is_never_larger_than_the_model_s(chatty, tmp_path):
+    task = data.load("math", source=source(chatty, write_math(tmp_path), context=10**6))
+    assert task.context == 4096
 
 
 def test_no_test_problem_is_trained_on_whatever_the_files(chatty, tmp_path):
@@ -404,7 +407,7 @@ def test_prompts_that_do_not_fit_are_skipped_and_counted(chatty, tmp_path):
 
 
 def test_more_attempts_do_not_change_the_training_problems(chatty, tmp_path):
-    """In a context that holds three attempts at some, all at two."""
+    """In a context that holds two attempts at every problem and three at none."""
     folder = write_math(tmp_path)
     two = data.load("math", source=source(chatty, folder))
     prompts = [len(two.prompt(x)) for split in two.splits.values() for x in split]
@@ -633,7 +636,7 @@ def test_samples_are_the_reference_evaluator_s(chatty, tmp_path):
     assert outcomes == task.rewards(problems, said) == [1.0, 1.0, 0.0]
 
 
-def test_base_models_end_where_their_answer_does(tmp_path):
+def test_plain_models_end_where_their_answer_does(tmp_path):
     init = tiny_checkpoint(tmp_path, None)
     task = data.load("humaneval", source=source(init, write_programs(tmp_path / "data")))
     x, y = task.splits["train"][0], humaneval(task, 0)

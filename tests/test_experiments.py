@@ -603,7 +603,7 @@ def test_a_run_is_of_its_own_seed_base_and_budget(small_base, few_updates, tmp_p
 def test_curves_are_of_test_seeds(monkeypatch):
     """What the figures and some tables show; rates are tuned on others."""
     seen = []
-    for name in ("perform_all", "gather", "tables"):
+    for name in ("perform_all", "gather"):
         monkeypatch.setattr(compare, name, lambda *args, **options: [])
     monkeypatch.setattr(compare, "tables", lambda *args: {})
     monkeypatch.setattr(compare, "curves", lambda some, out: seen.extend(some))
@@ -613,14 +613,14 @@ def test_curves_are_of_test_seeds(monkeypatch):
 
 
 @pytest.mark.parametrize("flag", ["--workers", "--seeds"])
-def test_no_workers_or_seeds_are_refused(flag, monkeypatch, capsys):
+def test_zero_workers_or_seeds_are_refused(flag, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["compare.py", flag, "0"])
     with pytest.raises(SystemExit, match="2"):
         compare.main()
     assert f"{flag} must be at least 1: 0" in capsys.readouterr().err
 
 
-def test_ablations_change_alpha_alone():
+def test_ablations_have_the_alpha_of_their_titles():
     found = {
         name: settings.resolve(train.STAGES[2], methods.METHODS[name].own)[1].alpha
         for name in ("no_bonus", "alpha1", "alpha1_alone", "no_stage1", "stage2")

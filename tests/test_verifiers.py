@@ -201,9 +201,9 @@ ONE = "def check(candidate):\n    assert candidate() == 1\n"
 RIGHT = ("def f(): return 1", ONE, "f")
 
 
-def test_each_watchdog_works_by_itself(monkeypatch):
+def test_each_watchdog_works_by_itself():
     """The tester's alarm, before the trainer's later deadline; the deadline, where the worker has
-    stopped; and one more try, but no second, for a task whose worker has died."""
+    stopped."""
     slow = "import time\ndef f():\n    time.sleep(1)\n    return 1"
     assert rewards.run_tests(slow, ONE, "f", 0.5).reason == "timeout"
     assert rewards.run_tests(*RIGHT).passed
@@ -211,25 +211,30 @@ def test_each_watchdog_works_by_itself(monkeypatch):
     verdict = rewards.run_tests(*RIGHT, 0.5)
     assert verdict.reason == "timeout" and verdict.seconds < 10
     assert rewards.run_tests(*RIGHT).passed
+
+
+def test_a_task_is_tried_again_once_if_its_worker_dies(monkeypatch):
     exchange, deaths = sandbox.Worker.exchange, [1]
-    monkeypatch.setattr(
-        sandbox.Worker,
-        "exchange",
-        lambda x: "died" if x.index >= 0 and deaths and deaths.pop() else exchange(x),
-    )
+
+    def dies(worker):
+        starts = worker.index < 0
+        return "died" if not starts and deaths and deaths.pop() else exchange(worker)
+
+    monkeypatch.setattr(sandbox.Worker, "exchange", dies)
     assert rewards.run_tests(*RIGHT).passed
     deaths += [1, 1]
     assert rewards.run_tests(*RIGHT).reason == "error"
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_an_interrupted_run_leaves_no_process():
     """Not even that of a program which sleeps for ever."""
     rewards.run_tests(*RIGHT)
-    worker, left = sandbox.POOL.idle[-1].process.pid, []
+    pid, left = sandbox.POOL.idle[-1].process.pid, []
 
     def interrupt(*args):
-        children = pathlib.Path(f"/proc/{worker}/task/{worker}/children").read_text().split()
-        left.extend(pathlib.Path(f"/proc/{pid}/stat") for pid in children)
+        children = pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        left.extend(pathlib.Path(f"/proc/{child}/stat") for child in children)
         raise KeyboardInterrupt
 
     sleeps = "import time\ndef f():\n    while True:\n        time.sleep(1)"
@@ -248,11 +253,14 @@ def test_an_interrupted_run_leaves_no_process():
 
 
 def lives(stat: pathlib.Path) -> bool:
-    """A dead process may wait for whoever reaps it."""
-    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] not in "ZX"
+    """Whether a process runs. A zombie, which waits for whoever reaps it, does not."""
+    try:
+        return stat.read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
 
 
-def test_the_limits_hold_inside_of_a_program():
+def test_the_limits_are_set_inside_of_a_program():
     program = """
 import os, resource
 def f():
@@ -296,8 +304,8 @@ def test_without_seccomp_nothing_runs_unless_asked(monkeypatch):
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="tries Linux' protections")
-def test_each_layer_holds_by_itself(tmp_path):
-    """Where it works at all. Attacks meet all at once, and one hides the loss of another."""
+def test_landlock_private_root_and_seccomp_each_hold_alone(tmp_path):
+    """Where they work at all. An attack meets all layers at once, so one hides another's loss."""
     (tmp_path / "secret").touch()
     paths = confine.python_paths([])
 

@@ -68,9 +68,9 @@ class Plan:
         return "\n".join(f"  {name:45}{size / 2**20:>10,.0f} MiB" for name, size in lines)
 
 
-def plan(config: GPTConfig, task: data.Task, run: Run, cfg: score.Config, memory: int) -> str:
-    """The plan of a step, to be printed, and where it exceeds a machine's memory, in bytes, the
-    largest --micro with which it does not."""
+def plan_text(config: GPTConfig, task: data.Task, run: Run, cfg: score.Config, memory: int) -> str:
+    """The plan of a step as text and, if that exceeds `memory` bytes, the first --micro that fits
+    as it is halved."""
     found, micro = plan_step(config, task, run, cfg), cfg.micro or cfg.problems
     text = f"{found.parameters:,} parameters\n{found.table()}"
     if found.peak <= memory:

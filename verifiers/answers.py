@@ -466,7 +466,7 @@ def math_equal(prediction: str, gold: str) -> bool:
 
     Policies; where two are possible, the one that accepts less:
 
-    accepted  list members in any order, but "2, 1" for "x = 2, y = 1" in that one, and a set for a
+    accepted  list members in any order ("2, 1" for "x = 2, y = 1" in this order only); a set for a
               list; an unreduced fraction or ratio; an exact decimal; a mixed number, never as a
               product; an expression that is identical (unsimplified, too: the grader does not see
               what was asked); 10 for 10%, $10, 10 cm and 10°, which are not the same as one
