@@ -105,10 +105,8 @@ def value(raw: dict, name: str, kind: type, default=REQUIRED):
     if found is None and default is None:
         return None
     fits = type(found) is kind or (kind is float and type(found) is int)
-    if fits and kind in (int, float):
-        fits = 0 < found < math.inf
-    if kind is float and fits:  # a whole number may be larger than any float
-        fits = found <= sys.float_info.max
+    if fits and kind in (int, float):  # a whole number may be larger than any float
+        fits = 0 < found and (kind is int or found <= sys.float_info.max)
     if not fits:
         raise ValueError(f"{name} must be {KINDS[kind]}, not {found!r}")
     return float(found) if kind is float else found

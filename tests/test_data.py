@@ -732,6 +732,8 @@ def test_arithmetic_in_words_reads_like_a_conversation(chatty, tmp_path):
         "assistant\n",
     ]
     assert not task.over(None, "4 + 5\n= 9")
+    product = data.load("multiplication", 2, source(chatty, tmp_path, layout="plain"))
+    assert product.decode(product.prompt(Problem("4*5="))) == "Question: What is 4 * 5?\nAnswer: "
     plain = data.load("addition", 2, source(chatty, tmp_path, layout="plain", shots=1))
     assert plain.decode(plain.prompt(Problem("4+5="))) == (
         f"Question: What is {left} + {right}?\nAnswer: {left} + {right} = {total}\n\n"
