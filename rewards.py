@@ -13,11 +13,12 @@ worker.py, confine.py).
 Each right answer of the built-in model has exactly one spelling (`puzzle_reward`, `number_reward`).
 The verifier rebuilds that spelling and compares; it never parses numbers out of the response, for
 that is where leniency creeps in (int() takes "1_3", " 13", "+13" and "１３"). For pretrained models
-`stated_number_reward` takes the number after the last "=", whatever stands before it. What the strict ones refuse, each tried in tests/test_data.py: a wrong step on the way to the
-right end; the end without the steps; steps left out, repeated, reordered or added after the end; a
-restated problem with another target; a sum that is right modulo 100; negative zero; leading zeros
-and signs; underscores, exponents, blanks, line ends and digits of other scripts; text before or
-after the answer; a control token's text; two answers of which one is right; nothing at all.
+`stated_number_reward` takes the number after the last "=", whatever stands before it. What the
+strict ones refuse, each tried in tests/test_data.py: a wrong step on the way to the right end; the
+end without the steps; steps left out, repeated, reordered or added after the end; a restated
+problem with another target; a sum that is right modulo 100; negative zero; leading zeros and signs;
+underscores, exponents, blanks, line ends and digits of other scripts; text before or after the
+answer; a control token's text; two answers of which one is right; nothing at all.
 """
 
 import ast
