@@ -193,7 +193,7 @@ def test_commands_are_those_that_a_reader_sees():
     found = commands(PAGES[0])
     for text in (
         "train.py --stage 1",
-        "train.py --ask out/puzzle/stage2 419923=00",
+        "train.py --ask out/puzzle/stage2 612217=01",
         "train.py --stage 0 --task addition --difficulty 2 --init SmolLM2-135M-Instruct",
         "experiments/compare.py --quick",
     ):
