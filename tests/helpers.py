@@ -67,6 +67,17 @@ def six_steps() -> tuple[settings.Stage, ...]:
     return tuple(map(short, train.STAGES))
 
 
+# For programs that measure their memory in bytes. Not ru_maxrss, which begins at the peak of the
+# process that started this one.
+PEAK = """
+import pathlib, re
+
+def peak():
+    status = pathlib.Path("/proc/self/status").read_text()
+    return int(re.search(r"VmHWM:\\s+(\\d+) kB", status)[1]) * 1024
+"""
+
+
 LLAMA3_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"

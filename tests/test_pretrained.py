@@ -25,6 +25,7 @@ from test_score import ragged_gpt
 from tests.helpers import (
     CHAT_TEMPLATES,
     CONTROLS,
+    PEAK,
     PLAIN_JSON,
     ROOT,
     anything,
@@ -245,12 +246,8 @@ def test_sharded_checkpoints_and_bfloat16(tmp_path):
 
 
 LOADED = """
-import pathlib, re, sys, torch
+import sys, torch
 from model import GPT, GPTConfig
-
-def peak():  # not ru_maxrss, which begins at that of the process that started this one
-    status = pathlib.Path("/proc/self/status").read_text()
-    return int(re.search(r"VmHWM:\\s+(\\d+) kB", status)[1]) * 1024
 
 with torch.device("meta"):
     GPT(GPTConfig(vocab_size=10))  # what torch loads for the first such tensor
@@ -268,7 +265,7 @@ def test_loading_does_not_hold_two_copies(tmp_path):
     bare = {"qkv_bias": False, "out_bias": False, "mlp_bias": False, "norm_eps": 1e-6}
     config = GPTConfig(vocab_size=8000, layers=6, width=512, rope=1e4, **shape, **bare)
     GPT(config).save_pretrained(tmp_path)
-    command = [sys.executable, "-c", LOADED, str(tmp_path)]
+    command = [sys.executable, "-c", PEAK + LOADED, str(tmp_path)]
     copies = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert 0.8 < float(copies) < 1.3
 

@@ -31,6 +31,7 @@ from model import GPT, GPTConfig, generate
 from test_score import RAGGED, Toy, ragged_gpt, sampled_logprobs, tiny_gpt, toy_problems
 from tests.helpers import (
     BASE,
+    PEAK,
     PLAIN_JSON,
     ROOT,
     SMALL,
@@ -1219,15 +1220,11 @@ def test_processes_need_equal_shares(monkeypatch, tmp_path, capsys):
     settings.check_shares(settings.jobs_up_to(train.STAGES, given, 1))
 
 
-# Plans a step, makes two, and prints what was planned and what they took, in MiB.
+# Plans a step, makes two, and prints what was planned and what they took, in bytes.
 PLANNED = """
-import json, pathlib, re, torch, train, score
+import json, torch, train, score
 from fast.linear import freeze
 from training import memory, settings
-
-def peak():  # not ru_maxrss, which begins at that of the process that started this one
-    status = pathlib.Path("/proc/self/status").read_text()
-    return int(re.search(r"VmHWM:\\s+(\\d+) kB", status)[1]) / 1024
 
 torch.set_num_threads(1)
 run, cfg = settings.resolve(train.STAGES[1], {"width": 256, "problems": 32, "layers": 4})
@@ -1239,7 +1236,7 @@ optimizer = torch.optim.Adam(policy.parameters(), lr=1e-5, fused=True)
 for step in (1, 2):
     problems = task.batch(0, step, cfg.problems)
     score.train_step(policy, ref, optimizer, task, problems, score.stage1_returns, cfg, step)
-print(json.dumps([(plan.kept + plan.update + plan.rollout) / 2**20, peak() - before]))
+print(json.dumps([plan.kept + plan.update + plan.rollout, peak() - before]))
 """
 
 
@@ -1251,7 +1248,7 @@ def test_closed_streams_end_in_no_traceback(trained):
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_a_step_takes_the_memory_that_was_planned():
-    command = [sys.executable, "-c", PLANNED]
+    command = [sys.executable, "-c", PEAK + PLANNED]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     planned, taken = json.loads(done.stdout)
@@ -1584,7 +1581,8 @@ def test_best_checkpoint_is_the_one_with_the_highest_mean_reward():
 
 def test_a_stage_steps_at_its_rates_and_keeps_its_best_weights(trained, tmp_path, monkeypatch):
     """Its mean reward is highest at step 3 of 6. All seeds are different: of steps, stages, runs.
-    Stage II goes on from Stage I's best weights, and its reference is the base model."""
+    Stage II goes on from Stage I's best weights, and its reference is the base model. --recompute
+    reaches the model."""
     monkeypatch.setattr(checkpoints.Best, "WINDOW", 1)
     monkeypatch.setattr(checkpoints.Best, "EVERY", 1)
     monkeypatch.setattr(train, "STAGES", six_steps())
