@@ -137,6 +137,8 @@ def test_attack_fails_and_leaves_the_host_alone(case, host):
 
 @pytest.mark.parametrize("case", HONEST, ids=lambda case: case.name)
 def test_honest_program_passes(case, host):
+    if case.writes and not try_sandbox.may_write():
+        pytest.skip("without a private root, which this machine does not offer, no file is written")
     outcome = try_sandbox.run(case, host)
     assert outcome.good, outcome
 
@@ -267,7 +269,11 @@ def f():
     limits = [getattr(resource, f"RLIMIT_{x}") for x in "FSIZE NOFILE CORE NPROC CPU".split()]
     scratch = os.statvfs(".")
     room = [scratch.f_blocks * scratch.f_frsize, scratch.f_files]
-    return [resource.getrlimit(x)[1] for x in limits], room, os.access(".", os.W_OK)
+    try:
+        writes = open("file", "x").writable()
+    except OSError:
+        writes = False
+    return [resource.getrlimit(x)[1] for x in limits], room, writes
 """
     test = """
 def check(candidate):

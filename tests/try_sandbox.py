@@ -22,10 +22,10 @@ In a test, with a host per module (the trainer is then the test process):
         assert outcome.passed and not outcome.broken
 
 The programs are in cases/attacks/KIND.txt and their problems in cases/problems.txt. "#: name
-[problem] [timeout]" starts a program; "#: then" ends a first one, which is run in a call of its own
-so that the second may find what it left. In control.txt an honest program may be "optional", and
-"#? " stands before the lines of a check of its own; in tests.txt that is the attack. Names between
-@ signs are filled in by Host.fill.
+[problem]" starts a program; "#: then" ends a first one, which is run in a call of its own so that
+the second may find what it left. In control.txt an honest program may be "optional", or one that
+"writes" files, and "#? " stands before the lines of a check of its own; in tests.txt that is the
+attack. Names between @ signs are filled in by Host.fill.
 """
 
 import argparse
@@ -53,7 +53,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from verifiers.sandbox import run_many, run_tests
+from verifiers.sandbox import run_many, run_tests, sandbox_status
 
 CASES = Path(__file__).with_name("cases")
 GIB = 2**30
@@ -106,6 +106,7 @@ class Attack:
     timeout: float = 1.5
     before: str = field(default="", repr=False)  # a program that is run first, in a call of its own
     optional: bool = False  # a control that is reported and not counted
+    writes: bool = False  # a control that writes files, which needs the sandbox's private root
 
 
 def read_attacks(path: Path) -> list[Attack]:
@@ -124,11 +125,9 @@ def read_attacks(path: Path) -> list[Attack]:
             problem = Problem(words[0], "", test)
         else:
             problem = PROBLEMS[words[0]] if words else ADD
+        notes = {word: word in words for word in ("optional", "writes")}
         timeout = 3.0 if path.stem == "control" else 1.5
-        for word in words[1:]:
-            timeout = timeout if word == "optional" else float(word)
-        optional = "optional" in words
-        attacks.append(Attack(name, path.stem, program, problem, timeout, optional=optional))
+        attacks.append(Attack(name, path.stem, program, problem, timeout, **notes))
     return attacks
 
 
@@ -636,6 +635,12 @@ def supervise(cases: list[Attack]):
             yield Outcome(case.name, case.kind, case.optional, False, "none", 0.0, broken)
 
 
+def may_write() -> bool:
+    """Whether programs can write files on this machine: only in a private root, which containers
+    seldom offer."""
+    return "private root" not in sandbox_status().partition("missing: ")[2]
+
+
 def canonical(folder: str):
     """How many of HumanEval's own solutions pass, and how fast."""
     with gzip.open(Path(folder) / "HumanEval.jsonl.gz", "rt") as lines:
@@ -676,6 +681,8 @@ def main() -> int:
     tempfile.tempdir = tempfile.mkdtemp(prefix="attacks-")
     os.chmod(tempfile.tempdir, 0o755)
     cases = [c for c in ATTACKS + CONTROLS if not args.names or {c.name, c.kind} & {*args.names}]
+    if not may_write():
+        cases = [replace(c, optional=c.optional or c.writes) for c in cases]
     outcomes = []
     try:
         for outcome in supervise(cases):
