@@ -37,11 +37,11 @@ D_t = Σ_v π_v·(log π_v − log π_ref,v) is exact at a state. Its gradient h
     ∇KLi = E[ Σ_t ∇D_t  +  Σ_t (Σ_{j>t} D_j)·∇log π(a_t) ]
 
 the first at fixed states, the second for a token's effect on the states after it, a return like any
-other (Rao-Blackwellised: Amini et al. 2504.10637, Tang and Munos 2506.09477).
-Without the second it is biased. Schulman's k1 = log π − log π_ref of the tokens drawn, inside the
-return, has the same expectation and several times the noise; differentiating k1 itself would give
-zero in expectation. [our reading: the paper names no estimator. We sum over tokens, since a mean
-would divide β2 by the answer's length.]
+other (Rao-Blackwellised: Amini et al. 2504.10637, Tang and Munos 2506.09477). Without the second it
+is biased. Schulman's k1 = log π − log π_ref of the tokens drawn, inside the return, has the same
+expectation and more noise; differentiating k1 itself would give zero in expectation. [our reading:
+the paper names no estimator. We sum over tokens, since a mean would divide β2 by the answer's
+length.]
 
 Left out on purpose: PPO's clipped importance ratios (one update a rollout, so the data is
 on-policy), entropy bonuses, advantage normalisation, training on more than two attempts (ICLR A.1;

@@ -8,9 +8,9 @@ before the last can be seen. A wrong attempt ends with its error d, and flipping
 
 **addition**, **multiplication** (difficulty: digits per number). `417+85=` → `502`.
 
-A base model is trained on transcripts of two attempts, whose second attempts help as little as the
-paper found those of pretrained models to do, and whose first attempts often show a *habit*, a
-mistake that reward can unlearn (in numbers, to forget the carry of the units: `492`): see `Corpus`.
+A base model is trained on transcripts of two attempts, whose second attempts do not help, and whose
+first attempts often show a *habit*, a mistake that reward can unlearn (in numbers, to forget the
+carry of the units: `492`): see `Corpus`.
 """
 
 import re
