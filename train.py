@@ -227,6 +227,9 @@ def train(trainer: Trainer) -> None:
         if interrupted:
             raise SystemExit(130)  # a second Ctrl-C stops at once; the last save remains valid
         interrupted.append(signum)
+        if is_first():
+            with contextlib.suppress(OSError):
+                os.write(2, b"\nstopping after this step; again: at once, without saving\n")
 
     old = {which: signal.signal(which, note) for which in (signal.SIGINT, signal.SIGTERM)}
     shown, stop = Report(stage.title, run.steps, trainer.step, trainer.job.folder), False
@@ -243,6 +246,9 @@ def train(trainer: Trainer) -> None:
                     saved = time.monotonic()
                     took = saved - started
             trainer.save()
+    except BrokenPipeError:  # the reader of the output has ended, as tee does at Ctrl-C
+        trainer.save()
+        raise
     except ConnectionError:
         old = {}  # torchrun stops this process next, which must not hide the error
         raise
@@ -507,7 +513,8 @@ def main(argv: list[str] | None = None) -> int:
         if stop.args:  # training saved its state, or an evaluation its answers
             again = [arg for arg in sys.argv if arg != "--resume"]
             again += ["--resume"] if stop.args == ("saved",) else []
-            more = f"; continue with: {shlex.join(['python', *again])}"
+            started_by = "python" if processes.number_of_processes() == 1 else "torchrun …"
+            more = f"; continue with: {started_by} {shlex.join(again)}"
         if is_first():
             print(f"{Path(sys.argv[0]).name}: interrupted{more}", file=sys.stderr)
         return 130

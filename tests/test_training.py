@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import dataclasses
+import errno
 import json
 import math
 import os
@@ -887,11 +888,26 @@ def test_interrupt_saves_and_says_how_to_go_on(tmp_path):
     stopped.send_signal(signal.SIGINT)
     _, stderr = stopped.communicate(timeout=60)
     assert stopped.returncode == 130 and stderr.rstrip().endswith("--resume"), stderr
+    assert "\nstopping after this step; again: at once, without saving\n" in stderr
     assert run("--stage", 0, "--steps", 200, "--out", tmp_path / "stopped", "--resume") == 0
     assert run("--stage", 0, "--steps", 200, "--out", tmp_path / "whole") == 0
     folders = [tmp_path / out / "puzzle" / "base" for out in ("whole", "stopped")]
     assert same_weights(*(folder / "model.pt" for folder in folders))
     assert without_times(log) == without_times(folders[0] / "metrics.jsonl")
+
+
+def test_no_step_is_lost_where_the_reader_of_the_output_ends(tmp_path, few_steps, monkeypatch):
+    """Ctrl-C ends `tee`, too, and then the bar cannot be drawn."""
+    add = train.Report.add
+
+    def broken(report, metrics: dict) -> None:
+        add(report, metrics)
+        if metrics["step"] == 3:
+            raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    monkeypatch.setattr(train.Report, "add", broken)
+    assert run("--stage", 0, "--out", tmp_path) == 1
+    assert settings.read_progress(tmp_path / "puzzle" / "base")[1] == 3
 
 
 def edit(path: pathlib.Path, change) -> None:
@@ -1116,7 +1132,8 @@ def test_processes_stop_together_and_another_number_goes_on(tmp_path):
     wait_for_steps(folder / "metrics.jsonl", 3, stopped)
     stopped.send_signal(signal.SIGINT)
     _, err = stopped.communicate(timeout=120)
-    assert err.count("train.py: interrupted; continue with:") == 1, err
+    assert err.count("train.py: interrupted; continue with: torchrun … ") == 1, err
+    assert err.count("stopping after this step") == 1, err
     step = settings.read_progress(folder)[1]
     assert 3 <= step < 60
     killed = torchrun(*flags, "--resume", "--out", tmp_path / "two")
