@@ -48,6 +48,9 @@ from training.report import AnswersBar, Report, cost, diagnose, dialogue, report
 from training.results import write_results
 from training.settings import IN_WORDS, Job, Run, Stage, jobs_up_to, load_job, pick
 
+# NVIDIA's containers choose TF32 for products of float32, which the sampler's kernel does not.
+torch.set_float32_matmul_precision("highest")
+
 # Answers in words are short, so their summed KL is small and beta2 is larger than in the paper.
 WORDS = {"transcripts": 32, "problems": 8, "beta2": 2.0, "eval_problems": 500}
 # The paper's settings. It gives the number of steps of both stages together, of which each gets
@@ -142,7 +145,7 @@ class Trainer:
         try:
             metrics = self.learn(run.seed * 1_000_003 + self.job.stage.number)
         except FloatingPointError as error:
-            raise processes.Diverged(
+            raise processes.OwnError(
                 f"{title} diverged at step {self.step}: {error}; try a lower --lr"
             ) from None
         except ValueError as error:  # a bug, not bad input: show its traceback
@@ -158,6 +161,7 @@ class Trainer:
             problems = self.task.held_out("val", run.watched)
             found = score.evaluate(self.policy, self.task, problems, batch=run.eval_batch).metrics
             metrics["val"] = pick(found, {"acc_t1", "acc_t2", "changed"})
+            self.policy.graph_cache = None  # its rows may be many more than a rollout's
         return {"step": self.step, "stage": self.job.stage.number, "seconds": seconds} | metrics
 
     def learn(self, seed: int) -> dict:
@@ -283,7 +287,16 @@ def stage_model(job: Job, task: data.Task, device: torch.device) -> GPT:
     """The result of a stage: its best model by training reward, or the pretrained model."""
     if job.is_init:
         return new_model(job, task, device)
-    return checkpoints.load_model(job.folder, task, device)
+    model = checkpoints.load_model(job.folder, task, device)
+    if job.run.init is not None:
+        check_origin(job.folder, model, job.run.init)
+    return model
+
+
+def check_origin(folder: Path, model: GPT, init: str) -> None:
+    """Raises ValueError if a stage's model cannot come from the pretrained one in `init`."""
+    if GPTConfig(**read_shape(init)) != model.config:
+        raise ValueError(f"{folder} was not trained from the model in {init}: their shapes differ")
 
 
 def run_stage(
@@ -441,7 +454,7 @@ def ask_command(given: dict, problems: list[str]) -> None:
     them is the folder of a stage, unless the model is that of --init, untouched."""
     temperature, folder = evaluation_temperature(given), None
     # With a folder, too, --init may be given: where the stage's pretrained model was moved to.
-    if "init" not in given or (problems and Path(problems[0], "model.pt").exists()):
+    if "init" not in given or (problems and os.path.isdir(problems[0])):
         folder, problems = Path(problems[0]), problems[1:]
     job = load_job(STAGES, folder, given)
     run = job.run
@@ -475,6 +488,7 @@ def export_command(given: dict, folder: Path) -> None:
         raise ValueError(f"{folder} was not trained from a pretrained model (--init)")
     try:
         companions(Path(init), target)  # refused before anything is written
+        check_origin(folder, model, init)
         model.save_pretrained(target)
         copy_companions(Path(init), target)
     except (OSError, ValueError) as error:
@@ -505,7 +519,7 @@ def main(argv: list[str] | None = None) -> int:
             train_command(STAGES, given, args.stage, args.resume)
     except (ValueError, OSError, rewards.SandboxError) as error:
         # Any other error all processes meet alike, and the first one prints it.
-        if is_first() or isinstance(error, processes.Diverged):
+        if is_first() or isinstance(error, processes.OwnError):
             print(f"{Path(sys.argv[0]).name}: {one_line(error)}", file=sys.stderr)
         return 1 if isinstance(error, ConnectionError) else 2
     except KeyboardInterrupt as stop:

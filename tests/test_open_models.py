@@ -5,6 +5,7 @@ import os
 import pathlib
 import shutil
 import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -360,6 +361,43 @@ def test_nothing_from_outside_controls_the_terminal(chatty, tmp_path, capsys, mo
     out, err = capsys.readouterr()
     assert out.count("\ufffd") > 10 and err.count("\ufffd") == 3
     assert not set(evil) & set(out + err) - set("]0;2J")
+
+
+def test_stages_find_a_model_and_data_that_have_moved(chatty, tmp_path, monkeypatch, capsys):
+    """By the same path written otherwise, or by a new one where the old is gone; a model of another
+    shape is refused."""
+    small = "--data math --problems 2 --samples 2 --revisions 2 --eval-problems 4 --steps 1"
+    small = f"{small} --max-new-tokens 6 --device cpu --out {tmp_path}".split()
+    init, folder = shutil.copytree(chatty, tmp_path / "init"), write_math(tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    assert train.main(["--stage", "1", *small, "--init", "init", "--data-dir", "data"]) == 0
+    two, other = tmp_path / "math" / "stage2", shutil.copytree(chatty, tmp_path / "other")
+    second = ["--stage", "2", *small, "--data-dir", str(folder)]
+    assert train.main([*second, "--init", str(other)]) == 2
+    assert "stage1 was made with init init, not" in capsys.readouterr().err
+    init.rename(tmp_path / "new")
+    folder.rename(tmp_path / "problems")
+    assert train.main(["--stage", "2", *small]) == 2
+    assert "--init init: no such folder (has it moved?)" in capsys.readouterr().err
+    moved = ["--init", "new", "--data-dir", "problems"]
+    assert train.main(["--stage", "2", *small, *moved]) == 0
+    assert json.loads((two / "results.json").read_text())["config"]["init"] == "new"
+    assert train.main(["--stage", "2", *small]) == 0  # its latest place is known
+    GPT(replace(GPT.from_pretrained(other).config, layers=2)).save_pretrained(other)
+    capsys.readouterr()
+    for command in ("--eval", "--export"):
+        assert train.main([command, str(two), "--init", str(other)]) == 2
+        [line] = capsys.readouterr().err.splitlines()
+        assert f"{two} was not trained from the model in {other}" in line
+
+
+def test_a_long_question_is_no_path(chatty, tmp_path, capsys):
+    flags = f"--init {chatty} --data math --data-dir {write_math(tmp_path / 'data')}"
+    flags += f" --max-new-tokens 6 --device cpu --out {tmp_path}"
+    assert train.main(["--ask", "How many? " * 100, *flags.split()]) == 0
+    assert capsys.readouterr().out.count("attempt 2") == 1
+    assert train.main(["--ask", str(tmp_path), "12+34=", *flags.split()]) == 0
+    assert capsys.readouterr().out.count("attempt 2") == 1  # a folder, though without a model
 
 
 def test_an_export_copies_plain_files_by_name(chatty, tmp_path, capsys):

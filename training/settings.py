@@ -3,6 +3,7 @@
 A setting comes from the command line, else from a stage's folder, else from the stage's defaults.
 """
 
+import os
 import re
 from collections.abc import Iterable, Set
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -114,6 +115,7 @@ class Run:
 # Settings that all stages of a run share: a later stage reads them from an earlier one's folder.
 SHARED = {"data", "task", "difficulty", "shots", "data_dir", "limit", "levels", "subjects"}
 SHARED |= {"init", "layout", "max_new_tokens", "context", "layers", "heads", "width", "seed"}
+PLACES = {"init", "data_dir"}  # folders; the last path that is known holds for all stages
 # Settings that may change on --resume or in an evaluation: training does not depend on them.
 FREE = {"out", "device", "attempts", "split", "eval_problems", "eval_batch"}
 FREE |= {"eval_every", "history", "unsafe_sandbox", "micro", "recompute"}
@@ -158,10 +160,18 @@ def resolve(stage: Stage, known: dict) -> tuple[Run, score.Config]:
 def check_settings_match(folder: Path, saved: dict, wanted: dict) -> None:
     """Raises ValueError if a folder was made with other settings than those wanted."""
     for name, value in pick(wanted, saved.keys()).items():
-        if saved[name] != value:
+        if saved[name] != value and not (name in PLACES and may_be_same(saved[name], value)):
             raise ValueError(
                 f"{folder} was made with {name} {saved[name]}, not {value}; choose another folder"
             )
+
+
+def may_be_same(before: str | None, now: str | None) -> bool:
+    """Whether two paths name one folder, or the folder may have moved, since one does not exist."""
+    if before is None or now is None:
+        return False
+    moved = not (os.path.exists(before) and os.path.exists(now))
+    return moved or os.path.realpath(before) == os.path.realpath(now)
 
 
 def check_applies(given: dict, run: Run) -> None:
@@ -239,11 +249,12 @@ def jobs_up_to(stages: tuple[Stage, ...], given: dict, last: int) -> list[Job]:
     for folder, trained in zip(folders, known):
         check_settings_match(folder, trained, shared)
         shared |= pick(trained, SHARED)
+    places = pick(shared | given, PLACES)
     jobs = []
     for stage, folder, (saved, step), trained in zip(stages, folders, found, known):
         check_settings_match(folder, trained, {"stage": stage.number})
         wanted = given if stage.number == last else pick(given, given.keys() - {"steps", "lr"})
-        run, cfg = resolve(stage, shared | trained | wanted)
+        run, cfg = resolve(stage, shared | trained | wanted | places)
         job = Job(stage, run, cfg, folder, saved, step, requested=stage.number == last)
         if job.requested or not job.is_done:
             check_settings_match(folder, trained, wanted)
@@ -365,7 +376,7 @@ def source(run: Run) -> data.Source:
     init, folder = Path(run.init), Path(run.data_dir or f"data/{run.data}")
     if not init.is_dir():
         hub = f"; or: hf download {init} --local-dir DIR" if len(init.parts) == 2 else ""
-        raise ValueError(f"--init {init}: no such folder{hub}")
+        raise ValueError(f"--init {init}: no such folder (has it moved?){hub}")
     if run.data_dir and not folder.is_dir():
         raise ValueError(f"--data-dir {folder}: no such folder")
     # Only the files that a task may read: to search a whole tree can take long.
