@@ -603,7 +603,8 @@ if triton is not None:
         total = (mass * (peak - top).exp()).sum(1)  # (N,) Σ exp(z − top)
         best = noisy.argmax(1, keepdim=True)  # (N, 1)
         logprob = (chosen.gather(1, best) - top)[:, 0] - total.log()
-        return index.gather(1, best)[:, 0], logprob
+        token = index.gather(1, best)[:, 0].clamp_(max=V - 1)  # as in `sample`
+        return token, logprob
 
 
 # ---------------------------------------------------------------------------------------------

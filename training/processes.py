@@ -34,8 +34,8 @@ def share(count: int, name: str) -> int:
     return count // processes
 
 
-class Diverged(ValueError):
-    """Training diverged, perhaps in this process alone, which then has to say so."""
+class OwnError(ValueError):
+    """What perhaps only this process has met, such as divergence, so that it has to say it."""
 
 
 def is_first() -> bool:
@@ -80,7 +80,7 @@ def process_group(device: torch.device) -> Iterator[None]:
 
 
 def wait_for_others(device: torch.device) -> None:
-    averaged(torch.zeros(1, device=device))
+    averaged(torch.zeros(1, device=device)).item()  # on CUDA only this waits
 
 
 def any_process(flags: list[bool], device: torch.device) -> list[bool]:
@@ -111,7 +111,7 @@ def pick_device(name: str) -> torch.device:
     try:
         torch.empty(1, device=name)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {name}: {one_line(error)}") from None
+        raise OwnError(f"device {name}: {one_line(error)}") from None
     device = torch.device(name)
     if device.index is not None:
         torch.cuda.set_device(device)  # Triton and CUDA graphs use the current device
