@@ -201,8 +201,13 @@ def try_again(task: Task, prompts: list[list[int]], attempts: list[list[int]]) -
 
 def grade(task: Task, problems: list[Problem], attempt: Generation) -> Tensor:
     """r(y, y*), float32 (rows,). An answer that the length limit cut is wrong, whatever it
-    contains."""
-    rewards = task.rewards(problems, texts(task, attempt))
+    contains. Raises RuntimeError if the verifier fails, or gives anything but 0 and 1."""
+    try:
+        rewards = task.rewards(problems, texts(task, attempt))
+    except ValueError as error:  # a bug of the task, not bad input
+        raise RuntimeError(f"the verifier of {task.name} failed") from error
+    for reward in set(rewards) - {0, 1}:
+        raise RuntimeError(f"the verifier of {task.name} gave {reward}, which is not 0 or 1")
     return torch.tensor(rewards, dtype=torch.float32, device=attempt.mask.device) * attempt.ended
 
 

@@ -661,6 +661,13 @@ def test_fused_sampler_against_float64(shape, temperature, dtype):
 
 
 @needs_triton
+def test_fused_sampler_gives_a_token_though_no_logit_is_finite():
+    hidden, weight, keys = fused_case(3, 5, 3)
+    token, _ = model_module.fused_sample(hidden * math.nan, weight, 1.0, keys)
+    assert ((token >= 0) & (token < 5)).all()
+
+
+@needs_triton
 def test_fused_sampler_survives_extreme_logits():
     """Logits of ±10⁴ give neither NaN nor infinity."""
     hidden, weight, keys = fused_case(70, 300, 100)
@@ -879,6 +886,21 @@ def test_an_evaluation_reports_what_can_be_counted():
     ):
         error = statistics.pstdev(values) / len(values) ** 0.5
         assert found.metrics["se"][name] == pytest.approx(error, rel=1e-5)
+
+
+@pytest.mark.parametrize("reward", [-1.0, 0.5, math.nan, None, ValueError("no number")])
+def test_a_verifier_says_0_or_1(reward, monkeypatch):
+    """Else it is named: what it raises or returns is a bug of the task."""
+
+    def rewards(task, problems, texts):
+        if isinstance(reward, ValueError):
+            raise reward
+        return [reward for _ in texts]
+
+    monkeypatch.setattr(Toy, "rewards", rewards)
+    said = "failed" if isinstance(reward, ValueError) else f"gave {reward}, which is not 0 or 1"
+    with pytest.raises(RuntimeError, match=f"the verifier of {Toy.name} {said}"):
+        score.rollout(ragged_gpt(), Toy(), toy_problems(RAGGED), score.Config(), seed=1)
 
 
 def test_verdicts_may_be_booleans(monkeypatch):

@@ -6,6 +6,7 @@ token ids of problems and of the instruction between attempts, the text of token
 
 import importlib.util
 import sys
+from pathlib import Path
 
 from data.arithmetic import FAMILIES, ArithmeticTask
 from data.hendrycks import MathTask
@@ -29,6 +30,7 @@ def kind(text: str) -> str:
         return text
     spec = importlib.util.spec_from_file_location("own_task", text)
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    sys.path.append(str(Path(text).resolve().parent))  # for what the file imports
     spec.loader.exec_module(module)
     tasks = [x for x in vars(module).values() if isinstance(x, type) and issubclass(x, TextTask)]
     name = getattr(tasks[-1], "name", "") if tasks else ""

@@ -99,6 +99,9 @@ class FileTask(TextTask):
             if problems and not fit:
                 raise ValueError(f"{self.name}: {self.notes[-1]}")
             self.splits[name] = sorted(fit, key=lambda x: x.key)[: source.limit]
+            shared = {x.prompt for x in fit} & {x.prompt for x in splits.get("train", [])}
+            if shared and name != "train":
+                self.notes.append(f"{len(shared)} {name} problems are train problems, too")
         sizes = ", ".join(f"{len(x)} {name}" for name, x in self.splits.items() if x)
         self.notes.append(f"{self.name}: {sizes or 'no'} problems from {source.folder}")
 

@@ -75,7 +75,8 @@ class ScoreTrainer(GRPOTrainer):
 
     def attempt_scores(self, model, batch: dict) -> tuple[Tensor, Tensor, Tensor]:
         """log π of every completion token, and KL(π ‖ π_ref) there, of the first attempts and of
-        the second, 0 elsewhere: three (rows, T). As `score.attempt_scores`, from whole logits."""
+        the second, 0 elsewhere: three (rows, T). As `score.attempt_scores`, from whole logits,
+        which bfloat16 rounds here."""
         ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
         ok = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)
         T = batch["completion_ids"].shape[1]

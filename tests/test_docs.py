@@ -116,6 +116,27 @@ def test_the_example_s_verifier_is_strict_and_its_files_are_checked(chatty, word
         data.load("words", source=data.Source(words, chatty))
 
 
+def test_test_problems_that_are_trained_on_are_counted(chatty, words):
+    data.kind(WORDS)
+    assert "train problems, too" not in str(
+        data.load("words", source=data.Source(words, chatty)).notes
+    )
+    with (words / "test.jsonl").open("a") as file:
+        file.write("\n" + json.dumps({"question": "Capital of 0?", "answer": "City0"}))
+    task = data.load("words", source=data.Source(words, chatty))
+    assert "1 test problems are train problems, too" in task.notes
+
+
+def test_a_task_may_import_what_lies_beside_it(words, monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (words / "beside_it.py").write_text("NAME = 'mine'")
+    text = pathlib.Path(WORDS).read_text().replace('name = "words"', "name = beside_it.NAME")
+    (words / "mine.py").write_text(
+        text.replace("from data import", "import beside_it\nfrom data import")
+    )
+    assert data.kind(str(words / "mine.py")) == "mine"
+
+
 @pytest.mark.parametrize("name", ["math", "puzzle", "../words", ""])
 def test_names_of_tasks_are_new_and_those_of_folders(name, words):
     file = words / "mine.py"

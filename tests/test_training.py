@@ -24,6 +24,7 @@ import torch
 from hypothesis import strategies as st
 
 import data
+import fast.processes
 import rewards
 import score
 import train
@@ -645,6 +646,15 @@ def test_no_answer_is_asked_for_twice(changed, calls_again, trained, tmp_path, m
     assert run(*command) == 0 and results() == continued and len(calls) == 7 + calls_again + 12
 
 
+def test_where_answers_cannot_be_kept_none_is_asked_for(trained, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "stage1"
+    shutil.copytree(trained / "stage1", folder, ignore=shutil.ignore_patterns("answers"))
+    (folder / "answers").touch()
+    monkeypatch.setattr(score, "generate", None)
+    assert run("--eval", folder) == 2
+    assert f"cannot write to {folder}/answers: File exists" in capsys.readouterr().err
+
+
 def test_an_evaluation_while_training_takes_all_problems_of_files():
     assert settings.Run().watched == 500 and settings.Run(data="math", init="x").watched is None
     assert settings.Run(data="math", init="x", eval_problems=7).watched == 7
@@ -835,6 +845,16 @@ def test_two_runs_in_one_folder_are_refused(tmp_path, few_steps, capsys):
     assert not list(tmp_path.rglob("*.pt"))
     (tmp_path / "puzzle" / ".lock").write_text("1")  # of a process that was killed
     assert run("--stage", 0, "--out", tmp_path) == 0
+
+
+def test_a_disk_without_locks_is_one_line(tmp_path, monkeypatch, capsys):
+    def refuse(*args) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(checkpoints.fcntl, "flock", refuse)
+    assert run("--stage", 0, "--out", tmp_path) == 2
+    lock = tmp_path / "puzzle" / ".lock"
+    assert f"cannot lock {lock} (No locks available); choose an" in capsys.readouterr().err
 
 
 def test_saves_go_by_time_and_take_a_small_share_of_it(tmp_path, few_steps, monkeypatch):
@@ -1166,7 +1186,7 @@ def test_a_lost_process_is_named_though_torchrun_stops_the_others(tmp_path, monk
 
 
 @pytest.mark.parametrize(
-    "kind, lines", [(processes.Diverged, 1), (rewards.SandboxError, 0), (ValueError, 0)]
+    "kind, lines", [(processes.OwnError, 1), (rewards.SandboxError, 0), (ValueError, 0)]
 )
 def test_what_one_process_may_have_met_alone_it_says_itself(kind, lines, monkeypatch, capsys):
     """What all have met, the first of them says."""
@@ -1180,6 +1200,36 @@ def test_what_one_process_may_have_met_alone_it_says_itself(kind, lines, monkeyp
     assert train.main(["--stage", "1"]) == 2
     err = capsys.readouterr().err
     assert err.count(": a reason\n") == len(err.splitlines()) == lines
+
+
+def test_a_device_may_be_missing_for_one_process_alone():
+    with pytest.raises(processes.OwnError, match="device cuda:99: "):
+        processes.pick_device("cuda:99")
+
+
+def test_processes_wait_for_one_another_on_gpus_too(monkeypatch):
+    """There a sum over processes has only been asked for when the call returns."""
+    waited = []
+
+    class Asked:
+        def item(self) -> float:
+            waited.append(True)
+
+    monkeypatch.setattr(processes, "averaged", lambda values: Asked())
+    processes.wait_for_others(torch.device("cpu"))
+    assert waited
+
+
+def test_an_error_of_a_gpu_is_not_taken_for_a_lost_process(monkeypatch):
+    def failed(values: torch.Tensor) -> None:
+        raise RuntimeError("CUDA error: out of memory")
+
+    monkeypatch.setattr(fast.processes, "process", lambda: (0, 2))
+    monkeypatch.setattr(fast.processes.dist, "all_reduce", failed)
+    for backend, kind in (("nccl", RuntimeError), ("gloo", ConnectionError)):
+        monkeypatch.setattr(fast.processes.dist, "get_backend", lambda named=backend: named)
+        with pytest.raises(kind, match="out of memory"):
+            fast.processes.averaged(torch.zeros(1))
 
 
 def test_one_process_s_metrics_stay_off_the_device():
@@ -1255,6 +1305,16 @@ for step in (1, 2):
     score.train_step(policy, ref, optimizer, task, problems, score.stage1_returns, cfg, step)
 print(json.dumps([plan.kept + plan.update + plan.rollout, peak() - before]))
 """
+
+
+def test_products_of_float32_are_exact_in_containers_that_choose_tf32():
+    """The sampler's kernel and the scores of its tokens would differ."""
+    code = "import torch, train; print(torch.get_float32_matmul_precision())"
+    for_tf32 = {"TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=os.environ | for_tf32, capture_output=True
+    )
+    assert done.stdout == b"highest\n", done
 
 
 def test_closed_streams_end_in_no_traceback(trained):
@@ -1398,6 +1458,21 @@ def test_warnings_come_once(bad, printed):
     assert report.warnings(rows, 400, since=step) == wanted
     step = 20 if "reward" in bad else 10  # a quarter of a short stage's steps
     assert not report.warnings(rows[1:step], 40) and report.warnings(rows[1 : step + 1], 40)
+
+
+def test_evaluations_while_training_leave_no_cache_for_their_rows(tmp_path, few_steps, monkeypatch):
+    """On a GPU a model keeps its decoding cache, for the most rows that it has had."""
+    models, evaluate = [], score.evaluate
+
+    def evaluated(model, *args, **options):
+        models.append(model)
+        model.graph_cache = object()
+        return evaluate(model, *args, **options)
+
+    monkeypatch.setattr(score, "evaluate", evaluated)
+    flags = ["--stage", "0", *BASE, "--difficulty", "3", "--steps", "2", "--eval-every", "1"]
+    assert train.main([*flags, "--out", str(tmp_path)]) == 0
+    assert models[0] is models[1] and models[0].graph_cache is None
 
 
 def test_evaluations_while_training_change_nothing_else(tmp_path, few_steps, capsys):

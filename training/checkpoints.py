@@ -46,6 +46,10 @@ def locked(folder: Path) -> Iterator[None]:
             raise ValueError(
                 f"process {file.read()} is training in {folder}; choose another --out"
             ) from None
+        except OSError as error:  # not every network disk has locks
+            raise ValueError(
+                f"cannot lock {path} ({error.strerror}); choose an --out on another disk"
+            ) from None
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
@@ -292,14 +296,14 @@ def kept_answers(
     """Yields `respond` of score.py, but its results are kept in the folder's answers/ and come from
     there if this model was asked the same before. Those of other models are removed at the end. If
     the block is interrupted, raises KeyboardInterrupt with an argument."""
-    same = [model.config, dtype, str(model.device), task.max_new_tokens, task.eos]
+    same = [model.config, dtype, model.device.type, task.max_new_tokens, task.eos]
     model_hash = hashlib.sha256(repr(same).encode())
     for weight in model.parameters():
         model_hash.update(weight.detach().contiguous().view(torch.uint8).cpu().numpy())
     for code in (GPT, respond, type(task)):  # the task says when an answer is over
         model_hash.update(Path(inspect.getfile(code)).read_bytes())
     mine, kept = model_hash.hexdigest()[:16], folder / "answers"
-    kept.mkdir(exist_ok=True)
+    check_writable(kept)
     names = [field.name for field in fields(Generation)]
 
     def answer(policy, task, problems, prompts, keys, *how) -> Generation:
