@@ -26,10 +26,11 @@ expectation of y2's return is not differentiated through the probability of y1. 
 be credited with (1 − α)·r1 + (1 + α)·r2, whose first term rewards a wrong first attempt.
 
 **The baseline.** Given y1, the term −α·r1 of y2's return is a constant, and a constant has no
-gradient in expectation: the bonus multiplies the gradient of r2 by 1 + α, and everything else it
-adds is variance, α² times that of r1. Comparing y2 only with other second attempts *to the same y1*
-removes that variance exactly; hence M. With M = 1 the baseline runs over the whole rollouts of a
-problem, as is usual for RLOO, and the variance stays. Both are tested.
+gradient in expectation: the bonus multiplies the gradient of r2 by 1 + α, and the term changes only
+the noise (if r1 and r2 are independent, it adds α² times the variance of r1). Where y2 is compared
+only with other second attempts *to the same y1*, the term cancels exactly; hence M. With M = 1 the
+baseline runs over the whole rollouts of a problem, as is usual for RLOO, and the term stays. Both
+are tested.
 
 **The KL** of attempt i is a sum over the states that it visits: KLi = E[Σ_t D_t], where
 D_t = Σ_v π_v·(log π_v − log π_ref,v) is exact at a state. Its gradient has two parts,
@@ -311,8 +312,8 @@ Pair = tuple[Tensor, Tensor]  # (first attempts, second attempts)
 
 def attempt_scores(policy: GPT, ref: GPT, rolled: Rollout, temperature: float) -> tuple[Pair, Pair]:
     """log π(token | what precedes it) of each token of both attempts, (N, T1) and (N·M, T2), and
-    D = KL(π ‖ π_ref) of the next token there, both 0 outside the masks. One forward of the packed
-    rollout by each model; the reference has no gradient."""
+    D = KL(π ‖ π_ref) of the next token there, both 0 outside the masks, with π and π_ref at the
+    temperature. One forward of the packed rollout by each model; the reference has no gradient."""
     states = attempt_states(policy, rolled)
     with torch.no_grad():
         ref_states = attempt_states(ref, rolled)
@@ -428,10 +429,10 @@ def outcomes(r1: Tensor, r2: Tensor, changed: Tensor) -> dict[str, Tensor]:
 
 
 def rollout_metrics(rolled: Rollout, returns: Returns, cfg: Config) -> dict:
-    """The metrics of a step's rollout: those of `outcomes`; `reward`, what the stage maximises,
+    """The metrics of a step's rollout: those of `outcomes`; `reward`, the sum of both returns
     without KL and bonus; `entropy`, the mean of −log π over the tokens drawn, which estimates the
     policy's own, in nats a token at the sampling temperature; `no_signal`, the share of groups of
-    second attempts whose rewards are all equal, so that they give no gradient."""
+    second attempts whose rewards are all equal, so that r2 gives no gradient."""
     r1, r2 = rolled.r1.repeat_interleave(cfg.revisions), rolled.r2
     zero = torch.zeros_like(r2)
     plain = replace(cfg, alpha=0.0, beta1=0.0, beta2=0.0)

@@ -323,7 +323,8 @@ def test_leave_one_out_by_hand():
 @pytest.mark.parametrize("alpha", [0.5, 10.0])
 def test_bonus_multiplies_the_gradient_of_attempt_2(alpha):
     """Given y1, −α·r1 is a constant: against other seconds to the same first, the bonus multiplies
-    attempt 2's advantage by exactly 1 + α. Against whole rollouts it also adds variance."""
+    attempt 2's advantage by exactly 1 + α. Against whole rollouts the term stays, and adds variance
+    where, as here, both rewards are independent."""
     torch.manual_seed(0)
     K, M, problems = 4, 4, 500
     r1 = torch.randint(2, (problems * K,)).double()

@@ -1,4 +1,4 @@
-"""SCoRe beside everything that it claims to beat: RESULTS.md, its tables and its figures.
+"""SCoRe beside its trained baselines: RESULTS.md, its tables and its figures.
 
     python experiments/compare.py --quick            one seed of the main methods
     python experiments/compare.py --write            everything, over several seeds: hours

@@ -3,7 +3,7 @@
 A method is a pair of returns, as in score.py, or a choice of pairs of attempts to imitate; the
 settings that are its own; and the model that it goes on from. Nothing else differs: they share the
 base model, the trainer, the optimizer and its schedule, the way problems are drawn, and the numbers
-of model samples and of updates.
+of model samples and of updates. (RL keeps the weights of its highest reward, imitation its last.)
 """
 
 import sys
@@ -34,7 +34,8 @@ def both_returns(r1, r2, kl1, kl2, cfg: Config):
 
 
 def trajectory_returns(r1, r2, kl1, kl2, cfg: Config):
-    """γ = 1: y1's tokens are credited with y2's reward, too."""
+    """γ = 1: y1's tokens are credited with y2's reward, too, though not with its KL. Its `reward`
+    counts r2 twice, and the checkpoint is chosen by that."""
     return r1 + r2 - cfg.beta1 * kl1, r2 - cfg.beta1 * kl2
 
 
@@ -63,7 +64,8 @@ class Imitation:
     many rollouts as there are updates, and pairs of attempts whose rewards pass `keep` are
     imitated. [reading: STaR imitates both attempts, for where it imitates y2 alone this small model
     forgets how to answer first; Pair-SFT y2 alone, for all y1 of its D are wrong. NOTES.md has the
-    validation runs.]"""
+    validation runs. A round goes on from the model of the last, where STaR starts from the base
+    again, and an update draws its pairs at random, not in epochs.]"""
 
     keep: Callable[[float, float], bool]
     rounds: int = 3

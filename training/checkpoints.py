@@ -258,7 +258,7 @@ def read_log(folder: Path) -> list[dict]:
 
 class Best:
     """Tracks the highest training reward: the mean over the last WINDOW steps, since one step's is
-    too noisy, compared every EVERY steps and after the last."""
+    too noisy, compared from step WINDOW on every EVERY steps, and after the last."""
 
     WINDOW, EVERY = 50, 10
 
