@@ -32,6 +32,9 @@ def main(argv: list[str]) -> int:
         print(__doc__, file=sys.stderr)
         return 2
     name, *flags = argv
+    if not any(flag.partition("=")[0] == "--init" for flag in flags):
+        print("baseline.py: --init is missing; compare.py has the puzzle's", file=sys.stderr)
+        return 2
     method = METHODS[name]
     own = {"folder": name, "title": method.title, "returns": method.learns}
     train.STAGES = (BASE, BothStages(**vars(STAGE1) | own))

@@ -517,17 +517,23 @@ def table(rows: list[dict]) -> str:
 def parts(kept: dict[str, dict]) -> dict[str, str]:
     """The tables of SPEED.md by the name of their place there, each of one run or of several, under
     where, when and by which commands they were made."""
-    texts = {}
-    for name, group in itertools.groupby(kept, key=lambda name: name.partition("/")[0]):
-        runs = [kept[each] for each in group]
-        first, rows = runs[0], [row for run in runs for row in run["results"]]
-        where = f"{first['machine']}, {first['cores']} cores, {first['date']}"
-        # "commit" stands in figures that were measured by an earlier version of this file.
-        for package in ("torch", "transformers", "trl", "commit"):
-            where += f", {package} {first[package]}" if package in first else ""
+    texts, groups = {}, {}
+    for name, run in kept.items():
+        groups.setdefault(name.partition("/")[0], []).append(run)
+    for name, runs in groups.items():
+        where = "; ".join(dict.fromkeys(map(made_on, runs)))
         commands = "\n".join(run["command"] for run in runs)
+        rows = [row for run in runs for row in run["results"]]
         texts[name] = f"{where}:\n\n```sh\n{commands}\n```\n\n{table(rows)}"
     return texts
+
+
+def made_on(run: dict) -> str:
+    where = f"{run['machine']}, {run['cores']} cores, {run['date']}"
+    # "commit" stands in figures that were measured by an earlier version of this file.
+    for package in ("torch", "transformers", "trl", "commit"):
+        where += f", {package} {run[package]}" if package in run else ""
+    return where
 
 
 def about(argv: list[str], device: str) -> dict:
@@ -581,15 +587,16 @@ def main(argv: list[str]) -> None:
             put(PAGE, name, text)
         return
     args.amount = Namespace(**(QUICK if args.quick else AMOUNT))
-    run = about(argv, args.device) | {"peaks": {}, "results": []}
+    run, ended = about(argv, args.device) | {"peaks": {}, "results": []}, False
     try:
         for row in COMMANDS[args.what][0](args, run["peaks"]):
             print(json.dumps(row), file=sys.stderr, flush=True)
             run["results"].append(row)
-    finally:  # of a stopped run, too
+        ended = True
+    finally:  # of a stopped run, too, but not in place of a whole one
         print(*parts({"": run}).values())
-        if args.keep:
-            kept = json.loads(args.file.read_text()) if args.file.exists() else {}
+        kept = json.loads(args.file.read_text()) if args.file.exists() else {}
+        if args.keep and (ended or args.keep not in kept):
             args.file.write_text(json.dumps(kept | {args.keep: run}, indent=1) + "\n")
 
 

@@ -30,11 +30,14 @@ from tables import (
     TUNING,
     curves,
     gather,
+    lost_rows,
     results_table,
     tables,
     write_pages,
     write_rows,
 )
+
+from verifiers.sandbox import usable_cores
 
 HERE = Path(__file__).resolve().parent
 
@@ -145,17 +148,22 @@ def main() -> None:
         help="of the main methods, each α and the base that copies; else at most 3 [5]",
     )
     parser.add_argument("--out", type=Path, help="[out/compare, or out/compare-quick]")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="[one a core]")
+    parser.add_argument("--workers", type=int, default=usable_cores(), help="[one a core]")
     parser.add_argument("--write", action="store_true", help="keep the figures and the tables")
     parser.add_argument("--perform", help=SUPPRESS)
     args = parser.parse_args()
     for name in ("seeds", "workers"):
         if getattr(args, name) < 1:
             parser.error(f"--{name} must be at least 1: {getattr(args, name)}")
+    for name in ("parts", "seeds", "write"):
+        if args.quick and getattr(args, name) != parser.get_default(name):
+            parser.error(f"--quick has no --{name}")
     usual = HERE.parent / "out" / ("compare-quick" if args.quick else "compare")
     out = (args.out or usual).resolve()
     if args.perform:
         return Run(**json.loads(args.perform)).perform(out)
+    for which in (signal.SIGTERM, signal.SIGHUP):  # else the runs would go on, unseen
+        signal.signal(which, signal.default_int_handler)
     asked = planned(["quick"], 1) if args.quick else planned(args.parts, args.seeds)
     try:
         perform_all(asked, out, args.workers, base_threads=args.workers if args.quick else 1)
@@ -172,6 +180,9 @@ def main() -> None:
     for name, text in made.items():
         print(f"\n{name}\n{text}")
     if args.write:
+        for path, new in ((FIGURES, rows), (TUNING, tuned), (CURVES, kept)):
+            if lost := lost_rows(path, new):
+                sys.exit(f"{len(lost)} runs of {path.name} are not in {out}: nothing is written")
         write_rows(FIGURES, rows)
         write_rows(TUNING, tuned)
         write_rows(CURVES, kept)

@@ -90,14 +90,16 @@ def main() -> int:
     ):
         return 1
     fit = steps_that_fit(out / "probe/humaneval/stage1/metrics.jsonl", args.seconds / 6)
+    finished = ["base"]
     for stage in (1, 2):
         where = ["--stage", stage, "--steps", fit, "--out", out]
-        parts.run(f"stage{stage}", *TRAIN, *where, *settings)
+        if parts.run(f"stage{stage}", *TRAIN, *where, *settings):
+            finished.append(f"stage{stage}")
 
     def evaluate(name: str) -> None:
         parts.run(f"eval-{name}", *TRAIN, "--eval", stages / name, *places)
 
-    for name in ("base", "stage1", "stage2"):
+    for name in finished:
         evaluate(name)
     if parts.run("naive", *NAIVE, "--steps", 2 * fit, "--out", out, *settings):
         evaluate("naive")

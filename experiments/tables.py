@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import statistics
 import sys
 from collections.abc import Callable
@@ -112,7 +113,7 @@ def results_table(rows: list[dict], arms: list[str], reference: str = "stage2") 
 
 
 def title(arm: str) -> str:
-    name, _, times = arm.partition("_x")
+    name, times = re.fullmatch(r"(.+?)(?:_x(\d+))?", arm).groups()
     return methods.METHODS[name].title + (f", {times} × the budget" if times else "")
 
 
@@ -160,8 +161,9 @@ def race_table(kept: list[dict]) -> str:
 
 
 def span(values: list[float]) -> str:
-    """The smallest and the largest."""
-    low, high = f"{min(values):.0f}", f"{max(values):.0f}"
+    """The smallest and the largest of those that there are; infinity is never."""
+    known = [value for value in values if not math.isnan(value)] or [math.inf]
+    low, high = (f"{x:.0f}".replace("inf", "never") for x in (min(known), max(known)))
     return low if low == high else f"{low} to {high}"
 
 
@@ -171,8 +173,9 @@ def reuse_table(rows: list[dict]) -> str:
     lines = [["", *(f"seed {seed}" for seed in seeds)]]
     for arm in methods.REUSE:
         own = by_seed(rows, arm)
-        found = [own[seed] for seed in seeds if seed in own]
-        lines.append([title(arm), *(f"{x['acc_t1']:.1f} / {x['acc_t2']:.1f}" for x in found)])
+        pair = "{acc_t1:.1f} / {acc_t2:.1f}"
+        found = (pair.format(**own[seed]) if seed in own else "" for seed in seeds)
+        lines.append([title(arm), *found])
     return cells(lines)
 
 
@@ -201,6 +204,11 @@ def attempts_table(kept: list[dict]) -> str:
     return cells(lines)
 
 
+def decimal(value: float | None, places: int) -> str:
+    """None is what cannot be divided, such as f/b where no right answer was broken."""
+    return "–" if value is None else f"{value:.{places}f}"
+
+
 def bases_table(rows: list[dict]) -> str:
     """Does f/b against the odds of p tell what happens, or the headroom of attempt 1?"""
     header = ["base", "p", "f", "b", "f/b", "odds", "odds after single-turn RL", "headroom"]
@@ -213,8 +221,8 @@ def bases_table(rows: list[dict]) -> str:
         if not all(found.values()):
             continue
         before, after = found["base"]["diagnosis"], found["single"]["diagnosis"]
-        line = [methods.BASES[name].title] + [f"{before[key]:.3f}" for key in ("p", "f", "b")]
-        line += [f"{number:.2f}" for number in (before["ratio"], before["odds"], after["odds"])]
+        line = [methods.BASES[name].title] + [decimal(before[key], 3) for key in ("p", "f", "b")]
+        line += [decimal(x, 2) for x in (before["ratio"], before["odds"], after["odds"])]
         line.append(f"{found['single']['acc_t1'] - found['base']['acc_t1']:+.1f}")
         for arm in ("base", "naive", "both", "stage2"):
             line.append("{acc_t1:.1f} / {acc_t2:.1f}".format(**found[arm]))
@@ -271,6 +279,15 @@ def write_pages(parts: dict[str, str]) -> None:
     for name, text in parts.items():
         put(RESULTS, name, text)
     put(HERE.parent / "README.md", "main", parts["main"])
+
+
+def lost_rows(path: Path, rows: list[dict]) -> set[tuple]:
+    """The methods and seeds in a file that `rows` would drop from it."""
+
+    def runs(rows: list[dict]) -> set[tuple]:
+        return {(row["arm"], row["seed"]) for row in rows}
+
+    return runs(json.loads(path.read_text())) - runs(rows)
 
 
 def write_rows(path: Path, rows: list[dict]) -> None:

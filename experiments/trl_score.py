@@ -6,8 +6,8 @@
 
 Flags are train.py's, but for a few that are refused; --trl sets fields of TRL's GRPOConfig.
 Loading, generation (transformers or vLLM), sharding (FSDP, DeepSpeed) and checkpoints are TRL's;
-prompts, rewards, returns, advantages and the loss are this repository's. OUT/trl/STAGE is then a
-folder for train.py's --init.
+prompts, rewards, returns, advantages and the loss are this repository's. OUT/trl/TASK/STAGE is then
+a folder for train.py's --init; `--trl resume_from_checkpoint=…` goes on from a checkpoint in it.
 
 A row of TRL's batch is one rollout, [x] and [y1, p, y2]: a problem's K·M rows are its
 `num_generations`, and a first attempt stands in M of them. Its mask leaves p out. So the mean over
@@ -161,9 +161,12 @@ def second_reward(completions: list, r2: list[float], **others) -> list[float]:
 def make_trainer(stage: settings.Stage, given: dict, own: dict) -> ScoreTrainer:
     """A trainer of a stage with train.py's settings, and others of GRPOConfig's."""
     run, cfg = settings.resolve(stage, given)
-    start = Path(run.out) / "trl" / "stage1" if stage.number == 2 else run.init
+    folder = Path(run.out) / "trl" / run.name
+    start = folder / "stage1" if stage.number == 2 else run.init
     if stage.number == 2 and not (start / "config.json").exists():
         raise ValueError(f"Stage II starts from {start}, which Stage I has not written yet")
+    if (folder / stage.folder / "config.json").exists():
+        raise ValueError(f"{folder / stage.folder} holds a trained model; choose another --out")
     task = train.load_task(run)
     rows = cfg.samples * cfg.revisions  # of a problem
     share = processes.share(cfg.problems, "problems")
@@ -175,7 +178,7 @@ def make_trainer(stage: settings.Stage, given: dict, own: dict) -> ScoreTrainer:
     problems = [x for step in steps for x in task.batch(seed, step, cfg.problems)]
     config = GRPOConfig(
         **{
-            "output_dir": str(Path(run.out) / "trl" / stage.folder),
+            "output_dir": str(folder / stage.folder),
             "max_steps": run.steps,
             "learning_rate": run.lr,
             "warmup_steps": run.warmup,
@@ -191,7 +194,6 @@ def make_trainer(stage: settings.Stage, given: dict, own: dict) -> ScoreTrainer:
             "beta": max(cfg.beta1, cfg.beta2) or 1.0,  # any but 0 has TRL load the reference
             "shuffle_dataset": False,
             "disable_dropout": True,
-            "model_init_kwargs": {"dtype": "float32"},
             "seed": run.seed,
             "use_cpu": processes.pick_device(run.device).type == "cpu",
             "report_to": [],
@@ -199,20 +201,18 @@ def make_trainer(stage: settings.Stage, given: dict, own: dict) -> ScoreTrainer:
         }
         | own
     )
-    trainer = ScoreTrainer(
+    model = AutoModelForCausalLM.from_pretrained(start, dtype=torch.float32)
+    model.config._name_or_path = str(run.init)  # TRL's reference is loaded from there
+    return ScoreTrainer(
         task,
         problems,
         cfg,
         stage.returns,
-        model=str(start),
+        model=model,
         args=config,
         train_dataset=Dataset.from_dict({"prompt": [str(n) for n in range(len(problems))]}),
         processing_class=AutoTokenizer.from_pretrained(run.init),
     )
-    if stage.number == 2:  # TRL's reference is what it starts from; ours stays the base model
-        base = AutoModelForCausalLM.from_pretrained(run.init, dtype=torch.float32)
-        trainer.accelerator.unwrap_model(trainer.ref_model).load_state_dict(base.state_dict())
-    return trainer
 
 
 def parse(argv: list[str]) -> tuple[settings.Stage, dict, dict]:
@@ -238,10 +238,10 @@ def parse(argv: list[str]) -> tuple[settings.Stage, dict, dict]:
 def main() -> int:
     try:
         trainer = make_trainer(*parse(sys.argv[1:]))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, train.rewards.SandboxError) as error:
         print(f"trl_score.py: {processes.one_line(error)}", file=sys.stderr)
         return 2
-    trainer.train()
+    trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
     trainer.save_model()
     return 0
 

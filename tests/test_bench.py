@@ -151,6 +151,34 @@ def test_the_benchmark_s_peers_draw_from_the_softmax():
     assert (counts - N * p).abs().le(4 * (N * p * (1 - p)).sqrt()).all()
 
 
+def test_a_part_has_all_its_runs_wherever_they_were_kept():
+    info = {"machine": "A", "cores": 2, "date": "2026-11-25", "command": "one"}
+    first, second = (info | {"results": [{"size": size}]} for size in ("tiny", "gpt2"))
+    later = second | {"date": "2026-11-30", "command": "two"}
+    made = bench.parts({"h200/a": first, "trl": first, "h200/b": later})
+    assert made.keys() == {"h200", "trl"}
+    assert made["h200"].startswith("A, 2 cores, 2026-11-25; A, 2 cores, 2026-11-30:")
+    assert "one\ntwo" in made["h200"] and "| tiny |\n| gpt2 |" in made["h200"]
+
+
+def test_a_stopped_measurement_does_not_replace_a_whole_one(tmp_path, monkeypatch):
+    def measure(args, peaks):
+        yield {"size": "tiny"}
+        if stopped:
+            raise KeyboardInterrupt
+
+    monkeypatch.setitem(bench.COMMANDS, "growth", (measure, []))
+    file, stopped = tmp_path / "kept.json", False
+    command = f"growth --quick --file {file} --keep".split()
+    bench.main([*command, "whole"])
+    whole, stopped = json.loads(file.read_text())["whole"], True
+    for name in ("whole", "part"):
+        with pytest.raises(KeyboardInterrupt):
+            bench.main([*command, name])
+    kept = json.loads(file.read_text())
+    assert kept["whole"] == whole and kept["part"]["results"] == [{"size": "tiny"}]
+
+
 def test_speed_md_has_the_figures_that_are_kept():
     page, parts = bench.PAGE.read_text(), bench.parts(json.loads(bench.FILE.read_text()))
     assert page.count("<!-- /") == len(parts)

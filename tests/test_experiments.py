@@ -1,5 +1,6 @@
 """The comparison of methods: budgets, what is imitated, and that its tables are its runs'."""
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -128,6 +129,81 @@ def test_tables_are_what_the_comparison_printed():
     assert all(tables.marked(name, text) in results for name, text in parts.items())
 
 
+def test_tables_have_a_place_for_what_is_missing():
+    """No right answer was broken, so that f/b is nothing; a run is missing; Δ never rose."""
+    rows = [row | {"diagnosis": dict(row["diagnosis"])} for row in read_rows(tables.FIGURES)]
+    [flat] = [row for row in rows if (row["arm"], row["seed"]) == ("flat/base", 0)]
+    flat["diagnosis"] |= {"b": 0.0, "ratio": None}
+    assert "| 0.000 | – | " in tables.bases_table(rows)
+    rows = [row for row in rows if (row["arm"], row["seed"]) != ("star_once", 100)]
+    found = tables.reuse_table([row for row in rows if row["seed"] >= runs.TUNING_SEED])
+    assert "| STaR, D+, each pair once |  | 36.8 / 45.1 |" in found
+    never, nan = math.inf, math.nan
+    assert tables.span([75.0, never]) == tables.span([never, 75.0]) == "75 to never"
+    assert tables.span([nan, 21.0]) == tables.span([21.0, nan]) == "21"
+    assert tables.span([never]) == tables.span([nan]) == "never"
+
+
+def test_a_method_may_have_an_x_in_its_name(monkeypatch):
+    monkeypatch.setitem(methods.METHODS, "both_xent", methods.METHODS["both"])
+    assert tables.title("both_xent") == "both rewarded"
+    assert tables.title("both_xent_x3") == "both rewarded, 3 × the budget"
+
+
+def read_rows(path: pathlib.Path) -> list[dict]:
+    return json.loads(path.read_text())
+
+
+def test_figures_of_other_runs_are_not_overwritten(tmp_path, monkeypatch):
+    """As `--parts main --write` in a fresh clone would."""
+    monkeypatch.setattr(compare, "perform_all", lambda *args, **options: None)
+    monkeypatch.setattr(compare, "tables", lambda *args: {})
+    monkeypatch.setattr(compare, "write_pages", lambda parts: None)
+    for name in ("FIGURES", "TUNING", "CURVES"):
+        path = tmp_path / f"{name}.json"
+        path.write_text('[{"arm": "star", "seed": 0}]')
+        monkeypatch.setattr(compare, name, path)
+    command = ["compare.py", "--out", str(tmp_path), "--parts", "main", "--write"]
+    monkeypatch.setattr(sys, "argv", command)
+    with undone_handlers(), pytest.raises(SystemExit, match="1 runs of FIGURES.json are not in"):
+        compare.main()
+    assert read_rows(tmp_path / "FIGURES.json") == [{"arm": "star", "seed": 0}]
+    for name in ("gather", "curves"):
+        monkeypatch.setattr(compare, name, lambda *args: [{"arm": "star", "seed": 0, "new": 1}])
+    with undone_handlers():
+        compare.main()
+    assert read_rows(tmp_path / "CURVES.json") == [{"arm": "star", "seed": 0, "new": 1}]
+
+
+@contextlib.contextmanager
+def undone_handlers():
+    """What the block does on signals ends with it."""
+    old = {which: signal.getsignal(which) for which in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for which, handler in old.items():
+            signal.signal(which, handler)
+
+
+@pytest.mark.parametrize("which", [signal.SIGTERM, signal.SIGHUP])
+def test_a_comparison_that_is_ended_takes_its_runs_along(which, tmp_path, monkeypatch):
+    ended = "import signal, time; signal.signal(signal.SIGINT, lambda *args: open('ended', 'w')); "
+    monkeypatch.setattr(compare, "launch", fake_launch(f"{ended}open('begun', 'w'); time.sleep(1)"))
+    monkeypatch.setattr(sys, "argv", ["compare.py", "--out", str(tmp_path), "--parts", "main"])
+    sleep = compare.time.sleep
+
+    def stop(seconds: float) -> None:
+        while not list(tmp_path.rglob("begun")):
+            sleep(0.01)
+        os.kill(os.getpid(), which)
+
+    monkeypatch.setattr(compare.time, "sleep", stop)
+    with undone_handlers(), pytest.raises(SystemExit, match="the same command goes on"):
+        compare.main()
+    assert len(list(tmp_path.rglob("ended"))) == len(list(tmp_path.rglob("begun")))
+
+
 @pytest.mark.parametrize("stage", [1, 2])
 def test_trl_takes_the_same_step(stage, chatty, tmp_path, monkeypatch):
     """Of what TRL has drawn: masks, advantages, loss and its gradient are score.py's. The policy is
@@ -136,13 +212,13 @@ def test_trl_takes_the_same_step(stage, chatty, tmp_path, monkeypatch):
     monkeypatch.setattr(trl_score, "rewards", lambda task, problems, attempts: [
         float(text_hash(task.decode(y)) % 2) for y, _ in attempts
     ])  # fmt: skip
-    written = tmp_path / "trl" / "stage1"
-    shutil.copytree(chatty, written)
-    start = GPT.from_pretrained(chatty)
-    with torch.no_grad():
-        start.norm.weight.mul_(1.5)  # Stage I has moved, and the reference has not
-    start.save_pretrained(written)
-    shutil.copy(chatty / "config.json", written)  # with its token ids
+    if stage == 2:
+        written = shutil.copytree(chatty, tmp_path / "trl" / "addition" / "stage1")
+        start = GPT.from_pretrained(chatty)
+        with torch.no_grad():
+            start.norm.weight.mul_(1.5)  # Stage I has moved, and the reference has not
+        start.save_pretrained(written)
+        shutil.copy(chatty / "config.json", written)  # with its token ids
     given = {"task": "addition", "difficulty": 2, "init": str(chatty), "shots": 1, "steps": 1}
     given |= {"max_new_tokens": 7, "problems": 4, "samples": 2, "revisions": 2, "beta1": 0.3}
     given |= {
@@ -234,13 +310,17 @@ def test_what_trl_writes_is_a_pretrained_model(chatty, tmp_path, monkeypatch, ca
         return trl_score.main()
 
     assert command(2) == 2
-    assert f"Stage II starts from {tmp_path}/trl/stage1, which" in capsys.readouterr().err
+    assert f"Stage II starts from {tmp_path}/trl/math/stage1, which" in capsys.readouterr().err
     assert command(1, "--recompute") == 2
     assert "--recompute is not a setting of trl_score.py" in capsys.readouterr().err
     made = []
     monkeypatch.setattr(trl_score, "make_trainer", keeping(trl_score.make_trainer, made))
     assert command(1) == 0
-    [trainer], written = made, tmp_path / "trl" / "stage1"
+    [trainer], written = made, tmp_path / "trl" / "math" / "stage1"
+    assert command(1) == 2
+    assert f"{written} holds a trained model" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="nowhere"):
+        command(1, "--out", str(tmp_path / "new"), "--trl", "resume_from_checkpoint=nowhere")
     chosen = {name: getattr(trainer.args, name) for name in ("learning_rate", "optim")}
     assert chosen == {"learning_rate": 0.5, "optim": "sgd"} and trainer.args.warmup_steps == 0
     ours, ids = GPT.from_pretrained(written).eval(), torch.arange(20)[None]
@@ -314,6 +394,21 @@ def test_parts_on_a_gpu_train_and_evaluate_in_one_dtype(tmp_path, monkeypatch):
     assert dtypes == ["bfloat16"] * 8
 
 
+def test_what_a_gpu_has_no_time_to_train_is_not_evaluated(tmp_path, monkeypatch):
+    names = []
+
+    def run(parts, name, *command) -> bool:
+        names.append(name)
+        return name != "stage2"
+
+    monkeypatch.setattr(on_gpu.Parts, "run", run)
+    monkeypatch.setattr(on_gpu, "steps_that_fit", lambda log, seconds: 1)
+    places = ["--init", str(tmp_path), "--data-dir", str(tmp_path), "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["on_gpu.py", *places])
+    assert on_gpu.main() == 0
+    assert "eval-stage1" in names and "eval-naive" in names and "eval-stage2" not in names
+
+
 def test_baselines_of_an_open_model_lie_beside_its_stages(chatty, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(train, "STAGES", train.STAGES)
     flags = ["--task", "addition", "--difficulty", "2", "--max-new-tokens", "6", "--device", "cpu"]
@@ -346,6 +441,9 @@ def test_baselines_of_an_open_model_lie_beside_its_stages(chatty, tmp_path, monk
     assert "addition/naive did not start from the base" in capsys.readouterr().err
     assert baseline.main([]) == 2 and baseline.main(["base"]) == 2
     assert baseline.main(["naive", "--stage", "2", *flags]) == 2
+    monkeypatch.setattr(train, "main", None)
+    assert baseline.main(["naive", "--task", "addition"]) == 2
+    assert "--init is missing" in capsys.readouterr().err
 
 
 def test_the_smallest_policy_that_copies_follows_the_exact_gradient():
@@ -618,6 +716,15 @@ def test_zero_workers_or_seeds_are_refused(flag, monkeypatch, capsys):
     with pytest.raises(SystemExit, match="2"):
         compare.main()
     assert f"{flag} must be at least 1: 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flags", ["--write", "--seeds 2", "--parts main"])
+def test_a_quick_comparison_ignores_no_flag(flags, monkeypatch, capsys):
+    monkeypatch.setattr(compare, "perform_all", None)
+    monkeypatch.setattr(sys, "argv", ["compare.py", "--quick", *flags.split()])
+    with pytest.raises(SystemExit, match="2"):
+        compare.main()
+    assert f"--quick has no {flags.split()[0]}" in capsys.readouterr().err
 
 
 def test_ablations_have_the_alpha_of_their_titles():
