@@ -5,6 +5,9 @@ import pathlib
 
 import pytest
 
+for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+    os.environ.pop(name, None)  # some clusters set them
+
 import test_score  # noqa: F401  isort: skip  (it sets what torch and Triton read when imported)
 import train
 from tests.helpers import run, six_steps, tiny_checkpoint

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import data
 import train
 from model import GPT, GPTConfig
-from pretrained.tokenizer import QWEN_PATTERN, byte_characters
+from pretrained.tokenizer import byte_characters
 from training import settings
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -101,7 +101,7 @@ def their_tokenizer(style: str, vocabulary: dict | None = None):
     made.pre_tokenizer = {
         "gpt2": own,
         "llama3": by(LLAMA3_PATTERN),
-        "qwen": by(QWEN_PATTERN),
+        "qwen": by(LLAMA3_PATTERN.replace(r"\p{N}{1,3}", r"\p{N}")),
         "smollm": parts.Sequence([parts.Digits(individual_digits=True), own]),
     }[style]
     if style == "qwen":
@@ -126,11 +126,12 @@ def without_bytes(path: pathlib.Path, *lacking: int) -> None:
 
 
 def shared(name: str) -> pathlib.Path:
-    """A file of real data beside the repository, or a skip."""
-    path = ROOT.parent / "shared" / "data" / name
-    if not path.exists():
-        pytest.skip(f"the real data is not here: {path}")
-    return path
+    """A file of real data, where docs/models-and-data.md puts it or beside the repository, or a
+    skip."""
+    for folder in (ROOT / "data" / "humaneval", ROOT.parent / "shared" / "data"):
+        if (folder / name).exists():
+            return folder / name
+    pytest.skip(f"the real data is not here: data/humaneval/{name}")
 
 
 CHAT_TEMPLATES = {

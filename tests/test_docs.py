@@ -39,21 +39,22 @@ def words(tmp_path, monkeypatch) -> pathlib.Path:
 
 def test_the_example_task_is_known_to_every_program(chatty, words, monkeypatch, capsys):
     """docs/words.py, given as a file: trained, evaluated, asked, exported, and shown on a page."""
-    flags = f"--data {WORDS} --data-dir {words} --init {chatty} --out {words} --device cpu"
-    flags += " --problems 2 --samples 2 --revisions 2 --steps 1"
-    assert train.main(["--stage", "1", *flags.split()]) == 0
+    flags = ["--data", WORDS, "--data-dir", words, "--init", chatty, "--out", words]
+    flags += "--device cpu --problems 2 --samples 2 --revisions 2 --steps 1".split()
+    assert train.main(["--stage", "1", *map(str, flags)]) == 0
     folder = words / "words" / "stage1"
     results = json.loads((folder / "results.json").read_text())
     found = [results["n"], *(results["config"][name] for name in ("lr", "beta2", "data"))]
     assert found == [4, 5e-6, 2.0, "words"]
     capsys.readouterr()
     questions = ["Capital of 5?", "What is the capital of Greece?"]
-    assert train.main(["--ask", str(folder), *questions, "--data", WORDS]) == 0
+    on_cpu = ["--data", WORDS, "--device", "cpu"]
+    assert train.main(["--ask", str(folder), *questions, *on_cpu]) == 0
     known, new = capsys.readouterr().out.split(questions[1])
     assert known.count("wrong") == 2 and "graded" not in known
     assert new.count("not graded") == 2 and "wrong" not in new
     assert train.main(["--export", str(folder), "--data", WORDS]) == 0
-    page = ["transcripts.py", str(folder), "--problems", "4", "--device", "cpu", "--data", WORDS]
+    page = ["transcripts.py", str(folder), "--problems", "4", *on_cpu]
     monkeypatch.setattr(sys, "argv", page)
     transcripts.main()
     assert "Capital of 5?" in (folder / "transcripts.html").read_text()
@@ -84,9 +85,9 @@ def test_the_sandbox_is_asked_before_any_programs_run(chatty, words, monkeypatch
 
 def test_a_task_of_one_s_own_is_run_only_where_its_file_is_given(chatty, words, capsys):
     """Not what a checkpoint's settings name, be it a task or a file."""
-    flags = f"--data {WORDS} --data-dir {words} --init {chatty} --out {words} --device cpu"
-    flags += " --problems 2 --samples 2 --revisions 2 --steps 1"
-    assert train.main(["--stage", "1", *flags.split()]) == 0
+    flags = ["--data", WORDS, "--data-dir", words, "--init", chatty, "--out", words]
+    flags += "--device cpu --problems 2 --samples 2 --revisions 2 --steps 1".split()
+    assert train.main(["--stage", "1", *map(str, flags)]) == 0
     folder, trap = words / "words" / "stage1", words / "trap.py"
     trap.write_text(f"import pathlib; pathlib.Path({str(words / 'sprung')!r}).touch()")
     del data.OPEN["words"]

@@ -164,7 +164,8 @@ def test_an_open_model_is_warmed_up(chatty, tmp_path, capsys):
     [row] = map(json.loads, (folder / "stage1" / "metrics.jsonl").open())
     assert abs(row["kl_1"]) < 1e-4  # of the policy and its reference, before the first update
     assert train.main(["--stage", "0", *flags[:-2]]) == 0  # it is known whose warm-up it is
-    assert train.main(["--eval", str(folder / "base"), "--eval-problems", "4"]) == 0
+    few = ["--eval-problems", "4", "--device", "cpu"]
+    assert train.main(["--eval", str(folder / "base"), *few]) == 0
     assert json.loads((folder / "base" / "results.json").read_text())["steps"] == 3
 
 
@@ -434,7 +435,8 @@ def test_an_export_copies_plain_files_by_name(chatty, tmp_path, capsys):
     assert not (stage / "pretrained" / "model.safetensors").exists()
     assert train.main(["--export", str(stage), "--init", str(moved)]) == 0
     capsys.readouterr()
-    assert train.main(["--ask", str(stage), "12+34=", "--init", str(moved)]) == 0
+    ask = ["--ask", str(stage), "12+34=", "--device", "cpu"]
+    assert train.main([*ask, "--init", str(moved)]) == 0
     assert capsys.readouterr().out.count("problem ") == 1
     names = {path.name for path in (stage / "pretrained").iterdir()}
     assert names == {path.name for path in chatty.iterdir()} and victim.read_text() == "{}"

@@ -1040,10 +1040,14 @@ def test_bad_flag_is_one_line(args, named, tmp_path, capsys, monkeypatch):
     assert not list(tmp_path.rglob("*.pt")) and not pathlib.Path("/nowhere").exists()
 
 
+# Named, since a machine's own name may have no address.
+TWO = ["--standalone", "--local-addr=127.0.0.1", "--nproc_per_node=2"]
+
+
 def torchrun(*args: object) -> subprocess.Popen:
     """train.py in two processes on this machine."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command += ["train.py", *map(str, args), *small_settings(list(args))]
+    command = [sys.executable, "-m", "torch.distributed.run", *TWO, "train.py"]
+    command += [*map(str, args), *small_settings(list(args))]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, cwd=ROOT, env=environment, **pipes)
@@ -1105,9 +1109,9 @@ def test_gradients_of_two_processes_are_those_of_one(tmp_path, monkeypatch):
     script = tmp_path / "gradients.py"
     script.write_text(GRADIENTS)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    two = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command = [sys.executable, *two, script, tmp_path]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT)
+    command = [sys.executable, "-m", "torch.distributed.run", *TWO, script, tmp_path]
+    pipes = {"capture_output": True, "text": True, "timeout": 120}
+    done = subprocess.run(command, env=environment, cwd=ROOT, **pipes)
     assert done.returncode == 0, done.stderr
     monkeypatch.setattr(sys, "argv", [str(script), str(tmp_path)])
     exec(GRADIENTS, {})  # one process: this one
@@ -1377,7 +1381,8 @@ def test_a_plan_counts_and_allocates_nothing(tmp_path, chatty, monkeypatch, caps
     assert "MiB of this machine, whatever --micro is" in capsys.readouterr().out
 
 
-def test_help_shows_every_flag_in_its_group_with_its_defaults(capsys):
+def test_help_shows_every_flag_in_its_group_with_its_defaults(capsys, monkeypatch):
+    monkeypatch.setenv("NO_COLOR", "1")  # newer Pythons colour it
     with pytest.raises(SystemExit):
         train.main(["--help"])
     text = " ".join(capsys.readouterr().out.split())
