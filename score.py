@@ -207,8 +207,8 @@ def grade(task: Task, problems: list[Problem], attempt: Generation) -> Tensor:
         rewards = task.rewards(problems, texts(task, attempt))
     except ValueError as error:  # a bug of the task, not bad input
         raise RuntimeError(f"the verifier of {task.name} failed") from error
-    for reward in set(rewards) - {0, 1}:
-        raise RuntimeError(f"the verifier of {task.name} gave {reward}, which is not 0 or 1")
+    if others := set(rewards) - {0, 1}:
+        raise RuntimeError(f"the verifier of {task.name} gave {others.pop()}, which is not 0 or 1")
     return torch.tensor(rewards, dtype=torch.float32, device=attempt.mask.device) * attempt.ended
 
 

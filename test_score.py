@@ -661,8 +661,9 @@ def test_fused_sampler_against_float64(shape, temperature, dtype):
     check_fused(*fused_case(*shape, dtype), temperature)
 
 
-@needs_triton
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_fused_sampler_gives_a_token_though_no_logit_is_finite():
+    """Triton's interpreter always does; on a GPU the largest of NaNs may be the padding."""
     hidden, weight, keys = fused_case(3, 5, 3)
     token, _ = model_module.fused_sample(hidden * math.nan, weight, 1.0, keys)
     assert ((token >= 0) & (token < 5)).all()

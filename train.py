@@ -232,7 +232,7 @@ def train(trainer: Trainer) -> None:
             raise SystemExit(130)  # a second Ctrl-C stops at once; the last save remains valid
         interrupted.append(signum)
         if is_first():
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):  # nobody may read it any more
                 os.write(2, b"\nstopping after this step; again: at once, without saving\n")
 
     old = {which: signal.signal(which, note) for which in (signal.SIGINT, signal.SIGTERM)}

@@ -17,7 +17,7 @@ from runs import LOOK, TUNING_SEED, Run
 
 from training import settings
 from training.checkpoints import read_log
-from training.report import COLUMNS, TITLES
+from training.report import COLUMNS, TITLES, decimal
 
 FIGURES, TUNING, CURVES = (HERE / f"{name}.json" for name in ("compare", "tuning", "curves"))
 RESULTS = HERE / "RESULTS.md"
@@ -202,11 +202,6 @@ def attempts_table(kept: list[dict]) -> str:
                 line.append(spread([100 * row["votes"][kind][-1] for row in own.values()]))
             lines.append(line)
     return cells(lines)
-
-
-def decimal(value: float | None, places: int) -> str:
-    """None is what cannot be divided, such as f/b where no right answer was broken."""
-    return "–" if value is None else f"{value:.{places}f}"
 
 
 def bases_table(rows: list[dict]) -> str:

@@ -12,8 +12,8 @@ def process() -> tuple[int, int]:
 
 
 def averaged(values: Tensor) -> Tensor:
-    """In place, the mean over all processes. On CPUs, raises ConnectionError where one of them is
-    gone; on GPUs the call then waits until torchrun ends it."""
+    """In place, the mean over all processes. With gloo, as on CPUs, raises ConnectionError where
+    one of them is gone."""
     _, processes = process()
     if processes > 1:
         try:

@@ -635,10 +635,10 @@ def supervise(cases: list[Attack]):
             yield Outcome(case.name, case.kind, case.optional, False, "none", 0.0, broken)
 
 
-def may_write() -> bool:
-    """Whether programs can write files on this machine: only in a private root, which containers
-    seldom offer."""
-    return "private root" not in sandbox_status().partition("missing: ")[2]
+def missing() -> str:
+    """The protections that this machine does not offer. Without a private root, as in most
+    containers, programs cannot write files."""
+    return sandbox_status().partition("missing: ")[2]
 
 
 def canonical(folder: str):
@@ -681,7 +681,7 @@ def main() -> int:
     tempfile.tempdir = tempfile.mkdtemp(prefix="attacks-")
     os.chmod(tempfile.tempdir, 0o755)
     cases = [c for c in ATTACKS + CONTROLS if not args.names or {c.name, c.kind} & {*args.names}]
-    if not may_write():
+    if "private root" in missing():
         cases = [replace(c, optional=c.optional or c.writes) for c in cases]
     outcomes = []
     try:

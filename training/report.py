@@ -224,11 +224,15 @@ def diagnoses(folders: list[tuple[str, Path]]) -> str:
     lines = [" " * width + "".join(f"{name:>9}" for name in ("p", "f", "b", "f/b", "p/(1−p)"))]
     for title, folder in folders:
         found = json.loads((folder / "results.json").read_text())["diagnosis"]
-        numbers = [found[name] for name in ("p", "f", "b", "ratio", "odds")]
-        cells = ["–" if number is None else f"{number:.3f}" for number in numbers]
+        cells = [decimal(found[name], 3) for name in ("p", "f", "b", "ratio", "odds")]
         lines.append("".join([title.ljust(width)] + [f"{cell:>9}" for cell in cells]))
         lines[-1] += f"   plain reward on attempt 2 {leaning(found)}"
     return "\n".join(lines)
+
+
+def decimal(value: float | None, places: int) -> str:
+    """None is what cannot be divided, such as f/b where no right answer was broken."""
+    return "–" if value is None else f"{value:.{places}f}"
 
 
 def leaning(diagnosis: dict) -> str:
