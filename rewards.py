@@ -62,8 +62,7 @@ def puzzle_reward(prompt: str, response: str) -> float:
 
 def number_reward(prompt: str, response: str) -> float:
     """1.0 if the response is the value of "a+b=" or "a*b=", in the only decimal spelling."""
-    operator = "+" if "+" in prompt else "*"
-    left, right = prompt.removesuffix("=").split(operator)
+    left, operator, right = re.split(r"([+*])", prompt.removesuffix("="))
     value = int(left) + int(right) if operator == "+" else int(left) * int(right)
     return float(response == str(value))
 

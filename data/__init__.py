@@ -15,9 +15,6 @@ from data.programs import ProgramTask
 from data.task import Problem, Task
 from data.text import Source, TextTask
 
-__all__ = ["BUILT_IN", "FAMILIES", "OPEN", "Problem", "ProgramTask", "Source", "Task", "TextTask"]
-__all__ += ["kind", "load"]
-
 OPEN = {task.name: task for task in (MathTask, ProgramTask)}  # and one of the user's own (`kind`)
 BUILT_IN = {"arithmetic", *FAMILIES, *OPEN}
 

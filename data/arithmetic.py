@@ -72,6 +72,7 @@ class Puzzle:
     """Give k digits signs so that they add up to the target."""
 
     name, default, difficulties = "puzzle", 6, range(2, 9)
+    reward = staticmethod(puzzle_reward)
     top = 15  # largest target: small, so that many choices of signs come near it and few hit it
     alphabet = "0123456789+-="
     pattern = r"=\d\d|[+-]-?\d\d|[\d+=-]"
@@ -137,9 +138,6 @@ class Puzzle:
             signs[rng.below(len(signs))] *= -1
         return self.spell(prompt, signs)
 
-    def reward(self, prompt: str, response: str) -> float:
-        return puzzle_reward(prompt, response)
-
 
 class Numbers:
     """The sum or product of two numbers of at most n digits."""
@@ -147,6 +145,7 @@ class Numbers:
     pattern = r"[\d+*=]"
     words: list[str] = []
     alphabet = "0123456789+*="
+    reward = staticmethod(number_reward)
 
     def __init__(self, difficulty: int):
         self.difficulty = difficulty
@@ -165,8 +164,8 @@ class Numbers:
     def numbers(self, prompt: str) -> list[int]:
         return [int(number) for number in prompt.removesuffix("=").split(self.operator)]
 
-    def value(self, left: int, other: int) -> int:
-        return left + other if self.operator == "+" else left * other
+    def value(self, left: int, right: int) -> int:
+        return left + right if self.operator == "+" else left * right
 
     def carried(self, prompt: str) -> int:
         """The carry from the units to the tens."""
@@ -186,9 +185,6 @@ class Numbers:
         place = rng.below(len(answer))
         digit = (int(answer[place]) + 1 + rng.below(9)) % 10
         return str(int(answer[:place] + str(digit) + answer[place + 1 :]))
-
-    def reward(self, prompt: str, response: str) -> float:
-        return number_reward(prompt, response)
 
 
 class Addition(Numbers):
@@ -221,7 +217,6 @@ class ArithmeticTask(Task):
         self.eos, retry = (self.encoding.encode_single_token(text) for text in (END, RETRY))
         self.instruction, self.revise = RETRY.strip("<|>"), [retry]
         self.max_new_tokens = self.family.max_new_tokens
-        self._foreign = re.compile(f"[^{re.escape(family.alphabet)}]")
 
     def split(self, prompt: str) -> str:
         """The split of a prompt, by a hash of its canonical form."""
@@ -243,17 +238,15 @@ class ArithmeticTask(Task):
         rng = Draws([text_hash(split)])
         prompts: dict[str, None] = {}
         repeats = 0
-        while len(prompts) < wanted:
+        while len(prompts) < wanted and repeats <= 1000:
             prompt = self._draw(split, rng)
             repeats = repeats + 1 if prompt in prompts else 0
             prompts[prompt] = None
-            if repeats > 1000:
-                if count is None:
-                    break
-                raise ValueError(
-                    f"the {split} split of {self.name}, difficulty {self.family.difficulty}, has "
-                    f"about {len(prompts)} problems, not {count}"
-                )
+        if count is not None and len(prompts) < count:
+            raise ValueError(
+                f"the {split} split of {self.name}, difficulty {self.family.difficulty}, has "
+                f"about {len(prompts)} problems, not {count}"
+            )
         return [Problem(prompt) for prompt in prompts]
 
     def transcripts(
@@ -291,10 +284,10 @@ class ArithmeticTask(Task):
     def encode(self, text: str) -> list[int]:
         """The token ids of a prompt or an attempt. Raises ValueError for a character that has no
         token, and names it."""
-        foreign = self._foreign.search(text)
-        if foreign:
+        rest = text.lstrip(self.family.alphabet)  # from the first foreign character
+        if rest:
             raise ValueError(
-                f"{foreign.group()!r} at position {foreign.start()} is not in {self.name}'s "
+                f"{rest[0]!r} at position {len(text) - len(rest)} is not in {self.name}'s "
                 f"alphabet {self.family.alphabet!r}"
             )
         return self.encoding.encode_ordinary(text)

@@ -66,9 +66,6 @@ class MathTask(FileTask):
             raise ValueError(f"{source.folder} has no problems of the subject {unknown}")
         super().__init__(source, splits, notes)
 
-    def user(self, problem: Problem) -> str:
-        return problem.prompt
-
     def plain(self, problem: Problem) -> str:
         return f"{SOLVE}\n\nProblem:\n{problem.prompt}\n\nSolution:\n"
 

@@ -71,9 +71,6 @@ class ProgramTask(FileTask):
             splits["test"] = test
         super().__init__(source, splits, notes)
 
-    def user(self, problem: Program) -> str:
-        return problem.prompt
-
     def plain(self, problem: Program) -> str:
         if problem.head:
             return problem.prompt
@@ -103,7 +100,7 @@ class ProgramTask(FileTask):
     def completion(self, problem: Program, response: str) -> str:
         """The code to run, after the problem's head if it has one."""
         code = extract_code(self.answer(problem, response), problem.entry_point)
-        is_body = not defines(code, problem.entry_point) if self.is_chat else is_indented(code)
+        is_body = not definition(code, problem.entry_point) if self.is_chat else is_indented(code)
         # A whole program follows the head, too: the head ends in a docstring, so it is valid by
         # itself, and its imports stay in force.
         return code if not problem.head or is_body else "\n\n" + code
@@ -139,7 +136,7 @@ def to_stop(text: str, entry_point: str) -> str:
     """A plain model's text up to the end of the function, be it the body alone or the whole."""
     if is_indented(text):
         return STOPS.split(text)[0]
-    start = defined_at(text, entry_point)
+    start = definition(text, entry_point)
     end = start and re.search(r"\n(?=[^\s)\]}#])", text[start.end() :])
     return text[: start.end() + end.start()] if end else text
 
@@ -147,9 +144,7 @@ def to_stop(text: str, entry_point: str) -> str:
 def to_fence(text: str, entry_point: str) -> str:
     """A chat model's text up to the fence that closes the first block which defines the function.
     So a second attempt that begins by quoting the faulty function has given its answer."""
-    ends = (
-        end for code, end in fenced(text) if end is not None and defines(dedent(code), entry_point)
-    )
+    ends = (end for code, end in fenced(text) if end and definition(dedent(code), entry_point))
     return text[: next(ends, None)]
 
 
@@ -191,12 +186,8 @@ def is_indented(code: str) -> bool:
     return re.match(r"\s*^[ \t]+\S", code, re.MULTILINE) is not None
 
 
-def defined_at(code: str, name: str) -> re.Match | None:
+def definition(code: str, name: str) -> re.Match | None:
     return re.search(rf"^(async\s+)?(def|class)\s+{re.escape(name)}\b", code, re.MULTILINE)
-
-
-def defines(code: str, name: str) -> bool:
-    return defined_at(code, name) is not None
 
 
 def extract_code(response: str, entry_point: str) -> str:
@@ -206,7 +197,7 @@ def extract_code(response: str, entry_point: str) -> str:
     response = BEGIN.split(PREFACE.sub("", response, count=1))[-1]
     whole = [block for block, _ in fenced(response)]
     blocks = [dedent(block) for block in whole]
-    places = [n for n, block in enumerate(blocks) if defines(block, entry_point)]
+    places = [n for n, block in enumerate(blocks) if definition(block, entry_point)]
     if places:
         helpers = [block for block in blocks[: places[-1]] if only_defines(block, entry_point)]
         response = "\n".join([*helpers, blocks[places[-1]]])
@@ -226,7 +217,7 @@ def only_defines(code: str, entry_point: str) -> bool:
         return False
     constants = [node for node in nodes if isinstance(node, values)]
     used = {x.id for node in constants for x in ast.walk(node) if isinstance(x, ast.Name)}
-    return used.isdisjoint({entry_point, "input"}) and not defines(code, entry_point)
+    return used.isdisjoint({entry_point, "input"}) and not definition(code, entry_point)
 
 
 def statements(code: str) -> list[ast.stmt] | None:
@@ -313,12 +304,12 @@ def read_mbpp(folder: Path) -> tuple[dict[str, list[Program]], str, list[str]] |
             test, entry_point = mbpp_test(tests, setup)
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None
-        by_id[number] = (text, code, tests, test, entry_point)
-    shots = "".join(shot(*by_id[n][:3]) for n in SHOTS if n in by_id)
+        prompt = question(text, tests)
+        by_id[number] = Program(prompt, code, f"MBPP/{number}", test, entry_point)
+    shots = "".join(shot(by_id[n]) for n in SHOTS if n in by_id)
     splits: dict[str, list[Program]] = {"train": [], "val": []}
-    for number, (text, code, tests, test, entry_point) in sorted(by_id.items()):
+    for number, program in sorted(by_id.items()):
         if number not in SHOTS:
-            program = Program(question(text, tests), code, f"MBPP/{number}", test, entry_point)
             splits["val" if number in VALIDATION else "train"].append(program)
     found = sum(n in by_id for n in SHOTS)
     return splits, shots, [f"training on {path.name}; a plain model sees {found} worked examples"]
@@ -332,6 +323,6 @@ def question(text: str, tests: list[str]) -> str:
     )
 
 
-def shot(text: str, code: str, tests: list[str]) -> str:
-    code = code.replace("\r\n", "\n").strip()
-    return f"{question(text, tests)}\n[BEGIN]\n{code}\n[DONE]\n\n"
+def shot(solved: Program) -> str:
+    code = solved.gold.replace("\r\n", "\n").strip()
+    return f"{solved.prompt}\n[BEGIN]\n{code}\n[DONE]\n\n"

@@ -53,11 +53,10 @@ class TextTask(Task):
         if source.max_new_tokens is not None:
             self.max_new_tokens = source.max_new_tokens
         self.notes = [f"layout: {self.layout.style}"]
-        self._pieces = token_bytes(self.encoding)
 
     def user(self, problem: Problem) -> str:
         """The user turn with the problem."""
-        raise NotImplementedError
+        return problem.prompt
 
     def plain(self, problem: Problem) -> str:
         """The problem's text for a plain model."""
@@ -73,9 +72,7 @@ class TextTask(Task):
         return self.encoding.encode_ordinary(text)
 
     def decode(self, tokens: list[int]) -> str:
-        # A model's vocabulary may have ids that its tokenizer does not know.
-        unknown = "\ufffd".encode()
-        return b"".join(self._pieces.get(t, unknown) for t in tokens).decode(errors="replace")
+        return b"".join(token_bytes(self.encoding, t) for t in tokens).decode(errors="replace")
 
 
 class FileTask(TextTask):
@@ -133,19 +130,16 @@ class FileTask(TextTask):
 
     def problem(self, text: str) -> Problem:
         """The problem with that id or prompt, else a new problem, whose answer is unknown."""
-        known = [x for problems in self.splits.values() for x in problems]
-        return next(x for x in [*known, Problem(text, None)] if text in (x.id or None, x.prompt))
+        known = (x for problems in self.splits.values() for x in problems)
+        return next((x for x in known if text in (x.id or None, x.prompt)), Problem(text, None))
 
 
-def token_bytes(encoding) -> dict[int, bytes]:
-    """The bytes of every token id of an encoding, special tokens included."""
-    pieces = {}
-    for token in range(encoding.n_vocab):
-        try:
-            pieces[token] = encoding.decode_single_token_bytes(token)
-        except KeyError:
-            continue
-    return pieces
+def token_bytes(encoding, token: int) -> bytes:
+    """A token's bytes. A model's vocabulary may have ids that its tokenizer does not know."""
+    try:
+        return encoding.decode_single_token_bytes(token)
+    except KeyError:
+        return "\ufffd".encode()
 
 
 # ---------------------------------------------------------------------------------------------

@@ -25,9 +25,6 @@ class Words(FileTask):
         # An empty answer would reward silence.
         return [Problem(question, gold=bare(answer)) for question, answer in pairs if bare(answer)]
 
-    def user(self, problem):
-        return problem.prompt
-
     def plain(self, problem):
         return f"Question: {problem.prompt}\nAnswer: "
 

@@ -9,7 +9,6 @@ turn, and Qwen3's drops the empty thoughts of an earlier answer. Control tokens 
 text, so the text of a problem never turns into one.
 """
 
-import itertools
 import re
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -78,7 +77,7 @@ class Layout:
         if self.style == "plain":
             bos = [self.tokenizer.bos] if self.tokenizer.adds_bos else []
             return bos + self.tokenizer.encoding.encode_ordinary(plain)
-        shown = zip(("user", "assistant") * len(examples), itertools.chain(*examples))
+        shown = [part for u, a in examples for part in (("user", u), ("assistant", a))]
         turns = [("system", system), *shown, ("user", user), ("assistant", None)]
         ids = self._encode(STYLES[self.style].before, turns)
         bos = self.tokenizer.bos  # an empty text in the template if the folder names none

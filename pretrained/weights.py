@@ -119,36 +119,49 @@ def activation(raw: dict, name: str, default: str) -> str:
     return ACTIVATION_NAMES[found]
 
 
+# Fields of a shape → their names in config.json, kinds and, where one may be missing, defaults.
+GPT2_FIELDS = {
+    "context": ("n_positions", int),
+    "layers": ("n_layer", int),
+    "heads": ("n_head", int),
+    "width": ("n_embd", int),
+    "inner": ("n_inner", int, None),
+    "norm_eps": ("layer_norm_epsilon", float, 1e-5),
+    "tied": ("tie_word_embeddings", bool, True),
+}
+LLAMA_FIELDS = {
+    "context": ("max_position_embeddings", int),
+    "layers": ("num_hidden_layers", int),
+    "heads": ("num_attention_heads", int),
+    "kv_heads": ("num_key_value_heads", int, None),
+    "width": ("hidden_size", int),
+    "inner": ("intermediate_size", int),
+    "norm_eps": ("rms_norm_eps", float, 1e-6),
+    "tied": ("tie_word_embeddings", bool, False),
+}
+ROPE_SCALING = {
+    "factor": float,
+    "low_freq_factor": float,
+    "high_freq_factor": float,
+    "original_max_position_embeddings": int,
+}
+
+
 def gpt2_shape(raw: dict) -> dict:
-    return {
-        "context": value(raw, "n_positions", int),
-        "layers": value(raw, "n_layer", int),
-        "heads": value(raw, "n_head", int),
-        "width": value(raw, "n_embd", int),
-        "inner": value(raw, "n_inner", int, None),
-        "activation": activation(raw, "activation_function", "gelu_new"),
-        "norm_eps": value(raw, "layer_norm_epsilon", float, 1e-5),
-        "tied": value(raw, "tie_word_embeddings", bool, True),
-    }
+    shape = {ours: value(raw, *field) for ours, field in GPT2_FIELDS.items()}
+    return shape | {"activation": activation(raw, "activation_function", "gelu_new")}
 
 
 def llama_shape(raw: dict, family: str) -> dict:
     """The shape of Llama and the families derived from it."""
+    shape = rope_shape(raw) | {ours: value(raw, *field) for ours, field in LLAMA_FIELDS.items()}
     # Of Qwen2 transformers does not read it: there q, k and v have a bias, the output has none.
     bias = family != "qwen2" and value(raw, "attention_bias", bool, False)
-    return rope_shape(raw) | {
-        "context": value(raw, "max_position_embeddings", int),
-        "layers": value(raw, "num_hidden_layers", int),
-        "heads": value(raw, "num_attention_heads", int),
-        "kv_heads": value(raw, "num_key_value_heads", int, None),
+    return shape | {
         "head_width": value(raw, "head_dim", int, 128 if family == "qwen3" else None),
-        "width": value(raw, "hidden_size", int),
-        "inner": value(raw, "intermediate_size", int),
         "activation": activation(raw, "hidden_act", "silu"),
-        "tied": value(raw, "tie_word_embeddings", bool, False),
         "gated": True,
         "rms_norm": True,
-        "norm_eps": value(raw, "rms_norm_eps", float, 1e-6),
         "qk_norm": family == "qwen3",
         "qkv_bias": bias or family == "qwen2",
         "out_bias": bias,
@@ -167,12 +180,7 @@ def rope_shape(raw: dict) -> dict:
         raise ValueError(f"rope type {kind!r} is not supported")
     scaling = None
     if kind == "llama3":
-        scaling = (
-            value(rope, "factor", float),
-            value(rope, "low_freq_factor", float),
-            value(rope, "high_freq_factor", float),
-            value(rope, "original_max_position_embeddings", int),
-        )
+        scaling = tuple(value(rope, *field) for field in ROPE_SCALING.items())
         if scaling[1] >= scaling[2]:
             raise ValueError("low_freq_factor must be below high_freq_factor")
     return {"rope": value(rope, "rope_theta", float, 10000.0), "rope_scaling": scaling}
@@ -185,52 +193,25 @@ def rope_shape(raw: dict) -> dict:
 def shape_to_json(shape: dict) -> dict:
     """The config.json from which the family's own tools build a model of this shape. If the family
     has no such model, and only then, `shape_from_json` refuses it or gives another shape."""
-    raw = {
-        "model_type": shape["family"],
-        "vocab_size": shape["vocab_size"],
-        "tie_word_embeddings": shape["tied"],
-    }
-    return raw | (gpt2_json(shape) if shape["family"] == "gpt2" else llama_json(shape))
-
-
-def gpt2_json(shape: dict) -> dict:
-    return {
-        "architectures": ["GPT2LMHeadModel"],
-        "n_positions": shape["context"],
-        "n_layer": shape["layers"],
-        "n_head": shape["heads"],
-        "n_embd": shape["width"],
-        "n_inner": shape["inner"],
-        "activation_function": shape["activation"].replace("gelu_tanh", "gelu_new"),
-        "layer_norm_epsilon": shape["norm_eps"],
-    }
-
-
-def llama_json(shape: dict) -> dict:
-    raw = {
-        "architectures": [f"{shape['family'].capitalize()}ForCausalLM"],
-        "max_position_embeddings": shape["context"],
-        "num_hidden_layers": shape["layers"],
-        "num_attention_heads": shape["heads"],
-        "num_key_value_heads": shape["kv_heads"],
+    family, scaling = shape["family"], shape["rope_scaling"]
+    fields = GPT2_FIELDS if family == "gpt2" else LLAMA_FIELDS
+    raw = {"model_type": family, "vocab_size": shape["vocab_size"]}
+    raw |= {name: shape[ours] for ours, (name, *_) in fields.items()}
+    if family == "gpt2":
+        return raw | {
+            "architectures": ["GPT2LMHeadModel"],
+            "activation_function": shape["activation"].replace("gelu_tanh", "gelu_new"),
+        }
+    raw |= {
+        "architectures": [f"{family.capitalize()}ForCausalLM"],
         "head_dim": shape["head_width"],
-        "hidden_size": shape["width"],
-        "intermediate_size": shape["inner"],
         "hidden_act": shape["activation"].replace("gelu_tanh", "gelu_pytorch_tanh"),
-        "rms_norm_eps": shape["norm_eps"],
         "attention_bias": shape["out_bias"],
         "mlp_bias": shape["mlp_bias"],
         "rope_theta": shape["rope"],
     }
-    if shape["rope_scaling"] is not None:
-        factor, low, high, original = shape["rope_scaling"]
-        raw["rope_scaling"] = {
-            "rope_type": "llama3",
-            "factor": factor,
-            "low_freq_factor": low,
-            "high_freq_factor": high,
-            "original_max_position_embeddings": original,
-        }
+    if scaling is not None:
+        raw["rope_scaling"] = {"rope_type": "llama3"} | dict(zip(ROPE_SCALING, scaling))
     return raw
 
 
@@ -430,8 +411,8 @@ COMPANIONS += ("chat_template.jinja", "chat_template.json", "generation_config.j
 
 
 def companions(source: Path, target: Path) -> list[Path]:
-    """The files of `source` to copy. Raises ValueError if it is no model's folder, for a link among
-    them or in `target`, since it may lead anywhere, and for a folder in place of a file."""
+    """The files of `source` to copy. Raises ValueError if it is not a model's folder, for a folder
+    in place of a file, and for links among the files or in `target`, which may lead anywhere."""
     if not (source / "config.json").is_file():
         raise ValueError(f"{source} has no config.json; if it was moved, --init tells where")
     paths = [path for path in map(source.joinpath, COMPANIONS) if os.path.lexists(path)]

@@ -87,12 +87,11 @@ UNIT_TAIL = re.compile(  # "percent"; "square" "cm"; "cm"^2
 NOT_UNITS = frozenset(
     "am pm ad bc bce mod is are be if for where when with without not no none all any only to than"
     " more less least most over under about at between even odd prime base choose times plus minus"
-    " hundred thousand million billion trillion dozen half third quarter root sqrt pi infinity sin"
-    " cos tan log left right up down north south east west january february march april may june"
-    " july august september october november december squared cubed factorial below above negative"
-    " positive divided multiplied halves thirds quarters fourths fifths sixths eighths tenths"
-    " hundredths score gross pairs bn mn mil mill kilo mega milli grand teen fewer bigger smaller"
-    " excluded nope".split()
+    " hundred thousand half third quarter root sqrt pi sin cos tan log left right up down north"
+    " south east west january february march april may june july august september october november"
+    " december squared cubed below above negative positive divided multiplied halves thirds"
+    " quarters fourths score gross pairs bn mn mil mill kilo mega milli grand teen fewer bigger"
+    " smaller excluded nope".split()
 )
 MAGNITUDE = re.compile(  # more of such words
     r"tens?|dozens?|googol|hundreds|thousands|(?!mill?i?onth)[a-z]+illions?"
@@ -136,8 +135,8 @@ def is_enclosed(tokens: list[str]) -> bool:
 
 def trim(tokens: list[str]) -> list[str]:
     """The tokens without an outer TeX group, a full stop at the end, and units after a number."""
-    while tokens and tokens[-1] == " " or tokens[-1:] == ["."] != tokens[-2:-1]:
-        tokens = tokens[:-1]  # but not the dots of 0.333...
+    if tokens[-1:] == ["."] != tokens[-2:-1]:  # but not the dots of 0.333...
+        tokens = tokens[:-1]
     if tokens and tokens[0] == "{" and is_enclosed(tokens):
         return trim(tokens[1:-1])
     first_word = next((k for k, token in enumerate(tokens) if token[0] == '"'), None)
@@ -245,12 +244,8 @@ def classify_relation(sides: list[list[str]], signs: list[str]) -> Reading:
 
 def interval(sides: list[list[str]], signs: list[str], name: int) -> Reading:
     """The interval that an inequality with < and ≤ gives for the side that is a name."""
-    low, opening = ["-", "∞"], "<"
-    if name > 0:
-        low, opening = sides[name - 1], signs[name - 1]
-    high, closing = ["∞"], "<"
-    if name + 1 < len(sides):
-        high, closing = sides[name + 1], signs[name]
+    low, _, high = [["-", "∞"], *sides, ["∞"]][name : name + 3]
+    opening, closing = ["<", *signs, "<"][name : name + 2]
     kind = ("[" if opening == "≤" else "(") + ("]" if closing == "≤" else ")")
     if kind == "()" and "∞" not in low + high:
         kind = "open interval"
@@ -394,7 +389,7 @@ def same_values(a: tuple, b: tuple) -> bool:
     pairs = [(x, y) for x, y in zip(a, b) if x is not None and y is not None]
     if not all(same_value(x, y) for x, y in pairs) or len(pairs) < 3:
         return False
-    # A rational constant this close to an irrational one is equal to it or has many digits.
+    # A fraction this close to an irrational constant is equal to it only if its numbers are small.
     rational = [Fraction(x) for x in pairs[0] if is_exact(x)]
     if len(rational) == 1 and len({*a}) == len({*b}) == 1:
         return max(abs(rational[0].numerator), rational[0].denominator) < 100_000
@@ -432,7 +427,7 @@ def is_rearranged(solved: Reading, equation: Reading) -> bool:
     if len(name) > 1 or value.kind != "exact" or is_constant(value):
         return False
     sides = (Reading("exact", tuple(variable(name))), value)
-    return quotients(Reading("=", sides), equation) <= {1, -1}
+    return {abs(each) for each in quotients(Reading("=", sides), equation)} == {1}
 
 
 def in_proportion(a: Reading, b: Reading) -> bool:
@@ -442,15 +437,13 @@ def in_proportion(a: Reading, b: Reading) -> bool:
 
 def quotients(a: Reading, b: Reading) -> set:
     """The quotients of two ratios' members, or of two equations with all terms on the left, at each
-    point. Where there is no quotient, more than one value, and none of them 1."""
-    nothing = {2, 3}
+    point; empty where one is missing."""
     if any(part.kind != "exact" for part in (*a.parts, *b.parts)):
-        return nothing
+        return set()
     first, second = to_divide(a), to_divide(b)
-    if a.kind == "=" and len({*first}) == 1:  # no variable: 1 = 2
-        return nothing
-    if not (all(first) and all(second)):
-        return nothing
+    no_variable = a.kind == "=" and len({*first}) == 1  # 1 = 2
+    if no_variable or not (all(first) and all(second)):
+        return set()
     return {Fraction(x) / y for x, y in zip(first, second)}
 
 

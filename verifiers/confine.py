@@ -21,6 +21,7 @@ import errno
 import functools
 import glob
 import os
+import resource
 import signal
 import struct
 import sys
@@ -65,8 +66,6 @@ def libc_call(name: str, *args) -> int:
 
 def set_limit(name: str, value: int) -> None:
     """Lowers a resource limit irrevocably; never raises it."""
-    import resource  # missing on Windows, where the trainer still imports this file
-
     hard = resource.getrlimit(getattr(resource, name))[1]
     value = value if hard == resource.RLIM_INFINITY else min(value, hard)
     resource.setrlimit(getattr(resource, name), (value, value))

@@ -15,7 +15,7 @@ import re
 from fractions import Fraction
 
 DEEPEST = 30  # depth of nested brackets, so that recursion stays far from Python's limit
-MOST_BITS = 6000  # bits of an exact value, so that towers of powers are not computed
+MOST_BITS = 12_000  # bits of an exact value, so that towers of powers are not computed
 POINTS = 8  # points at which an expression is evaluated; at least three must have a value
 
 # ---- text → tokens ----

@@ -35,7 +35,7 @@ class Worker:
     """A worker process as the trainer sees it. No call blocks, except while the worker starts."""
 
     def __init__(self, unsafe: bool):
-        if not (sys.platform == "linux" or unsafe and hasattr(os, "fork")):
+        if sys.platform != "linux" and not unsafe:
             raise SandboxError(f"programs are run on Linux only, not on {sys.platform}")
         options = json.dumps({"libraries": numpy_folders(), "unsafe": unsafe})
         try:
@@ -190,18 +190,16 @@ def run_many(items: list[tuple], workers: int | None = None) -> list[Verdict]:
                 if answer is None and now < worker.deadline:
                     continue
                 busy.remove(worker)
-                died = False
                 if isinstance(answer, list) and answer[0] == worker.name:
                     reason = answer[1]
                     POOL.idle.append(worker)
                 else:
-                    died = answer is not None
-                    reason = "error" if died else "timeout"
+                    reason = "timeout" if answer is None else "error"
                     worker.stop()
-                if died and worker.index not in retried:
-                    retried.add(worker.index)  # killed by something else: try once more
-                    waiting.append(worker.index)
-                    continue
+                    if answer is not None and worker.index not in retried:
+                        retried.add(worker.index)  # killed by something else: try once more
+                        waiting.append(worker.index)
+                        continue
                 verdicts[worker.index] = Verdict(reason == "passed", reason, now - worker.started)
     finally:
         for worker in busy:  # interrupted
