@@ -4,7 +4,7 @@ One set of modules is GPT-2, Llama 3, SmolLM2, Qwen2, Qwen2.5 and Qwen3: GPTConf
 parts on, and `GPT.from_pretrained` reads it from a checkpoint folder (pretrained/weights.py). Two
 ways through the same blocks:
 
-    forward(tokens, ok, branch)  every token of every row at once, with gradient → logits
+    forward(tokens, ok)          every token of every row at once, with gradient → logits
     extend(cache, tokens, ok)    only new tokens, after what a cache holds → the last one's state
 
 Three rules keep rows of different lengths correct.
@@ -356,11 +356,9 @@ class GPT(nn.Module):
     def device(self) -> torch.device:
         return self.tokens.weight.device
 
-    def forward(
-        self, tokens: Tensor, ok: Tensor | None = None, branch: Tensor | None = None
-    ) -> Tensor:
-        """tokens (B, T) int64 → logits (B, T, V). `ok` and `branch` as in `attention_mask`."""
-        return self.logits(self.hidden(tokens, ok, branch))
+    def forward(self, tokens: Tensor, ok: Tensor | None = None) -> Tensor:
+        """tokens (B, T) int64 → logits (B, T, V). `ok` is as in `attention_mask`."""
+        return self.logits(self.hidden(tokens, ok))
 
     def hidden(
         self,

@@ -267,8 +267,7 @@ class Packed:
     def take(self, rows: slice) -> "Packed":
         """The given rows, without slots that are empty in all of them."""
         used = self.ok[rows].any(0)  # (S,)
-        # Each slot's new index; that of an unused slot does not matter.
-        place = (used.cumsum(0) - 1).clamp(min=0)
+        place = used.cumsum(0) - 1  # each slot's new index; that of an unused slot does not matter
         return Packed(
             start=self.start,
             tokens=self.tokens[rows, used],
@@ -317,15 +316,14 @@ def attempt_scores(policy: GPT, ref: GPT, rolled: Rollout, temperature: float) -
     states = attempt_states(policy, rolled)
     with torch.no_grad():
         ref_states = attempt_states(ref, rolled)
-    logprobs, kls = [], []
+    scores = []
     for attempt, hidden, ref_hidden in zip((rolled.first, rolled.second), states, ref_states):
         mask = attempt.mask
         # Apply the head to real tokens only: with a large vocabulary it is the costliest product.
         tokens, hidden, ref_hidden = (table[mask] for table in (attempt.tokens, hidden, ref_hidden))
         values = policy.scores(hidden, tokens, ref, ref_hidden, temperature)
-        for table, value in zip((logprobs, kls), values):
-            table.append(value.new_zeros(mask.shape).masked_scatter(mask, value))
-    return tuple(logprobs), tuple(kls)
+        scores.append([x.new_zeros(mask.shape).masked_scatter(mask, x) for x in values])
+    return tuple(zip(*scores))
 
 
 def attempt_states(model: GPT, rolled: Rollout) -> Pair:

@@ -76,7 +76,7 @@ STAGES = (
         IN_WORDS: WORDS | {"steps": 40, "lr": 5e-6, "warmup": 5, "beta1": 0.1},
     } | PAPER),
 )  # fmt: skip
-# --quick: in a folder of its own, so that no later run starts from its models.
+# Defaults of --quick.
 QUICK = {"steps": 20, "problems": 8, "transcripts": 32, "eval_problems": 50}
 QUICK_STAGES = tuple(replace(stage, always=QUICK) for stage in STAGES)
 
@@ -410,7 +410,7 @@ def train_command(stages: tuple[Stage, ...], given: dict, last: int, resume: boo
         if not is_first():
             return
         # Every stage is evaluated as the last one is; what it was trained with stays its own.
-        asked = settings.pick(asdict(run), settings.EVALUATION | settings.FREE)
+        asked = pick(asdict(run), settings.EVALUATION | settings.FREE)
         for job in jobs:
             result = evaluate(replace(job, run=replace(job.run, **asked)), task, device)
     folders = [(job.stage.title, job.folder) for job in jobs]
@@ -450,8 +450,8 @@ def eval_command(given: dict, folder: Path | None) -> None:
 
 
 def ask_command(given: dict, problems: list[str]) -> None:
-    """Prints attempts at the problems given, or at each line of the standard input. The first of
-    them is the folder of a stage, unless the model is that of --init, untouched."""
+    """Prints attempts at the problems given, or at each line of the standard input. `problems`
+    begins with the folder of a stage, unless the model is that of --init, untouched."""
     temperature, folder = evaluation_temperature(given), None
     # With a folder, too, --init may be given: where the stage's pretrained model was moved to.
     if "init" not in given or (problems and os.path.isdir(problems[0])):
@@ -513,12 +513,13 @@ def main(argv: list[str] | None = None) -> int:
         elif args.plan:
             plan_command(given, args.stage)
         elif args.quick:
+            # In a folder of its own, so that no later run starts from these models.
             train_command(QUICK_STAGES, {"out": "out/quick"} | given, 2, args.resume)
             print_once("\nAll of it runs; models so little trained say nothing about the method.")
         else:
             train_command(STAGES, given, args.stage, args.resume)
     except (ValueError, OSError, rewards.SandboxError) as error:
-        # Any other error all processes meet alike, and the first one prints it.
+        # All processes meet any other error alike, and the first one prints it.
         if is_first() or isinstance(error, processes.OwnError):
             print(f"{Path(sys.argv[0]).name}: {one_line(error)}", file=sys.stderr)
         return 1 if isinstance(error, ConnectionError) else 2

@@ -9,8 +9,6 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-Step = Callable[[object, float, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
-
 
 def uses_graphs(device: torch.device) -> bool:
     return device.type == "cuda"
@@ -81,7 +79,7 @@ class GraphCache:
         self.alive.zero_()
 
     def step(
-        self, step: Step, temperature: float, token: Tensor, alive: Tensor, key: Tensor
+        self, step: Callable, temperature: float, token: Tensor, alive: Tensor, key: Tensor
     ) -> tuple[Tensor, Tensor]:
         """What step(cache, temperature, token, alive, key) does on a plain cache, by a graph of
         it."""
@@ -118,7 +116,7 @@ def graph_cache(model: nn.Module, cache, room: int) -> GraphCache:
 
 def addresses(model: nn.Module) -> list[int]:
     """Where a graph of the model finds its weights."""
-    return [weight.data_ptr() for weight in (*model.parameters(), *model.buffers())]
+    return [weight.data_ptr() for weight in model.parameters()]
 
 
 def power_of_two(n: int) -> int:

@@ -40,7 +40,7 @@ class HeadScores(torch.autograd.Function):
     ) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """Slice by slice of the vocabulary: which it is, and z and z_ref there, (n, width) each."""
         # Narrower products are slower; whole multiples of 64 keep the rows of a slice aligned.
-        width = max(256, HeadScores.CHUNK // max(1, len(hidden)) // 64 * 64)
+        width = max(256, HeadScores.CHUNK // len(hidden) // 64 * 64)
         for start in range(0, len(table), width):
             part = slice(start, min(start + width, len(table)))
             z, z_ref = (

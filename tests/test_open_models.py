@@ -2,7 +2,6 @@
 
 import json
 import os
-import pathlib
 import shutil
 import signal
 from dataclasses import replace
@@ -15,11 +14,12 @@ import data
 import score
 import train
 from data import Problem
-from data.task import text_hash
 from model import GPT
 from pretrained.tokenizer import load_tokenizer
+from test_score import odd_start, plain_scores
 from tests.helpers import (
     CHAT_TEMPLATES,
+    same,
     same_weights,
     source,
     tiny_checkpoint,
@@ -50,13 +50,7 @@ OPEN_FLAGS = "--steps 2 --problems 2 --samples 2 --revisions 2 --max-new-tokens 
 def test_both_stages_run_on_an_open_model(name, template, tmp_path, capsys, monkeypatch):
     """From a tiny random checkpoint through both stages, evaluation and export, offline. A random
     model is never right, so half of all answers are called so, or nothing would be learnt."""
-    for kind in data.OPEN.values():
-        monkeypatch.setattr(
-            kind, "rewards", lambda self, xs, said: [float(text_hash(y) % 2) for y in said]
-        )
-    monkeypatch.setattr(score, "grade", lambda task, xs, attempt: torch.tensor(
-        task.rewards(xs, score.texts(task, attempt))
-    ))  # fmt: skip
+    monkeypatch.setattr(score, "grade", odd_start)
     init = tmp_path / "init"
     init.mkdir()
     tiny_checkpoint(init, template)
@@ -103,9 +97,7 @@ def test_both_stages_run_on_an_open_model(name, template, tmp_path, capsys, monk
 
 def test_an_open_model_killed_and_resumed_equals_uninterrupted(chatty, tmp_path, monkeypatch):
     """Also with gradients of more problems at a time, and when evaluated on more attempts."""
-    monkeypatch.setattr(score, "grade", lambda task, xs, attempt: torch.tensor(
-        [float(text_hash(y) % 2) for y in score.texts(task, attempt)]
-    ))  # fmt: skip
+    monkeypatch.setattr(score, "grade", odd_start)
     folder, advance = write_math(tmp_path / "data"), train.Trainer.advance
 
     def command(out: str, *more: str) -> int:
@@ -125,8 +117,7 @@ def test_an_open_model_killed_and_resumed_equals_uninterrupted(chatty, tmp_path,
     assert command("halves", "--micro", "1", "--resume", "--attempts", "3") == 0
     one, other = (tmp_path / out / "math" / "stage1" / "model.pt" for out in ("whole", "halves"))
     assert same_weights(one, other)
-    init = GPT.from_pretrained(chatty).state_dict()
-    assert any(not torch.equal(w, init[name]) for name, w in weights(one).items())
+    assert not same(weights(one), GPT.from_pretrained(chatty).state_dict())
 
 
 def test_arithmetic_is_learned_by_an_open_model(chatty, tmp_path, capsys):
@@ -157,7 +148,8 @@ def test_an_open_model_is_warmed_up(chatty, tmp_path, capsys):
     assert f"{folder}/stage1 did not start from the base model" in capsys.readouterr().err
     shutil.rmtree(folder)
     assert train.main(stage0) == 0
-    assert not same_model(folder / "base" / "model.pt", GPT.from_pretrained(chatty))
+    trained = weights(folder / "base" / "model.pt")
+    assert not same(trained, GPT.from_pretrained(chatty).state_dict())
     capsys.readouterr()
     assert train.main(stage1) == 0
     assert "base: using" in (said := capsys.readouterr().out) and "finished after 3" in said
@@ -224,16 +216,8 @@ def test_an_untouched_model_is_evaluated_and_asked(chatty, tmp_path, monkeypatch
     capsys.readouterr()
     assert train.main(["--ask", "12+34=", "--attempts", "3", *flags]) == 0
     assert "problem    12+34=\nattempt 1" in capsys.readouterr().out
-    gpt = GPT.from_pretrained(chatty)
-    for model in asked:
-        for name, weight in gpt.state_dict().items():
-            assert torch.equal(model.state_dict()[name], weight)
-    assert len(asked) == 9
-
-
-def same_model(path: pathlib.Path, gpt: GPT) -> bool:
-    saved = torch.load(path, weights_only=True)["model"]
-    return all(torch.equal(saved[name], weight) for name, weight in gpt.state_dict().items())
+    untouched = GPT.from_pretrained(chatty).state_dict()
+    assert len(asked) == 9 and all(same(model.state_dict(), untouched) for model in asked)
 
 
 @pytest.mark.parametrize("both", [True, False])
@@ -245,10 +229,8 @@ def test_the_loss_of_a_warm_up_is_that_of_unpadded_texts(both, chatty, tmp_path)
     for prompt, first, second in rows:
         y1, y2 = (task.encode(text) + [task.eos] for text in (first, second))
         x = task.prompt(Problem(prompt))
-        ids = torch.tensor(x + y1 + task.revise + y2)
-        logprobs = gpt(ids[None, :-1])[0].log_softmax(-1)
-        each = -logprobs[range(len(ids) - 1), ids[1:]]
-        losses += each[-len(y2) :].tolist() + both * each[len(x) - 1 :][: len(y1)].tolist()
+        losses += (-plain_scores(gpt, x + y1 + task.revise, y2)).tolist()
+        losses += both * (-plain_scores(gpt, x, y1)).tolist()
     optimizer = torch.optim.SGD(gpt.parameters(), lr=0.0)
     metrics = train.base_step(gpt, optimizer, task, rows, clip=1.0, both=both)
     assert metrics["loss"] == pytest.approx(np.mean(losses), abs=1e-5)
@@ -394,7 +376,7 @@ def test_stages_find_a_model_and_data_that_have_moved(chatty, tmp_path, monkeypa
 
 def test_a_long_question_is_no_path(chatty, tmp_path, capsys):
     flags = f"--init {chatty} --data math --data-dir {write_math(tmp_path / 'data')}"
-    flags += f" --max-new-tokens 6 --device cpu --out {tmp_path}"
+    flags += " --max-new-tokens 6 --device cpu"
     assert train.main(["--ask", "How many? " * 100, *flags.split()]) == 0
     assert capsys.readouterr().out.count("attempt 2") == 1
     assert train.main(["--ask", str(tmp_path), "12+34=", *flags.split()]) == 0

@@ -33,6 +33,7 @@ from model import GPT, GPTConfig, generate
 from test_score import RAGGED, Toy, ragged_gpt, sampled_logprobs, tiny_gpt, toy_problems
 from tests.helpers import (
     BASE,
+    LOOK,
     PEAK,
     PLAIN_JSON,
     ROOT,
@@ -40,6 +41,7 @@ from tests.helpers import (
     anything,
     kill_after,
     run,
+    same,
     same_weights,
     six_steps,
     small_settings,
@@ -192,6 +194,21 @@ def test_two_processes_may_write_the_same_file(tmp_path, monkeypatch):
 
     checkpoints.write_atomically(path, slowly)
     assert path.read_text() == "of process 1" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_stage_leaves_what_an_evaluation_is_writing(tmp_path):
+    """And removes what a killed run of its own has left, which may be gigabytes."""
+    folder = tmp_path / "base"
+    folder.mkdir()
+    (folder / "state.pt.1.partial").touch()
+
+    def slowly(partial: pathlib.Path) -> None:
+        partial.touch()
+        with checkpoints.locked(tmp_path):
+            pass
+
+    checkpoints.write_atomically(folder / "results.json", slowly)
+    assert [path.name for path in folder.iterdir()] == ["results.json"]
 
 
 def test_a_link_in_a_shared_folder_is_not_written_through(tmp_path, few_steps, capsys):
@@ -384,8 +401,7 @@ def test_a_stage_in_another_s_folder_is_refused(trained, tmp_path, few_steps, ca
 def test_impossible_settings_of_a_folder_name_its_file(name, value, trained, tmp_path, capsys):
     shutil.copytree(trained / "stage1", tmp_path / "stage1")
     path = tmp_path / "stage1" / "state.pt"
-    state = torch.load(path, weights_only=True)
-    torch.save(state | {"settings": state["settings"] | {name: value}}, path)
+    edit(path, lambda state: state["settings"].update({name: value}))
     assert run("--eval", tmp_path / "stage1") == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and str(path) in lines[0]
@@ -473,7 +489,7 @@ def test_what_cannot_be_evaluated_is_refused_before_training(tmp_path, capsys):
 def test_bad_state_is_one_line(change, unfinished, tmp_path, few_steps, capsys):
     shutil.copytree(unfinished, tmp_path / "puzzle")
     path = tmp_path / "puzzle" / "stage1" / "state.pt"
-    torch.save(torch.load(path, weights_only=True) | change, path)
+    edit(path, lambda state: state.update(change))
     before = path.read_bytes()
     assert run("--stage", 1, "--resume", "--out", tmp_path) == 2
     lines = capsys.readouterr().err.splitlines()
@@ -496,7 +512,8 @@ def test_bad_log_is_one_line(log, unfinished, tmp_path, few_steps, capsys):
     shutil.copytree(unfinished, tmp_path / "puzzle")
     (tmp_path / "puzzle" / "stage1" / "metrics.jsonl").write_bytes(log)
     assert run("--stage", 1, "--resume", "--out", tmp_path) == 2
-    assert "is not the log" in capsys.readouterr().err
+    [line] = capsys.readouterr().err.splitlines()
+    assert "metrics.jsonl" in line and ("not the log of" in line or "utf-8" in line)
 
 
 def test_evaluation_is_repeatable(trained, tmp_path):
@@ -766,12 +783,9 @@ def test_killed_and_resumed_equals_uninterrupted(
     assert f"resuming after step {2 if damaged else 4} of 11" in said
     assert ("going back to" in said) == damaged
     assert same_weights(whole / "model.pt", killed / "model.pt")
-    assert same_weights(whole / "state.8.pt", killed / "state.8.pt")
     assert without_times(whole / "metrics.jsonl") == without_times(killed / "metrics.jsonl")
     a, b = (torch.load(f / "state.8.pt", weights_only=True) for f in (whole, killed))
-    for name, moment in a["optimizer"]["state"][0].items():
-        assert torch.equal(moment, b["optimizer"]["state"][0][name])
-    assert a["best"]["recent"] == b["best"]["recent"] and a["best"]["reward"] == b["best"]["reward"]
+    assert same(a | {"seconds": 0}, b | {"seconds": 0})
     assert len(a["best"]["recent"]) == (3 if stage else 0)
 
 
@@ -782,14 +796,6 @@ def flip_a_weight(path: pathlib.Path) -> None:
         tensor = max(file.infolist(), key=lambda part: part.file_size)
     content[tensor.header_offset + 200 + tensor.file_size // 2] ^= 1
     path.write_bytes(content)
-
-
-def same(a, b) -> bool:
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[name], b[name]) for name in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(same, a, b))
-    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
 
 
 @pytest.mark.parametrize("name", ["model.pt", "state.pt"])
@@ -830,9 +836,8 @@ def test_adam_s_settings_are_the_run_s_own(unfinished, tmp_path, few_steps):
     trainer = train.Trainer(job, task, policy, None)
     own = [group | {"params": None} for group in trainer.optimizer.param_groups]
     path = job.folder / "state.pt"
-    state = torch.load(path, weights_only=True)
-    state["optimizer"]["param_groups"][0] |= {"lr": 9.0, "betas": (0.0, 0.0), "maximize": True}
-    torch.save(state, path)
+    other = {"lr": 9.0, "betas": (0.0, 0.0), "maximize": True}
+    edit(path, lambda state: state["optimizer"]["param_groups"][0].update(other))
     trainer.restore()
     assert [group | {"params": None} for group in trainer.optimizer.param_groups] == own
 
@@ -883,9 +888,7 @@ def test_weights_stay_as_they_were_where_a_step_is_not_finite(bad, unfinished, t
     """And the line says which stage and step, and which attempt if it cannot be sampled."""
     shutil.copytree(unfinished, tmp_path / "puzzle")
     path = tmp_path / "puzzle" / "stage1" / "state.pt"
-    state = torch.load(path, weights_only=True)
-    state["model"]["positions.weight"][4] = bad
-    torch.save(state, path)
+    edit(path, lambda state: state["model"]["positions.weight"][4].fill_(bad))
     before = path.read_bytes()
     assert run("--stage", 1, "--steps", 6, "--resume", "--out", tmp_path) == 2
     [line] = capsys.readouterr().err.strip().splitlines()[-1:]
@@ -901,10 +904,7 @@ def test_interrupt_saves_and_says_how_to_go_on(tmp_path):
         command + [tmp_path / "stopped"], cwd=ROOT, stderr=subprocess.PIPE, text=True
     )
     log = tmp_path / "stopped" / "puzzle" / "base" / "metrics.jsonl"
-    deadline = time.monotonic() + 60
-    while not (log.exists() and len(log.read_text().splitlines()) >= 3):
-        assert time.monotonic() < deadline and stopped.poll() is None
-        time.sleep(0.01)
+    wait_for_steps(log, 3, stopped)
     stopped.send_signal(signal.SIGINT)
     _, stderr = stopped.communicate(timeout=60)
     assert stopped.returncode == 130 and stderr.rstrip().endswith("--resume"), stderr
@@ -1003,6 +1003,7 @@ def test_bad_checkpoint_is_one_line(how, trained, tmp_path, capsys):
         (["--eval", ""], "--eval needs the folder of a stage, or --init DIR"),
         (["--ask"], "--ask needs the folder of a stage, or --init DIR"),
         (["--eval", "out", "--out", "x"], "--out is not a setting of --eval"),
+        (["--ask", "--init", "x", "--out", "x"], "--out is not a setting of --ask"),
         (["--stge", "1"], "--stge; is --stage meant?"),
         (["--stage", "1", "--beta", "1"], "--beta; is --beta1 or --beta2 meant?"),
         (["--task", "addition"], "one of --stage, --quick,"),
@@ -1605,20 +1606,10 @@ def test_problems_can_be_asked_one_after_the_other(trained, monkeypatch, capsys)
     assert "'417+85=' is no problem" in capsys.readouterr().err
 
 
-def test_other_settings_do_not_overwrite(trained, few_steps, capsys):
-    """A finished stage is not trained over with other settings, nor reused for another seed."""
-    before = (trained / "stage1" / "model.pt").read_bytes()
-    assert run("--stage", 1, "--out", trained.parent, "--beta2", 0.7) == 2
-    assert "beta2" in capsys.readouterr().err
-    assert run("--stage", 2, "--out", trained.parent, "--seed", 1) == 2
-    assert "seed" in capsys.readouterr().err
-    assert (trained / "stage1" / "model.pt").read_bytes() == before
-
-
 def test_settings_of_a_folder_need_not_be_said_again(tmp_path, few_steps, capsys):
-    """Later stages take the seed and problems of those before; a stage that goes on, all of its
-    own. Another value is refused, and steps are those of the last stage alone."""
-    small = SMALL[2:]  # without the difficulty
+    """Later stages take the seed, problems and shape of those before; a stage that goes on, all of
+    its own. Another value is refused, and steps are those of the last stage alone."""
+    small = [*LOOK[2:], *SMALL[len(BASE) :]]  # without the difficulty and the shape
     assert run("--stage", 0, "--seed", 3, "--out", tmp_path) == 0
     out = ["--out", str(tmp_path)]
     assert train.main(["--stage", "1", "--beta2", "0.7", "--steps", "4", *out, *small]) == 0
@@ -1627,8 +1618,11 @@ def test_settings_of_a_folder_need_not_be_said_again(tmp_path, few_steps, capsys
     assert settings == [3, 2, 0.7, 4] and results["seed"] == 3
     assert train.main(["--stage", "1", *out, *small]) == 0
     assert "Stage I: using" in capsys.readouterr().out
-    assert train.main(["--stage", "1", "--beta2", "0.3", *out, *small]) == 2
-    assert "stage1 was made with beta2 0.7, not 0.3" in capsys.readouterr().err
+    before = (tmp_path / "puzzle" / "stage1" / "model.pt").read_bytes()
+    for name, had, given in (("beta2", 0.7, 0.3), ("width", 16, 32)):
+        assert train.main(["--stage", "1", f"--{name}", str(given), *out, *small]) == 2
+        assert f"was made with {name} {had}, not {given}" in capsys.readouterr().err
+    assert (tmp_path / "puzzle" / "stage1" / "model.pt").read_bytes() == before
     assert train.main(["--stage", "2", "--beta2", "0.3", *out, *small]) == 0
     new = {"out": str(tmp_path / "new"), "steps": 7, "lr": 0.5}
     jobs = train.jobs_up_to(six_steps(), new, 2)
@@ -1656,14 +1650,6 @@ def test_a_checkpoint_is_evaluated_on_what_it_was_trained_on(trained, tmp_path, 
     shutil.copy(folder / "model.pt", tmp_path)
     assert train.main(["--eval", str(tmp_path), "--task", "addition", *few]) == 2
     assert "vocabulary" in capsys.readouterr().err
-
-
-def test_later_stages_take_the_shape_of_the_base(trained, few_steps, capsys):
-    flags = ["--out", str(trained.parent), "--eval-problems", "20", "--problems", "4"]
-    flags += ["--samples", "2", "--revisions", "2", "--transcripts", "8", "--device", "cpu"]
-    assert train.main(["--stage", "1", *flags]) == 0
-    assert train.main(["--stage", "1", "--width", "32", *flags]) == 2
-    assert "made with width 16" in capsys.readouterr().err
 
 
 def test_best_checkpoint_is_the_one_with_the_highest_mean_reward():

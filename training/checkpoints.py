@@ -5,6 +5,7 @@ import contextlib
 import fcntl
 import hashlib
 import inspect
+import itertools
 import json
 import math
 import os
@@ -53,7 +54,7 @@ def locked(folder: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
-        for partial in folder.glob("*/*.partial"):
+        for partial in folder.glob("*/*.pt.*.partial"):
             partial.unlink()  # of a run that was killed
         yield
 
@@ -87,7 +88,7 @@ def cannot_write(path: Path, error: Exception) -> ValueError:
 
 
 def keep(path: Path, kept: Path) -> None:
-    """Keeps what a file is now under another name, in place of what has that name."""
+    """Keeps a file as it is now under another name, in place of what had that name."""
     kept.unlink(missing_ok=True)
     try:
         os.link(path, kept)
@@ -113,7 +114,7 @@ def keep_other_results(folder: Path, evaluation: dict, usual: dict) -> None:
         return  # there are none, or not of this program
     if before == evaluation:
         return
-    unusual = [f"{name}={before.get(name)}" for name in usual if before.get(name) != usual[name]]
+    unusual = [f"{name}={before[name]}" for name in usual if before[name] != usual[name]]
     differs = ",".join(unusual) or "defaults"
     ending = re.sub(r"[^\w=,.-]", "_", differs, flags=re.ASCII)
     if len(ending) > 100:  # file names have a limit
@@ -224,18 +225,15 @@ class Log:
     """metrics.jsonl, one object a step. On resuming, lines after the saved step are dropped, since
     those steps run again."""
 
-    def __init__(self, path: Path, step: int):
-        kept = path.read_bytes().splitlines(keepends=True)[:step] if step and path.exists() else []
-        try:
-            steps = [json.loads(line)["step"] for line in kept]
-        except (ValueError, KeyError, TypeError):
-            steps = None
-        if steps != list(range(1, step + 1)):
-            raise ValueError(f"{path} is not the log of the {step} steps that were saved")
-        write_atomically(path, lambda p: p.write_bytes(b"".join(kept)))
-        self.path = path
+    def __init__(self, folder: Path, step: int):
+        self.path = folder / "metrics.jsonl"
+        self.rows = read_log(folder, step) if step else []
+        if len(self.rows) != step:
+            raise ValueError(f"{self.path} is not the log of the {step} steps that were saved")
+        write_lines(self.path, self.rows)
 
     def add(self, metrics: dict) -> None:
+        self.rows.append(metrics)
         try:
             with self.path.open("a") as file:
                 file.write(json.dumps(metrics) + "\n")
@@ -243,11 +241,12 @@ class Log:
             raise cannot_write(self.path, error) from None
 
 
-def read_log(folder: Path) -> list[dict]:
-    """The rows of metrics.jsonl. Raises ValueError, naming the line, for one that is no step's."""
+def read_log(folder: Path, steps: int | None = None) -> list[dict]:
+    """The rows of metrics.jsonl, or the first `steps` of them. Raises ValueError, naming the line,
+    for one that is no step's."""
     path = folder / "metrics.jsonl"
     with path.open() as file:
-        rows = list(read_lines(path, file))
+        rows = list(itertools.islice(read_lines(path, file), steps))
     for step, (where, row) in enumerate(rows, 1):
         numbers, val = [x for name, x in row.items() if name != "val"], row.get("val", {})
         numbers += val.values() if isinstance(val, dict) else [None]

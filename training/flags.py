@@ -120,7 +120,7 @@ def check_command(args: argparse.Namespace, given: dict) -> None:
             continue
         if not folder and "init" not in given:
             raise ValueError(f"--{command} needs the folder of a stage, or --init DIR")
-        if command == "ask" and "init" in given or command == "eval" and not folder:
+        if command == "eval" and not folder:
             used = used | {"out"}  # below which the results of an untouched model lie
         for name in given.keys() - used:
             raise ValueError(f"{flag(name)} is not a setting of --{command}")

@@ -22,7 +22,7 @@ def number_of_processes() -> int:
     told = [os.environ.get(name, "") for name in ("RANK", "LOCAL_RANK", "MASTER_PORT")]
     whole = all(re.fullmatch("[0-9]{1,9}", text) for text in (size, *told))
     if not whole or int(told[0]) >= int(size) or not os.environ.get("MASTER_ADDR"):
-        raise ValueError(f"WORLD_SIZE is {size!r}, not by torchrun: start it so, or unset that")
+        raise ValueError(f"WORLD_SIZE is {size!r}, not by torchrun: use torchrun, or unset it")
     return int(size)
 
 
@@ -35,7 +35,7 @@ def share(count: int, name: str) -> int:
 
 
 class OwnError(ValueError):
-    """What perhaps only this process has met, such as divergence, so that it has to say it."""
+    """An error that perhaps only this process has met, such as divergence, so it prints it."""
 
 
 def is_first() -> bool:
@@ -100,12 +100,11 @@ def average_metrics(metrics: dict, device: torch.device) -> dict:
 
 
 def pick_device(name: str) -> torch.device:
-    if number_of_processes() > 1 and name in ("auto", "cuda") and torch.cuda.is_available():
-        name = f"cuda:{os.environ['LOCAL_RANK']}"
     if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        other = "mps" if torch.backends.mps.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else other
+    if name == "cuda" and number_of_processes() > 1:
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
     if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
         raise ValueError(f"device must be auto, cpu, mps, cuda or cuda:N: {name}")
     try:

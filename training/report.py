@@ -64,6 +64,9 @@ class Report:
 
     def __init__(self, title: str, steps: int, done: int, folder: Path):
         self.steps, self.silent = steps, not is_first()
+        if not self.silent:
+            self.log = Log(folder, done)
+            self.printed = warnings(self.log.rows, steps)  # before the run was stopped
         self.bar = tqdm(
             total=steps,
             initial=done,
@@ -73,17 +76,13 @@ class Report:
             dynamic_ncols=True,
             disable=self.silent,
         )
-        if not self.silent:
-            self.log = Log(folder / "metrics.jsonl", done)
-            self.rows = read_log(folder)
-            self.printed = warnings(self.rows, steps)  # before the run was stopped
 
     def add(self, metrics: dict) -> None:
         if self.silent:
             return
         self.log.add(metrics)
-        self.rows.append(metrics)
-        for name, text in warnings(self.rows, self.steps, since=len(self.rows)).items():
+        rows = self.log.rows
+        for name, text in warnings(rows, self.steps, since=len(rows)).items():
             if name not in self.printed:
                 self.printed[name] = text
                 self.bar.write(text, file=sys.stderr)
@@ -115,7 +114,7 @@ class AnswersBar(tqdm):
 
 
 def cost(title: str, seconds: float, folder: Path, device: torch.device) -> str:
-    """Time, speed and memory of a stage's training, from its log."""
+    """Time and speed of a stage's training, from its log, and this process's peak memory so far."""
     rows = read_log(folder)
 
     def mean(name: str) -> float:
@@ -231,13 +230,13 @@ def diagnoses(folders: list[tuple[str, Path]]) -> str:
 
 
 def decimal(value: float | None, places: int) -> str:
-    """None is what cannot be divided, such as f/b where no right answer was broken."""
+    """A dash for None, a quotient without a value, such as f/b where no right answer was broken."""
     return "–" if value is None else f"{value:.{places}f}"
 
 
 def leaning(diagnosis: dict) -> str:
-    """What plain reward on attempt 2 would teach first: to edit, to copy, or neither if the gain of
-    editing over copying is within two standard errors of 0, if these are at most 3 points."""
+    """What plain reward on attempt 2 would teach first, to edit or to copy. Neither, if the gain of
+    editing over copying is within two standard errors of 0; no verdict if these exceed 3 points."""
     p, n = diagnosis["p"], diagnosis["n"]
     fixed, broken = (1 - p) * (diagnosis["f"] or 0.0), p * (diagnosis["b"] or 0.0)
     gain = fixed - broken
@@ -300,8 +299,8 @@ def underlined(before: str, after: str) -> str:
 
 def compared(old: list, new: list) -> Iterator[tuple[bool, slice, slice]]:
     """Matching and differing parts of two lists; position by position if they have the same length,
-    as attempts at an arithmetic problem do. Of lists too long for difflib, which takes cubic time,
-    all between what they begin with and what they end with counts as different."""
+    as attempts at an arithmetic problem do. In lists too long for difflib, which takes cubic time,
+    everything between their common beginning and their common end counts as different."""
     if len(old) == len(new):
         places = itertools.groupby(range(len(old)), lambda n: old[n] == new[n])
         for same, run in ((same, list(run)) for same, run in places):

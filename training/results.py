@@ -46,10 +46,9 @@ def write_results(
 def write_answers(folder: Path, task: data.Task, result: score.Evaluation) -> None:
     """Writes samples.jsonl, one problem a line, and for the reference evaluator of a benchmark that
     has one samples_t1.jsonl, samples_t2.jsonl, …"""
-    keys = ("id", "problem", "attempts", "rewards", "ended")
-    answers, judged = zip(*result.responses), (result.rewards.T.tolist(), result.ended.T.tolist())
-    rows = zip(result.problems, answers, *judged)
-    lines = [dict(zip(keys, (x.id, x.prompt, *row))) for x, *row in rows]
+    judged = result.rewards.T.tolist(), result.ended.T.tolist()
+    rows = zip(result.problems, zip(*result.responses), *judged)
+    lines = [dict(id=x.id, problem=x.prompt, attempts=y, rewards=r, ended=e) for x, y, r, e in rows]
     write_lines(folder / "samples.jsonl", lines)
     for path in folder.glob("samples_t*.jsonl"):
         path.unlink()  # from another evaluation, perhaps with more attempts

@@ -167,7 +167,7 @@ def check_settings_match(folder: Path, saved: dict, wanted: dict) -> None:
 
 
 def may_be_same(before: str | None, now: str | None) -> bool:
-    """Whether two paths name one folder, or the folder may have moved, since one does not exist."""
+    """Whether two paths name the same folder, or may: one that does not exist may have moved."""
     if before is None or now is None:
         return False
     moved = not (os.path.exists(before) and os.path.exists(now))
@@ -242,7 +242,7 @@ def jobs_up_to(stages: tuple[Stage, ...], given: dict, last: int) -> list[Job]:
     folders = [Path(asked.out, asked.name, stage.folder) for stage in stages[: last + 1]]
     found = [read_progress(folder) for folder in folders]
     known = [
-        without_state(folder) or {} if saved is None else saved
+        (without_state(folder) or {}) if saved is None else saved
         for folder, (saved, _) in zip(folders, found)
     ]
     shared = pick(given, SHARED)
@@ -295,9 +295,8 @@ def load_job(stages: tuple[Stage, ...], folder: Path | None, given: dict) -> Job
     saved, step = read_progress(folder)
     known = evaluated(folder) if saved is None else saved
     check_settings_match(folder, known, pick(given, {"data", "task", "difficulty"}))
-    by_number = {stage.number: stage for stage in stages}
-    by_folder = {stage.folder: stage for stage in stages}
-    stage = by_number.get(known.get("stage")) or by_folder.get(folder.name, stages[0])
+    by_name = {name: stage for stage in stages for name in (stage.number, stage.folder)}
+    stage = by_name.get(known.get("stage", folder.name), stages[0])
     run, cfg = resolve(stage, known | given)
     check_applies(given, run)
     return Job(stage, run, cfg, folder, saved, step)
@@ -315,9 +314,9 @@ def evaluated(folder: Path) -> dict:
 
 
 def without_state(folder: Path) -> dict | None:
-    """Of a finished model whose state.pt is gone, the settings in results.json, if its log has as
-    many steps as they say; of one without a log, which was copied here by hand, {}. Otherwise
-    None."""
+    """The settings of a finished model that has no state.pt: those in results.json, if its log has
+    as many steps as they say; {} if it has no log, since it was copied here by hand. None if there
+    is no such model."""
     if not (folder / "model.pt").exists():
         return None
     if not (folder / "metrics.jsonl").exists():
