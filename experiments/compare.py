@@ -171,7 +171,7 @@ def main() -> None:
         sys.exit("stopped; the same command goes on where it was")
     if args.quick:
         return print(results_table(gather(asked, out), methods.QUICK))
-    runs = planned(parts, args.seeds)
+    runs = [run for run in planned(parts, args.seeds) if run.finished(out)]
     tuning = [run for run in runs if run.lr is not None]  # not the base that they start from
     others = [run for run in runs if run.lr is None]
     rows, tuned = gather(others, out), gather(tuning, out)
@@ -182,7 +182,7 @@ def main() -> None:
     if args.write:
         for path, new in ((FIGURES, rows), (TUNING, tuned), (CURVES, kept)):
             if lost := lost_rows(path, new):
-                sys.exit(f"{len(lost)} runs of {path.name} are not in {out}: nothing is written")
+                sys.exit(f"{lost.total()} runs of {path.name} are not in {out}: nothing is written")
         write_rows(FIGURES, rows)
         write_rows(TUNING, tuned)
         write_rows(CURVES, kept)

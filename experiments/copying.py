@@ -73,10 +73,7 @@ def train(
 
 
 def draw(path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from plot import plt
 
     edits = torch.logspace(-3, -1, 41)[:, None]
     alpha = torch.logspace(0, 1.5, 41)[None] - 1
@@ -103,7 +100,4 @@ def draw(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        draw(HERE / "figures" / "copying.png")
-    except ImportError:
-        sys.exit("copying.py draws with matplotlib, which is not installed: pip install matplotlib")
+    draw(HERE / "figures" / "copying.png")

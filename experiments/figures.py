@@ -4,18 +4,11 @@ pip install matplotlib && python experiments/figures.py
 """
 
 import json
-import sys
 from pathlib import Path
 
-try:
-    import matplotlib
-except ImportError:
-    sys.exit("figures.py draws with matplotlib, which is not installed: pip install matplotlib")
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
 from methods import METHODS
+from plot import plt
 from tables import CURVES
 
 FOLDER = Path(__file__).resolve().parent / "figures"

@@ -62,8 +62,8 @@ def ends_right(r1: float, r2: float) -> bool:
 class Imitation:
     """Supervised training on attempts of the policy's own: in each of several rounds it writes as
     many rollouts as there are updates, and pairs of attempts whose rewards pass `keep` are
-    imitated. [reading: STaR imitates both attempts, for where it imitates y2 alone this small model
-    forgets how to answer first; Pair-SFT y2 alone, for all y1 of its D are wrong. NOTES.md has the
+    imitated. [reading: STaR imitates both attempts, since with y2 alone this small model forgets
+    how to answer first; Pair-SFT y2 alone, since every y1 of its D is wrong. NOTES.md has the
     validation runs. A round goes on from the model of the last, where STaR starts from the base
     again, and an update draws its pairs at random, not in epochs.]"""
 

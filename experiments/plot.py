@@ -16,7 +16,7 @@ from pathlib import Path
 try:
     import matplotlib
 except ImportError:
-    sys.exit("plot.py draws with matplotlib, which is not installed: pip install matplotlib")
+    sys.exit("figures are drawn with matplotlib, which is not installed: pip install matplotlib")
 
 matplotlib.use("Agg")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))

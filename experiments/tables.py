@@ -5,6 +5,7 @@ import math
 import re
 import statistics
 import sys
+from collections import Counter
 from collections.abc import Callable
 from operator import itemgetter
 from pathlib import Path
@@ -29,8 +30,6 @@ def gather(runs: list[Run], out: Path) -> list[dict]:
     SystemExit for a folder that was made with other settings."""
     rows = []
     for run in runs:
-        if not run.finished(out):
-            continue
         job = run.job(out)
         results = json.loads((job.folder / "results.json").read_text())
         evaluated = EVALUATED | {"split": job.run.split}
@@ -56,8 +55,6 @@ def curves(runs: list[Run], out: Path) -> list[dict]:
     validation accuracies."""
     rows = []
     for run in runs:
-        if not run.finished(out):
-            continue
         job = run.job(out)
         log = read_log(job.folder)
         looks = [[row["step"], *row["val"].values()] for row in log if "val" in row]
@@ -276,11 +273,11 @@ def write_pages(parts: dict[str, str]) -> None:
     put(HERE.parent / "README.md", "main", parts["main"])
 
 
-def lost_rows(path: Path, rows: list[dict]) -> set[tuple]:
-    """The methods and seeds in a file that `rows` would drop from it."""
+def lost_rows(path: Path, rows: list[dict]) -> Counter:
+    """The methods and seeds of which a file has more runs than `rows`."""
 
-    def runs(rows: list[dict]) -> set[tuple]:
-        return {(row["arm"], row["seed"]) for row in rows}
+    def runs(rows: list[dict]) -> Counter:
+        return Counter((row["arm"], row["seed"]) for row in rows)
 
     return runs(json.loads(path.read_text())) - runs(rows)
 

@@ -95,8 +95,7 @@ def main() -> None:
         given |= {"data": kind(args.data)} if args.data else {}
         job = train.load_job(train.STAGES, args.folder, given)
         task, device = train.load_task(job.run), processes.device_for(job.run.device, job.run.dtype)
-        count = args.problems or job.run.eval_problems
-        problems = task.held_out(args.split, count)[: args.problems or 200]
+        problems = task.held_out(args.split, args.problems)[: args.problems or 200]
         model = train.stage_model(job, task, device)
         with processes.precision(job.run.dtype, device):
             shown = look(model, task, problems, job.run.seed, job.run.eval_batch)

@@ -129,7 +129,7 @@ def two_attempts(prompts: list[str], trainer: ScoreTrainer) -> dict:
         "second": [len(y) for y, _ in y2],
         "r1": rewards(task, problems, y1),
         "r2": rewards(task, problems, y2),
-        "changed": [y != z for (y, _), (z, _) in zip(y1, y2)],
+        "changed": [a != b for a, b in zip(texts(task, y1), texts(task, y2))],
     }
 
 
@@ -148,8 +148,12 @@ def answer(
     return attempts
 
 
+def texts(task: Task, attempts: list[Attempt]) -> list[str]:
+    return [task.decode(y[:-1] if y[-1] == task.eos else y) for y, _ in attempts]
+
+
 def rewards(task: Task, problems: list[Problem], attempts: list[Attempt]) -> list[float]:
-    said = [task.decode(y[:-1] if y[-1] == task.eos else y) for y, _ in attempts]
+    said = texts(task, attempts)
     return [r * whole for r, (_, whole) in zip(task.rewards(problems, said), attempts)]
 
 

@@ -58,7 +58,7 @@ def test_the_answer_in_a_response(category):
 
 def test_bait_neither_hangs_nor_crashes_nor_pays():
     """Each in a forked process with an alarm: nesting, towers of powers, 100,000 characters, …
-    They are forked from a small process, for to fork this one takes longer than most baits."""
+    They are forked from a small process, since forking this one takes longer than most baits."""
     program = (
         "from tests.try_grader import BAIT, survive\n"
         "print([name for name, bait in BAIT.items() if survive(bait)], len(BAIT))"

@@ -158,7 +158,7 @@ def tally_all() -> list[Tally]:
         tallies.append(Tally(f"response: {category}"))
         for response, gold, reward in cases:
             tallies[-1].judge(math_reward, (response, gold), reward)
-    tallies.append(Tally("bait (17 calls each, and a fork)"))
+    tallies.append(Tally("bait (25 calls each, and a fork)"))
     for bait in BAIT.values():
         tallies[-1].judge(survive, (bait,), "")
     return tallies

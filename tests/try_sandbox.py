@@ -11,15 +11,6 @@ outside a sandbox.
 
     python -m tests.try_sandbox              a line a case, totals; exit code 1 if one is bad
     python -m tests.try_sandbox NAME ...     the cases whose name or kind is given
-    python -m tests.try_sandbox --data DIR   also the speed on DIR/HumanEval.jsonl.gz's answers
-
-In a test, with a host per module (the trainer is then the test process):
-
-    with try_sandbox.Host() as host:
-        outcome = try_sandbox.run(attack, host)
-        assert not outcome.passed and not outcome.broken
-        outcome = try_sandbox.run(control, host)
-        assert outcome.passed and not outcome.broken
 
 The programs are in cases/attacks/KIND.txt and their problems in cases/problems.txt. "#: name
 [problem]" starts a program; "#: then" ends a first one, which is run in a call of its own so that
@@ -31,7 +22,6 @@ attack. Names between @ signs are filled in by Host.fill.
 import argparse
 import ctypes
 import glob
-import gzip
 import json
 import os
 import platform
@@ -53,7 +43,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from verifiers.sandbox import run_many, run_tests, sandbox_status
+from verifiers.sandbox import run_tests, sandbox_status
 
 CASES = Path(__file__).with_name("cases")
 GIB = 2**30
@@ -641,23 +631,6 @@ def missing() -> str:
     return sandbox_status().partition("missing: ")[2]
 
 
-def canonical(folder: str):
-    """How many of HumanEval's own solutions pass, and how fast."""
-    with gzip.open(Path(folder) / "HumanEval.jsonl.gz", "rt") as lines:
-        tasks = [json.loads(line) for line in lines]
-    items = [
-        (t["prompt"] + t["canonical_solution"], t["test"], t["entry_point"], 3.0, t["prompt"])
-        for t in tasks
-    ]
-    run_many(items[:1])
-    start = time.monotonic()
-    verdicts = run_many(items)
-    seconds = time.monotonic() - start
-    passed = sum(v.passed for v in verdicts)
-    speed = len(items) / seconds
-    print(f"HumanEval       {passed} of {len(items)} solutions passed, {speed:.0f} a second")
-
-
 def summary(outcomes: list[Outcome]) -> bool:
     """Print the totals; whether all is as it must be."""
     attacks = [o for o in outcomes if o.kind != "control"]
@@ -672,7 +645,6 @@ def summary(outcomes: list[Outcome]) -> bool:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("names", nargs="*", help="names or kinds of cases (default: all)")
-    parser.add_argument("--data", metavar="DIR", help="the folder of HumanEval.jsonl.gz")
     args = parser.parse_args()
     # /proc/PID/environ shows the environment with which a process was started.
     if "TRAINER_SECRET" not in os.environ:
@@ -691,10 +663,7 @@ def main() -> int:
     finally:
         remove(tempfile.tempdir)
         tempfile.tempdir = None
-    good = summary(outcomes)
-    if args.data:
-        canonical(args.data)
-    return 0 if good else 1
+    return 0 if summary(outcomes) else 1
 
 
 if __name__ == "__main__":
