@@ -206,7 +206,7 @@ def commands(page: pathlib.Path) -> list[list[str]]:
     found = []
     for words in (shlex.split(line, comments=True) for line in lines):
         for n, word in enumerate(words):
-            if word.endswith(".py") and words[n - 1] != "--data" and words[0] != "cp":
+            if word.endswith(".py") and words[n - 1] != "--data":
                 found.append(list(itertools.takewhile(lambda word: word != "&&", words[n:])))
     return found
 
