@@ -284,7 +284,7 @@ class Head(nn.Linear):
 
 
 class GPT(nn.Module):
-    """A decoder-only transformer. GPT(config)(tokens (B, T)) → logits (B, T, V), float32. Without
+    """A decoder-only transformer. GPT(config)(tokens (B, T)) → logits (B, T, V). Without
     dropout, so that sampling and scoring use the same distribution."""
 
     recompute = False  # compute activations again in the backward pass, to save memory
@@ -451,7 +451,7 @@ def mix(x: Tensor) -> Tensor:
 
 def fold(key: Tensor, value: Tensor | int) -> Tensor:
     """A key for (key, value), both int64; the order of successive folds matters."""
-    increment = (value + 1) * GOLDEN  # wraps by itself on a tensor
+    increment = (value + 1) * GOLDEN  # + 1, for mix(0) is 0; wraps by itself on a tensor
     return mix(key + (as_int64(increment) if isinstance(increment, int) else increment))
 
 
@@ -465,6 +465,7 @@ def row_keys(keys: Sequence[int] | Tensor, samples: int, seed: int) -> Tensor:
     """The key of every (prompt, sample), samples of a prompt adjacent: (B,) → (B·samples,).
     It depends on nothing else, so a row's tokens do not depend on the rest of the batch."""
     keys = torch.as_tensor(keys, dtype=torch.int64)
+    # The seed is mixed before it is added to a key, so that their sums do not repeat.
     keys = fold(fold(torch.tensor(as_int64(seed)), 0), keys)
     return fold(keys[:, None], torch.arange(samples)).flatten()
 

@@ -2,7 +2,7 @@
 
 A policy π_θ answers a problem x, reads an instruction p, "There might be an error. Try again.", and
 answers again. A verifier r(y, y*) ∈ {0, 1} judges both answers during training; the policy never
-sees it.
+sees r.
 
     y1 ~ π_θ(·|x1),   y2 ~ π_θ(·|x2),   x1 = x,   x2 = [x, y1, p]
 
@@ -66,7 +66,7 @@ from data import Problem, Task
 from fast.processes import averaged
 from model import GPT, Generation, common_start, generate, pad_left, row_keys, unpadded
 
-MOST = 10_000  # upper limit of the settings' counts: a larger one is a typing error
+MOST = 10_000  # upper limit of counts in the settings: a larger one is a typo
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def check_ranges(settings, **ranges: tuple[float, float]) -> None:
 
 @dataclass(frozen=True)
 class Rollout:
-    """Two attempts at P problems."""
+    """K first attempts at each of P problems, and M second attempts to each of those."""
 
     first: Generation  # (N, T1)
     second: Generation  # (N·M, T2)
@@ -138,8 +138,8 @@ def rollout(
 
     # The random key of a second attempt derives from that of its first attempt.
     problems, keys = repeat(problems, K), row_keys(keys, K, seed)
-    again = try_again(task, prompts, answers(first))
-    second = respond(policy, task, problems, again, keys, M, cfg.temperature, seed)
+    second_prompts = try_again(task, prompts, answers(first))
+    second = respond(policy, task, problems, second_prompts, keys, M, cfg.temperature, seed)
 
     for number, attempt in enumerate((first, second), 1):
         if not attempt.logprobs.isfinite().all():
@@ -153,7 +153,7 @@ def rollout(
         r2=grade(task, repeat(problems, M), second),
         changed=torch.tensor([a != b for a, b in zip(y1, y2)]),
         on_policy=first_by is None,
-        packed=pack(prompts, first, again, second),
+        packed=pack(prompts, first, second_prompts, second),
     )
 
 
@@ -238,8 +238,8 @@ def end_when_over(task: Task, problems: list[Problem], attempt: Generation) -> G
 
 
 def over_after(task: Task, problem: Problem, tokens: list[int]) -> int:
-    """The number of tokens with which the answer is over, at least 1; one more than there are if it
-    is not over. Found by bisection, since an answer that is over stays so as it grows."""
+    """The number of tokens after which the answer is over, at least 1; one more than there are if
+    it never is. Found by bisection, since an answer that is over stays so as it grows."""
 
     def over(length: int) -> bool:
         return task.over(problem, task.decode(tokens[:length]))
@@ -279,17 +279,17 @@ class Packed:
 
 
 def pack(
-    prompts: list[list[int]], first: Generation, again: list[list[int]], second: Generation
+    prompts: list[list[int]], first: Generation, second_prompts: list[list[int]], second: Generation
 ) -> Packed:
     """Lays out first attempts (N rows) to prompts [x] (P) and second attempts (N·M rows) to the
     prompts [x, y1, p] (N) of `try_again`."""
     device, (N, T1), T2 = first.tokens.device, first.tokens.shape, second.tokens.shape[1]
     M = len(second.tokens) // N
     start = common_start(prompts)
-    trunk, trunk_ok = pad_left([row[len(start) :] for row in again], device)  # (N, S1)
+    trunk, trunk_ok = pad_left([row[len(start) :] for row in second_prompts], device)  # (N, S1)
     S1 = trunk.shape[1]
     # All trunks end at S1; y1 begins this many slots before it.
-    back = [len(row) - len(x) for x, row in zip(repeat(prompts, N // len(prompts)), again)]
+    back = [len(row) - len(x) for x, row in zip(repeat(prompts, N // len(prompts)), second_prompts)]
     begin = S1 - torch.tensor(back, device=device)  # (N,)
     slots = S1 + torch.arange(M * T2, device=device).view(M, T2)  # of the second attempts
     # Rows are padded on the left and attempts have no gaps, so the slot before a token holds the
@@ -385,10 +385,11 @@ def advantages(
     r1, r2 = r1[:, None, None], r2.view(-1, M, 1)  # (N, 1, 1), (N, M, 1)
     kl1, kl2 = kl1[:, None], kl2.unflatten(0, (-1, M))  # (N, 1, T1), (N, M, T2)
     return1, return2 = returns(r1, r2, kl1, kl2, cfg)
-    first = leave_one_out(return1.mean(1), K)  # (N, T1), over its second attempts
-    # Second attempts are compared with those to the same first; a single one with its problem's.
-    second = leave_one_out(return2.flatten(0, 1), M if M > 1 else K)  # (N·M, T2)
-    return first, second
+    # A baseline per position: other samples do not depend on this token, so it adds no bias.
+    advantage1 = leave_one_out(return1.mean(1), K)  # (N, T1), over its second attempts
+    # Second attempts are compared with others to the same first, or with M = 1 to the problem.
+    advantage2 = leave_one_out(return2.flatten(0, 1), M if M > 1 else K)  # (N·M, T2)
+    return advantage1, advantage2
 
 
 def policy_loss(
@@ -400,13 +401,15 @@ def policy_loss(
     γ = 0. `logprobs` and `kls` are those of `attempt_scores`, (N, T1) and (N·M, T2).
     """
     after = (later(kl.detach()) for kl in kls)
-    first, second = advantages(rolled.r1, rolled.r2, *after, returns, cfg)
+    advantage1, advantage2 = advantages(rolled.r1, rolled.r2, *after, returns, cfg)
     # Returns are linear in the KL, so with zero rewards they are −β·KL, here with gradient.
-    nothing = kls[0].new_zeros(())
-    at1, at2 = returns(nothing, nothing, *(kl.sum(1) for kl in kls), cfg)  # (N,), (N·M,)
+    zero = kls[0].new_zeros(())
+    kl_return1, kl_return2 = returns(zero, zero, *(kl.sum(1) for kl in kls), cfg)  # (N,), (N·M,)
     if not rolled.on_policy:  # another model's tokens are a prompt, not an action
-        first, at1 = torch.zeros_like(first), nothing
-    return -(first * logprobs[0]).sum(1) - at1, -(second * logprobs[1]).sum(1) - at2
+        advantage1, kl_return1 = torch.zeros_like(advantage1), zero
+    loss1 = -(advantage1 * logprobs[0]).sum(1) - kl_return1
+    loss2 = -(advantage2 * logprobs[1]).sum(1) - kl_return2
+    return loss1, loss2
 
 
 # ---------------------------------------------------------------------------------------------
@@ -457,13 +460,14 @@ def update(
 ) -> dict:
     """Scores rollouts and takes one step on their loss. kl_1 and kl_2 are those of the first
     rollout if it is on-policy, otherwise 0: sums over tokens, averaged over attempts."""
+    # Offline firsts have no loss, so only the first rollout's are counted.
     firsts, seconds = len(rollouts[0].r1), sum(len(rolled.r2) for rolled in rollouts)
     metrics = {"loss": 0.0, "kl_1": 0.0, "kl_2": 0.0}
     optimizer.zero_grad()
     for part in (part for rolled in rollouts for part in micro_batches(rolled, cfg)):
         logprobs, kls = attempt_scores(policy, ref, part, cfg.temperature)
-        first, second = policy_loss(logprobs, kls, part, returns, cfg)
-        loss = first.sum() / firsts + second.sum() / seconds
+        loss1, loss2 = policy_loss(logprobs, kls, part, returns, cfg)
+        loss = loss1.sum() / firsts + loss2.sum() / seconds
         loss.backward()  # gradients add up over the parts
         metrics["loss"] += loss.item()
         if part.on_policy:
@@ -520,15 +524,15 @@ def micro_batches(rolled: Rollout, cfg: Config) -> Iterator[Rollout]:
     K, M = cfg.samples, cfg.revisions
     size = K * (cfg.micro or len(rolled.r1))
     for start in range(0, len(rolled.r1), size):
-        first, second = slice(start, start + size), slice(start * M, (start + size) * M)
+        rows1, rows2 = slice(start, start + size), slice(start * M, (start + size) * M)
         yield replace(
             rolled,
-            first=rolled.first.take(first),
-            second=rolled.second.take(second),
-            r1=rolled.r1[first],
-            r2=rolled.r2[second],
-            changed=rolled.changed[second],
-            packed=rolled.packed.take(first),
+            first=rolled.first.take(rows1),
+            second=rolled.second.take(rows2),
+            r1=rolled.r1[rows1],
+            r2=rolled.r2[rows2],
+            changed=rolled.changed[rows2],
+            packed=rolled.packed.take(rows1),
         )
 
 
@@ -572,12 +576,12 @@ def evaluate(
     last_only: bool = False,
     seed: int = 0,
     batch: int = 512,
-    graded: Callable[[Tensor], object] = lambda rewards: None,
+    on_graded: Callable[[Tensor], object] = lambda rewards: None,
     respond: Callable[..., Generation] = respond,
 ) -> Evaluation:
     """The paper's metrics on held-out problems, greedy by default: means of `outcomes` over all
     problems, truncated (of all attempts), acc and cut of every attempt, and standard errors `se`
-    (delta's is paired). `graded` is called with the rewards of each attempt at a batch; attempts
+    (delta's is paired). `on_graded` is called with the rewards of each attempt at a batch; attempts
     come from `respond`."""
     if attempts < 2:
         raise ValueError(f"attempts must be at least 2: {attempts}")
@@ -590,11 +594,12 @@ def evaluate(
             responses[index] += texts(task, attempt)
             rewards[index, start : start + batch] = grade(task, some, attempt)
             ended[index, start : start + batch] = attempt.ended
-            graded(rewards[index, start : start + batch])
+            on_graded(rewards[index, start : start + batch])
     changed = torch.tensor([y1 != y2 for y1, y2 in zip(*responses[:2])])
     series = outcomes(*rewards[:2], changed)
     metrics = {name: values.mean().item() for name, values in series.items()}
     metrics["truncated"] = 1 - ended.mean().item()
     metrics["acc"], metrics["cut"] = rewards.mean(1).tolist(), (1 - ended.mean(1)).tolist()
+    # √(p(1 − p)/n) for a share p
     metrics["se"] = {n: (x.var(correction=0) / len(x)).sqrt().item() for n, x in series.items()}
     return Evaluation(metrics, problems, responses, rewards, ended.bool())

@@ -137,8 +137,8 @@ def expected_gradient(
     # Each packed row holds one first attempt and all seven second attempts to it.
     first, second = padded(ATTEMPTS), padded(ATTEMPTS * n)
     world = types.SimpleNamespace(eos=0, close=[], revise=REVISE)
-    again = code.try_again(world, [prompt], code.answers(first))
-    packed = code.pack([prompt], first, again, second)
+    second_prompts = code.try_again(world, [prompt], code.answers(first))
+    packed = code.pack([prompt], first, second_prompts, second)
     every = code.Rollout(
         first, second, REWARDS, REWARDS.repeat(n), torch.zeros(n * n), True, packed
     )
@@ -198,8 +198,8 @@ MUTANTS = {
     "KL before the token": (
         1, 2, 1, "values.flip(1).cumsum(1).flip(1) - values", "values.cumsum(1) - values"
     ),
-    "KL at the states left out, I": (1, 2, 1, "sum(1) - at1", "sum(1)"),
-    "KL at the states left out, II": (2, 2, 1, "sum(1) - at2", "sum(1)"),
+    "KL at the states left out, I": (1, 2, 1, "sum(1) - kl_return1", "sum(1)"),
+    "KL at the states left out, II": (2, 2, 1, "sum(1) - kl_return2", "sum(1)"),
     "KL not detached": (1, 2, 1, "later(kl.detach())", "later(kl)"),
     "KL detached": (1, 2, 1, "*(kl.sum(1) for kl", "*(kl.sum(1).detach() for kl"),
     "KL backwards": (
@@ -209,7 +209,8 @@ MUTANTS = {
     ),
     "KL from the policy itself": (1, 2, 1, "attempt_states(ref, rolled)",
                                   "attempt_states(policy, rolled)"),
-    "token mean": (2, 2, 1, "-(second * logprobs[1]).sum(1)", "-(second * logprobs[1]).mean(1)"),
+    "token mean": (2, 2, 1, "-(advantage2 * logprobs[1]).sum(1)",
+                   "-(advantage2 * logprobs[1]).mean(1)"),
     "baseline with itself": (
         2, 2, 1, "(groups.sum(1, keepdim=True) - groups) / (samples - 1)",
         "groups.mean(1, keepdim=True)",
@@ -251,10 +252,10 @@ def test_mutants_fail_the_oracle(name):
 
 
 def step_error(code, clip: float) -> float:
-    """How far one step of the module `code`, of plain gradient descent, is from the clipped
-    gradient of the loss which the oracle is about: the mean of the policy's own first attempts plus
-    that of all second ones, some of them after offline first attempts. Or how far its KLs are from
-    those of the policy's own rollout: the largest relative error."""
+    """The largest relative error of one step of plain gradient descent by the module `code`: of the
+    step, against the clipped gradient of the oracle's loss (a mean over the policy's own first
+    attempts plus one over all second ones, some after offline firsts), and of the KLs that it
+    reports, against those of the policy's own rollout."""
     policy, ref = ragged_gpt(), freeze(ragged_gpt())
     with torch.no_grad():
         ref.blocks[0].mlp.up.weight.mul_(1.5)  # so that the KL is not 0
@@ -283,9 +284,9 @@ def step_error(code, clip: float) -> float:
 
 
 @pytest.mark.parametrize("old, new", [
-    ("second.sum() / seconds", "second.sum() / firsts"),
-    ("first.sum() / firsts + second.sum() / seconds", "(first.sum() + second.sum()) / firsts"),
-    ("first.sum() / firsts + second.sum() / seconds", "first.mean() + second.mean()"),
+    ("loss2.sum() / seconds", "loss2.sum() / firsts"),
+    ("loss1.sum() / firsts + loss2.sum() / seconds", "(loss1.sum() + loss2.sum()) / firsts"),
+    ("loss1.sum() / firsts + loss2.sum() / seconds", "loss1.mean() + loss2.mean()"),
     ("len(rollouts[0].r1), sum", "sum(len(rolled.r1) for rolled in rollouts), sum"),
     ("optimizer.zero_grad()", "pass"),
     ("optimizer, rollouts, returns", "optimizer, rollouts[:1], returns"),
@@ -466,7 +467,7 @@ def test_mask_ends_at_eos_and_not_before():
 
 
 class Toy(data.Task):
-    """Eleven words and an end token; a two-token instruction; right is what begins evenly."""
+    """Eleven words and an end token; a two-token instruction; right: an even first word."""
 
     name, eos, revise, max_new_tokens = "toy", 0, [11, 4], 12
 

@@ -7,17 +7,17 @@
     python train.py --stage 1 --data math --init DIR       Stage I from a pretrained model, on MATH
     python train.py --export out/math/stage1               a folder that transformers can load
 
-Each stage writes to OUT/TASK/{base,stage1,stage2}/: model.pt (the checkpoint with the highest
-training reward), state.pt (all that --resume needs), metrics.jsonl (one line a step) and
-results.json (the evaluation on held-out problems). With --init the base model is read from that
+Each stage writes to OUT/TASK/{base,stage1,stage2}/: model.pt (the weights with the highest training
+reward; of the base, the last), state.pt (all that --resume needs), metrics.jsonl (one line a step)
+and results.json (the evaluation on held-out problems). With --init the base model is read from that
 folder, which is never written to.
 """
 
 import os
 
-# Set before torch starts its threads. Threads that spin while they wait slow a step on shared cores
-# up to three times; threads that sleep at once slow one on idle cores by a third. So let them spin
-# for microseconds, then sleep.
+# Set before torch starts its threads. Threads that spin while waiting make a step on shared cores
+# up to three times slower; threads that sleep at once, a third slower on idle ones. So let them
+# spin for microseconds, then sleep.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
@@ -85,7 +85,7 @@ QUICK_STAGES = tuple(replace(stage, always=QUICK) for stage in STAGES)
 # Training
 
 
-def base_step(
+def supervised_step(
     model: GPT,
     optimizer: torch.optim.Optimizer,
     task: data.Task,
@@ -172,9 +172,9 @@ class Trainer:
             progress = self.step / run.steps
             rows = self.task.transcripts(seed, self.step, run.transcripts, progress)
             own = rows[rank::count]
-            return base_step(self.policy, self.optimizer, self.task, own, cfg.clip)
+            return supervised_step(self.policy, self.optimizer, self.task, own, cfg.clip)
         problems = self.task.batch(seed, self.step, cfg.problems)[rank::count]
-        seed = seed * 1_000_003 + self.step
+        seed = seed * 1_000_003 + self.step  # apart for a million steps
         models = self.policy, self.ref, self.optimizer
         return score.train_step(*models, self.task, problems, returns, cfg, seed)
 
@@ -335,7 +335,7 @@ def run_stage(
 
 
 def load_task(run: Run) -> data.Task:
-    if issubclass(data.OPEN.get(run.data, data.Task), data.ProgramTask):
+    if issubclass(data.TEXT_TASKS.get(run.data, data.Task), data.ProgramTask):
         print_once(rewards.sandbox_status(run.unsafe_sandbox))
     built_in = run.data == "arithmetic" and run.init is None
     task = data.load(run.name, run.difficulty, None if built_in else settings.source(run))
@@ -357,7 +357,8 @@ def evaluate(
     shown = {"total": total, "unit": "answer", "leave": False, "disable": None}  # on terminals
     with checkpoints.kept_answers(folder, model, task, run.dtype, score.respond) as respond:
         with precision(run.dtype, device), AnswersBar(desc=job.stage.title, **shown) as bar:
-            how = {"seed": run.seed, "batch": run.eval_batch, "graded": bar.add, "respond": respond}
+            how = {"seed": run.seed, "batch": run.eval_batch}
+            how |= {"on_graded": bar.add, "respond": respond}
             result = score.evaluate(model, task, problems, temperature=temperature, **asked, **how)
             diagnosis = diagnose(model, task, problems, **how)
         write_results(job, task, temperature, result, diagnosis)

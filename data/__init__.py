@@ -15,8 +15,8 @@ from data.programs import ProgramTask
 from data.task import Problem, Task
 from data.text import Source, TextTask
 
-OPEN = {task.name: task for task in (MathTask, ProgramTask)}  # and one of the user's own (`kind`)
-BUILT_IN = {"arithmetic", *FAMILIES, *OPEN}
+TEXT_TASKS = {task.name: task for task in (MathTask, ProgramTask)}  # `kind` adds a user's own
+BUILT_IN = {"arithmetic", *FAMILIES, *TEXT_TASKS}
 
 
 def kind(text: str) -> str:
@@ -33,7 +33,7 @@ def kind(text: str) -> str:
     name = getattr(tasks[-1], "name", "") if tasks else ""
     if not name.isidentifier() or name in BUILT_IN:
         raise ValueError(f"{text} must define a task: a subclass of FileTask with a new name")
-    OPEN[name] = tasks[-1]
+    TEXT_TASKS[name] = tasks[-1]
     return name
 
 
@@ -42,10 +42,10 @@ def load(name: str, difficulty: int | None = None, source: Source | None = None)
     given), or MATH or programs for pretrained models. With a source, arithmetic is put into words
     for a pretrained model. Raises ValueError for an unknown name, a difficulty outside the family's
     range, and malformed files."""
-    if name in OPEN:
-        return OPEN[name](source)
+    if name in TEXT_TASKS:
+        return TEXT_TASKS[name](source)
     if name not in FAMILIES:
-        raise ValueError(f"no task named {name!r}; there are {', '.join([*FAMILIES, *OPEN])}")
+        raise ValueError(f"no task named {name!r}; there are {', '.join([*FAMILIES, *TEXT_TASKS])}")
     if source is None:
         return ArithmeticTask(FAMILIES[name], difficulty)
     return ArithmeticInWords(source, FAMILIES[name], difficulty)

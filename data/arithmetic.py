@@ -2,14 +2,14 @@
 
 **puzzle** (difficulty: the number of digits). Give the digits signs so that they add up to the
 target: `3125=05`. An attempt writes each digit's sign and what then remains to the target,
-`+02+01+-01+-06`. Each step is easy. Choosing the signs is hard, since the first must be right
-before the last can be seen. A wrong attempt ends with its error d, and flipping the sign of a digit
+`+02+01+-01+-06`. Each step is easy. Choosing the signs is hard: the first must be chosen
+before the last is seen. A wrong attempt ends with its error d, and flipping the sign of a digit
 |d|/2 may fix it: the first attempt shows the second what to change.
 
 **addition**, **multiplication** (difficulty: digits per number). `417+85=` → `502`.
 
 A base model is trained on transcripts of two attempts, whose second attempts do not help, and whose
-first attempts often show a *habit*, a mistake that reward can unlearn (in numbers, to forget the
+first attempts often show a *habit*, a mistake that reward can remove (in numbers, forgetting the
 carry of the units: `492`): see `Corpus`.
 """
 
@@ -122,8 +122,8 @@ class Puzzle:
         return prompt[0] > prompt[self.difficulty - 1]
 
     def attempt(self, prompt: str, mistake: str | None, previous: str | None, rng: Draws) -> str:
-        """Signs that make the target, the nearest to the previous attempt's if there is one (drawn
-        evenly among several). A mistake flips one of them: "slip" any, "habit" the largest digit's.
+        """Signs that make the target, the nearest to the previous attempt's if there is one (ties
+        at random). A mistake flips one of them: "slip" any, "habit" the largest digit's.
         Every step is computed without a mistake."""
         solutions = self.solutions(prompt)
         closeness = [rng.random() for _ in solutions]

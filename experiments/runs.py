@@ -155,7 +155,7 @@ class Trainer(train.Trainer):
             rng = np.random.default_rng([seed, self.step])
             count = min(self.job.run.transcripts, len(self.pairs))
             rows = [self.pairs[i] for i in rng.choice(len(self.pairs), count, replace=False)]
-        metrics = train.base_step(
+        metrics = train.supervised_step(
             self.policy, self.optimizer, self.task, rows, self.job.cfg.clip, self.method.learns.both
         )
         return metrics | {"samples": samples}

@@ -100,9 +100,9 @@ class ScoreTrainer(GRPOTrainer):
         """`score.policy_loss` of some rows: −advantage · log π + β KL, a mean over attempts."""
         logprobs, kl1, kl2 = self.attempt_scores(model, inputs)
         nothing = kl1.new_zeros(())
-        at1, at2 = self.returns(nothing, nothing, kl1.sum(1), kl2.sum(1), self.cfg)
+        kl_return1, kl_return2 = self.returns(nothing, nothing, kl1.sum(1), kl2.sum(1), self.cfg)
         worth = inputs["advantages1"] + inputs["advantages2"]
-        loss = (-(worth * logprobs).sum(1) - at1 - at2).mean()
+        loss = (-(worth * logprobs).sum(1) - kl_return1 - kl_return2).mean()
         for name, kl in (("kl_1", kl1), ("kl_2", kl2)):
             self._metrics["train"][name].append(kl.detach().sum(1).mean().item())
         return loss / self.current_gradient_accumulation_steps
@@ -114,13 +114,13 @@ def two_attempts(prompts: list[str], trainer: ScoreTrainer) -> dict:
     problems = [trainer.problems[int(number)] for number in prompts]
     xs = [task.prompt(problem) for problem in problems]
     y1 = answer(trainer, task, xs[::M], problems[::M], K)
-    again = score.repeat(score.try_again(task, xs[::M], [y for y, _ in y1]), M)
+    second_prompts = score.repeat(score.try_again(task, xs[::M], [y for y, _ in y1]), M)
     y1 = score.repeat(y1, M)
-    y2 = answer(trainer, task, again, problems, M)
-    between = [len(row) - len(x) - len(y) for row, x, (y, _) in zip(again, xs, y1)]
+    y2 = answer(trainer, task, second_prompts, problems, M)
+    between = [len(row) - len(x) - len(y) for row, x, (y, _) in zip(second_prompts, xs, y1)]
     return {
         "prompt_ids": xs,
-        "completion_ids": [row[len(x) :] + y for row, x, (y, _) in zip(again, xs, y2)],
+        "completion_ids": [row[len(x) :] + y for row, x, (y, _) in zip(second_prompts, xs, y2)],
         "logprobs": None,  # not needed: one update a rollout, so the data is on-policy
         "env_mask": [
             [1] * len(y) + [0] * n + [1] * len(z) for (y, _), n, (z, _) in zip(y1, between, y2)

@@ -49,13 +49,8 @@ CASES = {
     "token_mean": Case(
         1,
         "score.py",
-        "return -(first * logprobs[0]).sum(1) - at1, -(second * logprobs[1]).sum(1) - at2",
-        "return tuple(\n"
-        "        (-(worth * logprob).sum(1) - at) / attempt.mask.sum(1)\n"
-        "        for worth, logprob, at, attempt in zip(\n"
-        "            (first, second), logprobs, (at1, at2), (rolled.first, rolled.second)\n"
-        "        )\n"
-        "    )",
+        "return loss1, loss2",
+        "return loss1 / rolled.first.mask.sum(1), loss2 / rolled.second.mask.sum(1)",
     ),
     "top_k": Case(
         1,

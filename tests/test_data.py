@@ -439,7 +439,7 @@ def test_malformed_math_names_file_and_line(content, named, chatty, tmp_path):
 
 
 def test_missing_data_says_where_it_comes_from(chatty, tmp_path):
-    for name in data.OPEN:
+    for name in data.TEXT_TASKS:
         with pytest.raises(ValueError, match="github.com"):
             data.load(name, source=source(chatty, tmp_path))
 
@@ -830,7 +830,7 @@ def test_any_damage_to_data_is_one_line(choice, chatty, tmp_path_factory):
     files = ["HumanEval.jsonl", "mbpp.jsonl", "train/algebra/2.json"]
     path = folder / choice.draw(st.sampled_from(files))
     path.write_bytes(choice.draw(with_damage(path.read_bytes())))
-    for kind in data.OPEN:
+    for kind in data.TEXT_TASKS:
         try:
             data.load(kind, source=source(chatty, folder))
         except ValueError as error:

@@ -30,7 +30,7 @@ WORDS = str(ROOT / "docs" / "words.py")
 @pytest.fixture
 def words(tmp_path, monkeypatch) -> pathlib.Path:
     """A folder with files for docs/words.py, which is forgotten after the test."""
-    monkeypatch.setattr(data, "OPEN", dict(data.OPEN))
+    monkeypatch.setattr(data, "TEXT_TASKS", dict(data.TEXT_TASKS))
     lines = [json.dumps({"question": f"Capital of {n}?", "answer": f"City{n}"}) for n in range(8)]
     (tmp_path / "train.jsonl").write_text("\n".join(lines[:4]))
     (tmp_path / "test.jsonl").write_text("\n".join(lines[4:]))
@@ -63,7 +63,7 @@ def test_the_example_task_is_known_to_every_program(chatty, words, monkeypatch, 
 def test_quick_is_quick_with_a_task_of_one_s_own(words):
     """Which has defaults of its own."""
     name = data.kind(WORDS)
-    assert train.STAGES[1].defaults(name)["steps"] == data.OPEN[name].defaults["steps"]
+    assert train.STAGES[1].defaults(name)["steps"] == data.TEXT_TASKS[name].defaults["steps"]
     assert [stage.defaults(name)["steps"] for stage in train.QUICK_STAGES] == [20] * 3
 
 
@@ -90,7 +90,7 @@ def test_a_task_of_one_s_own_is_run_only_where_its_file_is_given(chatty, words, 
     assert train.main(["--stage", "1", *map(str, flags)]) == 0
     folder, trap = words / "words" / "stage1", words / "trap.py"
     trap.write_text(f"import pathlib; pathlib.Path({str(words / 'sprung')!r}).touch()")
-    del data.OPEN["words"]
+    del data.TEXT_TASKS["words"]
     state = torch.load(folder / "state.pt", weights_only=True)
     for named in ("words", str(trap)):
         state["settings"]["data"] = named
@@ -153,7 +153,7 @@ def test_defaults_of_a_task_are_in_help_and_spelt_right(words, capsys):
     assert parse(["--stage", "2", "--data", WORDS], train.STAGES, "")[1] == {"data": "words"}
     run, cfg = settings.resolve(train.STAGES[2], {"data": "words"})
     assert (run.steps, cfg.beta2, run.lr, run.context) == (100, 2.0, 5e-6, 3072)
-    data.OPEN["words"].defaults = {"step": 100}
+    data.TEXT_TASKS["words"].defaults = {"step": 100}
     with pytest.raises(ValueError, match="words has a default for step, which is no setting"):
         settings.resolve(train.STAGES[2], {"data": "words"})
 
@@ -226,7 +226,7 @@ def test_commands_are_those_that_a_reader_sees():
 def test_commands_are_accepted(page, monkeypatch):
     """Every flag of train.py; other programs exist."""
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(data, "OPEN", dict(data.OPEN))
+    monkeypatch.setattr(data, "TEXT_TASKS", dict(data.TEXT_TASKS))
     for program, *flags in commands(page):
         if program != "train.py":
             assert (ROOT / program).is_file(), program

@@ -251,14 +251,14 @@ def test_trl_takes_the_same_step(stage, chatty, tmp_path, monkeypatch):
     first, second = (drawn(batch, name, task.eos) for name in ("first", "second"))
     first = first.take(slice(None, None, M))
     assert 0 < first.ended.sum() < 8 and len(second.mask.sum(1).unique()) > 2
-    again = score.try_again(task, [task.prompt(x) for x in problems], score.answers(first))
+    second_prompts = score.try_again(task, [task.prompt(x) for x in problems], score.answers(first))
     rows = [
         ids[ok.bool()].tolist()
         for ids, ok in zip(batch["completion_ids"], batch["completion_mask"])
     ]
     xs = [task.prompt(x) for x in score.repeat(problems, 4)]
     assert [x + row for x, row in zip(xs, rows)] == [
-        x + y for x, y in zip(score.repeat(again, M), score.answers(second))
+        x + y for x, y in zip(score.repeat(second_prompts, M), score.answers(second))
     ]
     assert torch.equal(
         batch["first"] | batch["second"],
@@ -269,7 +269,7 @@ def test_trl_takes_the_same_step(stage, chatty, tmp_path, monkeypatch):
         for attempt in (first, second)
     )
     assert 0 < r1.sum() < 8 and 0 < r2.sum() < 16
-    packed = score.pack([task.prompt(x) for x in problems], first, again, second)
+    packed = score.pack([task.prompt(x) for x in problems], first, second_prompts, second)
     rolled = score.Rollout(first, second, r1, r2, r2 > 0, True, packed)
     said = [score.texts(task, attempt) for attempt in (first, second)]
     changed = torch.tensor([a != b for a, b in zip(score.repeat(said[0], M), said[1])])
@@ -573,13 +573,13 @@ def test_rates_are_chosen_on_validation_problems(seed, split, tmp_path):
 
 def test_a_pair_that_is_imitated_once_is_in_one_update(compared, few_updates, monkeypatch):
     """And all are, in a whole round; the last of these seven updates is not one."""
-    batches, rounds, step = [], [], train.base_step
+    batches, rounds, step = [], [], train.supervised_step
 
     def watched(model, optimizer, task, rows, *rest):
         batches.append(rows)
         return step(model, optimizer, task, rows, *rest)
 
-    monkeypatch.setattr(train, "base_step", watched)
+    monkeypatch.setattr(train, "supervised_step", watched)
     monkeypatch.setattr(runs.Trainer, "collect", keeping(runs.Trainer.collect, rounds))
     runs.Run("star_once", 0).perform(compared)
     assert len(rounds) == 3
@@ -646,7 +646,7 @@ def test_offline_first_attempts_are_the_base_s(compared, few_updates, monkeypatc
 
 @pytest.mark.parametrize("name", ["star", "star_plus", "star_online", "pair_sft", "pair_sft_plus"])
 def test_a_method_imitates_what_it_says(name, compared, few_updates, monkeypatch):
-    learns, step = methods.METHODS[name].learns, train.base_step
+    learns, step = methods.METHODS[name].learns, train.supervised_step
     rounds, mixed, asked = [], [], []
     monkeypatch.setattr(runs.Trainer, "collect", keeping(runs.Trainer.collect, rounds))
     monkeypatch.setattr(runs, "mixed_pairs", keeping(runs.mixed_pairs, mixed))
@@ -655,7 +655,7 @@ def test_a_method_imitates_what_it_says(name, compared, few_updates, monkeypatch
         asked.append((len(rows), both))
         return step(model, optimizer, task, rows, clip, both)
 
-    monkeypatch.setattr(train, "base_step", watched)
+    monkeypatch.setattr(train, "supervised_step", watched)
     runs.Run(name, 0).perform(compared)
     task = data.load("puzzle", 3)
 

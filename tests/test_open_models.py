@@ -46,7 +46,7 @@ OPEN_FLAGS = "--steps 2 --problems 2 --samples 2 --revisions 2 --max-new-tokens 
 
 
 @pytest.mark.parametrize("template", ["chatml", None])
-@pytest.mark.parametrize("name", data.OPEN)
+@pytest.mark.parametrize("name", data.TEXT_TASKS)
 def test_both_stages_run_on_an_open_model(name, template, tmp_path, capsys, monkeypatch):
     """From a tiny random checkpoint through both stages, evaluation and export, offline. A random
     model is never right, so half of all answers are called so, or nothing would be learnt."""
@@ -232,7 +232,7 @@ def test_the_loss_of_a_warm_up_is_that_of_unpadded_texts(both, chatty, tmp_path)
         losses += (-plain_scores(gpt, x + y1 + task.revise, y2)).tolist()
         losses += both * (-plain_scores(gpt, x, y1)).tolist()
     optimizer = torch.optim.SGD(gpt.parameters(), lr=0.0)
-    metrics = train.base_step(gpt, optimizer, task, rows, clip=1.0, both=both)
+    metrics = train.supervised_step(gpt, optimizer, task, rows, clip=1.0, both=both)
     assert metrics["loss"] == pytest.approx(np.mean(losses), abs=1e-5)
     assert metrics["tokens"] == len(losses)
 
@@ -331,8 +331,10 @@ def test_nothing_from_outside_controls_the_terminal(chatty, tmp_path, capsys, mo
     for path in folder.glob("test/*/*.json"):
         path.write_text(json.dumps(json.loads(path.read_text()) | {"problem": path.stem + evil}))
     (folder / f"{evil}.jsonl").touch()
-    monkeypatch.setattr(data.OPEN["math"], "rewards", lambda self, xs, said: [1.0 for _ in said])
-    monkeypatch.setattr(data.OPEN["math"], "decode", lambda self, tokens: evil)
+    monkeypatch.setattr(
+        data.TEXT_TASKS["math"], "rewards", lambda self, xs, said: [1.0 for _ in said]
+    )
+    monkeypatch.setattr(data.TEXT_TASKS["math"], "decode", lambda self, tokens: evil)
     flags = f"--data math --init {init} --data-dir {folder} --max-new-tokens 4 --device cpu".split()
     base = str(tmp_path / "out" / "math" / "base")
     assert train.main(["--ask", base, "test/algebra/1.json", *flags]) == 0

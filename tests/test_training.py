@@ -454,7 +454,7 @@ def test_a_defect_in_a_step_is_no_bad_input(tmp_path, monkeypatch):
     def broken(*args, **options):
         raise ValueError("a defect")
 
-    monkeypatch.setattr(train, "base_step", broken)
+    monkeypatch.setattr(train, "supervised_step", broken)
     with pytest.raises(RuntimeError, match="base failed at step 1") as error:
         run("--stage", 0, "--steps", 3, "--out", tmp_path)
     assert str(error.value.__cause__) == "a defect"
@@ -738,7 +738,7 @@ def test_the_bar_of_an_evaluation_counts_answers_and_right_ones(monkeypatch, cap
     seen, problems = [], toy_problems(RAGGED)
     monkeypatch.setattr(score, "grade", lambda task, xs, _: torch.arange(len(xs)) % 2.0)
     with report.AnswersBar(total=2 * len(problems), mininterval=0) as bar:
-        how = {"batch": 2, "graded": lambda rewards: (seen.append(rewards), bar.add(rewards))}
+        how = {"batch": 2, "on_graded": lambda rewards: (seen.append(rewards), bar.add(rewards))}
         score.evaluate(ragged_gpt(), Toy(), problems, **how)
     right, total = int(torch.cat(seen).sum()), 2 * len(problems)
     assert len(torch.cat(seen)) == total and 0 < right < total
@@ -1095,7 +1095,7 @@ with train.processes.process_group(torch.device("cpu")):
     gpt, ref = test_score.tiny_gpt(task), test_score.tiny_gpt(task, seed=1)
     optimizer = torch.optim.SGD(gpt.parameters(), lr=1e-2)
     rows = task.transcripts(0, 1, 16, 0.0)[rank::processes]
-    train.base_step(gpt, optimizer, task, rows, clip=1e9)
+    train.supervised_step(gpt, optimizer, task, rows, clip=1e9)
     for stage, returns in enumerate((score.stage1_returns, score.stage2_returns)):
         cfg = score.Config(samples=4, revisions=2, offline=0.5 * stage, clip=1e9)
         problems = task.batch(0, stage, 8)[rank::processes]

@@ -163,7 +163,7 @@ def defaults(field, stages: tuple[Stage, ...]) -> str:
     """The defaults of a setting: one, or one per stage, and those of other data where they
     differ."""
     parts, usual = [], None
-    for kind in [*stages[0].own, *(data.OPEN.keys() - data.BUILT_IN)]:
+    for kind in [*stages[0].own, *(data.TEXT_TASKS.keys() - data.BUILT_IN)]:
         values = [stage.defaults(kind).get(field.name, field.default) for stage in stages]
         usual = usual or values
         if values == [None] * len(values) or (parts and values == usual):

@@ -32,7 +32,7 @@ class Stage:
 
     def defaults(self, kind: str) -> dict:
         """The stage's own for a kind of data; for a user's task, its class's, else MATH's."""
-        of_task = getattr(data.OPEN.get(kind), "defaults", {})
+        of_task = getattr(data.TEXT_TASKS.get(kind), "defaults", {})
         return (self.own.get(kind) or self.own["math"] | of_task) | self.always
 
 
@@ -43,7 +43,7 @@ class Run:
     # data
     data: str = "arithmetic"  # arithmetic, math, humaneval, or the .py file of a task of your own
     task: str = "puzzle"  # kind of arithmetic problem: puzzle, addition, multiplication
-    difficulty: int | None = None  # digits per problem (default: puzzle 6, the others 3)
+    difficulty: int | None = None  # digits of a puzzle (default: 6) or a number (3)
     shots: int = 2  # solved examples before each problem of arithmetic with --init
     data_dir: str | None = None  # folder with the files of MATH or MBPP (default: data/NAME)
     limit: int | None = None  # largest number of problems per split (default: all)
@@ -87,7 +87,7 @@ class Run:
             if not isinstance(getattr(self, name), str | None):  # from a damaged folder
                 raise ValueError(f"{name} must be text: {getattr(self, name)!r}")
         for name, known, hint in (
-            ("data", ["arithmetic", *data.OPEN], "; a task of your own needs --data FILE.py"),
+            ("data", ["arithmetic", *data.TEXT_TASKS], "; a task of your own needs --data FILE.py"),
             ("task", list(data.FAMILIES), ""),
             ("dtype", ["float32", "bfloat16"], ""),
             ("history", ["all", "last"], ""),
