@@ -260,7 +260,7 @@ def test_the_loss_of_a_warm_up_is_that_of_unpadded_texts(both, chatty, tmp_path)
         ("--data chess", "chess"),
         ("--init INIT", "puzzle cannot be put in words"),
         ("--init INIT --task addition --width 16", "--width"),
-        ("--init INIT --task addition --shots 999", "999 examples"),
+        ("--init INIT --task addition --shots 99", "99 examples and 2 attempts take"),
         ("--init INIT --task addition --shots -1", "shots"),
         ("--init INIT --task addition --limit 3", "--limit"),
         ("--shots 3", "--shots"),
