@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import types
 
 import baseline
 import compare
@@ -57,6 +58,17 @@ def test_transcripts_show_what_the_evaluation_counts(trained, tmp_path, monkeypa
                           1, 0.0, 0)  # fmt: skip
     logprobs = [p for column in shown[0]["columns"] for _, p in column["rows"][0]]
     assert logprobs == pytest.approx(first.logprobs[0, : len(logprobs)].tolist(), abs=1e-5)
+    load_job = train.load_job  # here for an evaluation of more problems than the split has
+
+    def load_more(*args) -> settings.Job:
+        job = load_job(*args)
+        return dataclasses.replace(job, run=dataclasses.replace(job.run, eval_problems=500))
+
+    monkeypatch.setattr(train, "load_job", load_more)
+    monkeypatch.setattr(sys, "argv", [*command[:2], "--split", "val", "--to", str(to)])
+    transcripts.main()
+    shown = json.loads(re.search(r"const content = (.*);", to.read_text())[1])["shown"]
+    assert [x["problem"] for x in shown] == [x.prompt for x in task.held_out("val", None)]
     monkeypatch.setattr(sys, "argv", ["transcripts.py", str(tmp_path)])
     with pytest.raises(SystemExit) as ended:
         transcripts.main()
@@ -172,6 +184,14 @@ def test_figures_of_other_runs_are_not_overwritten(tmp_path, monkeypatch):
     assert kept == [{"arm": "star", "seed": 0, "new": 1}]
 
 
+def test_every_tuning_run_that_would_be_lost_is_counted(tmp_path):
+    """A method has several learning rates for one seed."""
+    path, rows = tmp_path / "tuning.json", [{"arm": "star", "seed": 100, "lr": n} for n in range(3)]
+    path.write_text(json.dumps(rows))
+    assert tables.lost_rows(path, rows[:1]).total() == 2
+    assert not tables.lost_rows(path, [row | {"lr": 9} for row in rows])
+
+
 @contextlib.contextmanager
 def undone_handlers():
     """What the block does on signals ends with it."""
@@ -199,6 +219,17 @@ def test_a_comparison_that_is_ended_takes_its_runs_along(which, tmp_path, monkey
     with undone_handlers(), pytest.raises(SystemExit, match="the same command goes on"):
         compare.main()
     assert len(list(tmp_path.rglob("ended"))) == len(list(tmp_path.rglob("begun")))
+
+
+def test_trl_sees_a_change_in_the_text_not_in_its_tokens(monkeypatch):
+    """As score.py does: a model may write the same text in other tokens."""
+    trl_score = pytest.importorskip("trl_score", exc_type=SystemExit)
+    task, written = Toy(), iter([[[3, 0], [4, 0]], [[1, 2, 0], [4, 4, 0]]])
+    monkeypatch.setattr(task, "decode", lambda tokens: {1: "3", 3: "3"}.get(tokens[0], str(tokens)))
+    monkeypatch.setattr(trl_score, "answer", lambda *asked: [(y, True) for y in next(written)])
+    cfg = score.Config(samples=2, revisions=1)
+    trainer = types.SimpleNamespace(task=task, cfg=cfg, problems=toy_problems([[5]]))
+    assert trl_score.two_attempts(["0", "0"], trainer)["changed"] == [False, True]
 
 
 @pytest.mark.parametrize("stage", [1, 2])
