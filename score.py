@@ -223,8 +223,13 @@ def answers(attempt: Generation) -> list[list[int]]:
 
 
 def texts(task: Task, attempt: Generation) -> list[str]:
-    """The text of every row, without its end token."""
-    return [task.decode(y[:-1] if y[-1] == task.eos else y) for y in answers(attempt)]
+    """The text of every row."""
+    return [text(task, y) for y in answers(attempt)]
+
+
+def text(task: Task, tokens: list[int]) -> str:
+    """An attempt's text, without its end token."""
+    return task.decode(tokens[:-1] if tokens[-1] == task.eos else tokens)
 
 
 def end_when_over(task: Task, problems: list[Problem], attempt: Generation) -> Generation:

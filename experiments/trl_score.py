@@ -99,8 +99,8 @@ class ScoreTrainer(GRPOTrainer):
     def _compute_loss(self, model, inputs: dict) -> Tensor:
         """`score.policy_loss` of some rows: −advantage · log π + β KL, a mean over attempts."""
         logprobs, kl1, kl2 = self.attempt_scores(model, inputs)
-        nothing = kl1.new_zeros(())
-        kl_return1, kl_return2 = self.returns(nothing, nothing, kl1.sum(1), kl2.sum(1), self.cfg)
+        zero = kl1.new_zeros(())
+        kl_return1, kl_return2 = self.returns(zero, zero, kl1.sum(1), kl2.sum(1), self.cfg)
         worth = inputs["advantages1"] + inputs["advantages2"]
         loss = (-(worth * logprobs).sum(1) - kl_return1 - kl_return2).mean()
         for name, kl in (("kl_1", kl1), ("kl_2", kl2)):
@@ -129,7 +129,7 @@ def two_attempts(prompts: list[str], trainer: ScoreTrainer) -> dict:
         "second": [len(y) for y, _ in y2],
         "r1": rewards(task, problems, y1),
         "r2": rewards(task, problems, y2),
-        "changed": [a != b for a, b in zip(texts(task, y1), texts(task, y2))],
+        "changed": [score.text(task, y) != score.text(task, z) for (y, _), (z, _) in zip(y1, y2)],
     }
 
 
@@ -148,12 +148,8 @@ def answer(
     return attempts
 
 
-def texts(task: Task, attempts: list[Attempt]) -> list[str]:
-    return [task.decode(y[:-1] if y[-1] == task.eos else y) for y, _ in attempts]
-
-
 def rewards(task: Task, problems: list[Problem], attempts: list[Attempt]) -> list[float]:
-    said = texts(task, attempts)
+    said = [score.text(task, y) for y, _ in attempts]
     return [r * whole for r, (_, whole) in zip(task.rewards(problems, said), attempts)]
 
 
