@@ -207,18 +207,20 @@ def undone_handlers():
 def test_a_comparison_that_is_ended_takes_its_runs_along(which, tmp_path, monkeypatch):
     ended = "import signal, time; signal.signal(signal.SIGINT, lambda *args: open('ended', 'w')); "
     monkeypatch.setattr(compare, "launch", fake_launch(f"{ended}open('begun', 'w'); time.sleep(1)"))
-    monkeypatch.setattr(sys, "argv", ["compare.py", "--out", str(tmp_path), "--parts", "main"])
+    command = ["compare.py", "--out", str(tmp_path), "--parts", "main", "--workers", "2"]
+    monkeypatch.setattr(sys, "argv", command)
     sleep = compare.time.sleep
 
     def stop(seconds: float) -> None:
-        while not list(tmp_path.rglob("begun")):
+        # Both: a background job's children ignore SIGINT until they handle it.
+        while len(list(tmp_path.rglob("begun"))) < 2:
             sleep(0.01)
         os.kill(os.getpid(), which)
 
     monkeypatch.setattr(compare.time, "sleep", stop)
     with undone_handlers(), pytest.raises(SystemExit, match="the same command goes on"):
         compare.main()
-    assert len(list(tmp_path.rglob("ended"))) == len(list(tmp_path.rglob("begun")))
+    assert len(list(tmp_path.rglob("ended"))) == len(list(tmp_path.rglob("begun"))) == 2
 
 
 def test_trl_sees_a_change_in_the_text_not_in_its_tokens(monkeypatch):
