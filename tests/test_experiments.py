@@ -205,8 +205,10 @@ def undone_handlers():
 
 @pytest.mark.parametrize("which", [signal.SIGTERM, signal.SIGHUP])
 def test_a_comparison_that_is_ended_takes_its_runs_along(which, tmp_path, monkeypatch):
-    ended = "import signal, time; signal.signal(signal.SIGINT, lambda *args: open('ended', 'w')); "
-    monkeypatch.setattr(compare, "launch", fake_launch(f"{ended}open('begun', 'w'); time.sleep(1)"))
+    code = "import signal, sys, time; "
+    code += "signal.signal(signal.SIGINT, lambda *args: sys.exit(open('ended', 'w').close())); "
+    code += "open('begun', 'w'); time.sleep(20)"
+    monkeypatch.setattr(compare, "launch", fake_launch(code))
     command = ["compare.py", "--out", str(tmp_path), "--parts", "main", "--workers", "2"]
     monkeypatch.setattr(sys, "argv", command)
     sleep = compare.time.sleep
